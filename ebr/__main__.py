@@ -1,0 +1,5 @@
+"""`python -m ebr`."""
+
+from ebr.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,122 @@
+"""The shell: arguments → config → one workflow call → print."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ebr.config import Config, FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+from ebr.config.options import add_arguments, flag_to_name, read_record
+from ebr.errors import ConfigError, EBRError, Interrupted
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its options, the verb that runs it, and the one that only plans it."""
+
+    config: type[Config]
+    run: str
+    plan: str
+
+
+COMMANDS = {
+    "sample": Command(SampleConfig, "build_sample_corpus", "plan_sample"),
+    "finetune": Command(FinetuneConfig, "train_sentence_transformer", "plan_finetune"),
+    "infer": Command(InferenceConfig, "run_batch_inference", "plan_inference"),
+    "visualize": Command(VisualizationConfig, "visualize_embeddings", "plan_visualization"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in our words: an unknown flag names the nearest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, exit code 2."""
+        raise ConfigError(f"{message}; {self.prog} --help lists the options")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
+        """Refuse what is left over, with a near miss."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            raise ConfigError(f"{unknown[0]}: unknown option" + (f"; did you mean {near[0]}?" if near else ""))
+        return parsed, unknown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`ebr COMMAND …` and `python -m ebr COMMAND …`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _Parser(prog="ebr", description="Fine-tune a text-embedding model on your own pairs, embed tables, look at maps.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, command in COMMANDS.items():
+        _fill(
+            commands.add_parser(name, help=_first_line(command), description=_first_line(command), allow_abbrev=False), command
+        )
+    return _guarded(lambda: _run_parsed(vars(parser.parse_args([flag_to_name(token) for token in arguments]))))
+
+
+def finetune(arguments: Sequence[str] | None = None) -> int:
+    """`python ebr_finetune.py …`: `ebr finetune` by the name that users know."""
+    return main(["finetune", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _first_line(command: Command) -> str:
+    return (command.config.__doc__ or "").split("\n", 1)[0]
+
+
+def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a JSON file or any output's manifest; flags win",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="validate, count, say what would be done, and do nothing")
+    add_arguments(parser, command.config)
+
+
+def _run_parsed(values: dict[str, Any]) -> int:
+    from ebr import workflow
+
+    command = COMMANDS[values.pop("command")]
+    record, dry_run = values.pop("config"), values.pop("dry_run")
+    config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
+    if dry_run:
+        print("\n".join(getattr(workflow, command.plan)(config).lines()))
+        print("dry run: nothing was written")
+        return 0
+    result = getattr(workflow, command.run)(config)
+    print()
+    print(result.summary())
+    return 0
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Errors that a user can mend are one message and exit code 2; Ctrl-C is 130. Others keep their traceback: they are ours."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("ebr").setLevel(logging.INFO)
+    try:
+        return run()
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        return INTERRUPTED
+    except EBRError as error:
+        print(f"ebr: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\nebr: interrupted; nothing half-written was kept", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

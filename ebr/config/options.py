@@ -1,0 +1,236 @@
+"""One field, five uses: a config field is also its argparse argument, its dict key, its validation and its row in the docs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+from typing_extensions import Self
+
+from ebr.errors import ConfigError
+
+
+def option(default: Any, help: str, zh: str, **limits: Any) -> Any:  # noqa: ANN401
+    """A config field: its default, one line of help in English and in Chinese, and pydantic limits (gt=0, le=1, …)."""
+    return Field(default, description=help, json_schema_extra={"zh": zh}, validate_default=False, **limits)
+
+
+def _split_words(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+Words = Annotated[list[str], BeforeValidator(_split_words)]
+"""A list of words; 'a b', 'a,b' and ['a', 'b'] are the same."""
+
+
+class Config(BaseModel):
+    """A set of options; `config["name"]` and `config.name` read and write the same validated field."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401
+        """Validate values. Raises ConfigError that lists every wrong option at once."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(type(self), error)) from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | str | None = None) -> Self:
+        """Validate a dict; overrides, a dict or a JSON object, win over it."""
+        if isinstance(overrides, str):
+            overrides = _parse_overrides(overrides)
+        return cls(**{**values, **(overrides or {})})
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set one option, validated like at the start."""
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise ConfigError(_explain(type(self), error)) from None
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401
+        """`config["name"]`."""
+        if name not in type(self).model_fields:
+            raise KeyError(_unknown(name, type(self).model_fields))
+        return getattr(self, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """`config["name"] = value`."""
+        setattr(self, name, value)
+
+    def __contains__(self, name: object) -> bool:
+        """`"name" in config`."""
+        return name in type(self).model_fields
+
+    def keys(self) -> Iterator[str]:
+        """The option names; with `[]` this makes `dict(config)` and `{**config}` work."""
+        return iter(type(self).model_fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict(to_json())` gives the same config."""
+        return self.model_dump(mode="json")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Options recorded in a JSON file: a plain object, or the manifest that lies beside any output.
+
+    A record never switches trust_remote_code on: running a model's own code needs the user's word each time.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: is not JSON ({error})") from None
+    options = record.get("config", record) if isinstance(record, dict) else None
+    if not isinstance(options, dict):
+        raise ConfigError(f"--config {path}: must hold a JSON object of options")
+    return {name: value for name, value in options.items() if name != "trust_remote_code"}
+
+
+def _parse_overrides(text: str) -> dict[str, Any]:
+    try:
+        overrides = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"EBR_CONFIG_OVERRIDES is not JSON ({error}): {text!r}") from None
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"EBR_CONFIG_OVERRIDES must be a JSON object, got {text!r}")
+    return overrides
+
+
+def parse_notebook_overrides(text: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Overrides by config name: '{"FINETUNE_CONFIG": {"num_epochs": 2}}' → one dict for each of names."""
+    overrides = _parse_overrides(text)
+    for name, part in overrides.items():
+        if name not in names:
+            raise ConfigError(f"EBR_CONFIG_OVERRIDES: {_unknown(name, names)}")
+        if not isinstance(part, dict):
+            raise ConfigError(f"EBR_CONFIG_OVERRIDES: {name} must be a JSON object of options")
+    return {name: overrides.get(name, {}) for name in names}
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f"{name}: unknown option" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _explain(config: type[Config], error: ValidationError) -> str:
+    """Every wrong option on a line of its own, in words."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        name = str(detail["loc"][0]) if detail["loc"] else config.__name__
+        if detail["type"] == "extra_forbidden":
+            lines.append(_unknown(name, config.model_fields))
+        else:
+            lines.append(f"{name}: {_reason(detail)} (got {detail['input']!r})")
+    return "\n".join(lines)
+
+
+def _reason(detail: ErrorDetails) -> str:
+    return detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser, config: type[Config]) -> None:
+    """One argument a field. Values stay text here: pydantic alone judges them, as it does for the notebook."""
+    for name, field in config.model_fields.items():
+        parser.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
+        if field.annotation is bool:
+            parser.add_argument(
+                f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+
+
+def _shape(field: FieldInfo) -> dict[str, Any]:
+    if field.annotation is bool:
+        return {"nargs": "?", "const": True, "metavar": "true|false"}
+    if _is_list(field):
+        return {"nargs": "*", "metavar": "WORD"}
+    return {"metavar": type_name(field).upper() if not _choices(field) else "|".join(_choices(field))}
+
+
+def _help(field: FieldInfo) -> str:
+    return f"{field.description} (default: {default_text(field)})".replace("%", "%%")
+
+
+def flag_to_name(token: str) -> str:
+    """`--eval-steps=5` → `--eval_steps=5`: dashes and underscores are the same in a flag, never in its value."""
+    if not token.startswith("--") or token == "--":
+        return token
+    flag, equals, value = token.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+# ---------------------------------------------------------------- docs
+
+
+def _inner_types(field: FieldInfo) -> list[Any]:
+    """The types of a field, unions opened: `list[str] | None` → [list[str], NoneType]."""
+    annotation = field.annotation
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    origin = get_origin(annotation)
+    is_union = origin is not None and getattr(origin, "__name__", str(origin)) in {"Union", "UnionType"}
+    parts = list(get_args(annotation)) if is_union else [annotation]
+    return [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(get_origin(part) is list for part in _inner_types(field))
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    return [str(choice) for part in _inner_types(field) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def type_name(field: FieldInfo) -> str:
+    """The field's type in one word: int, float, text, path, true/false, words."""
+    names = {int: "int", float: "float", str: "text", Path: "path", bool: "true/false"}
+    for part in _inner_types(field):
+        if part in names:
+            return names[part]
+    return "words" if _is_list(field) else "text"
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as a user would type it."""
+    default = field.default
+    if default is PydanticUndefined:
+        return "required"
+    if default is None:
+        return "not set"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, list):
+        return " ".join(default)
+    return _visible(str(default))
+
+
+def _visible(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii").replace("\\x01", "\\001") if text == "\x01" else text
+
+
+def options_table(config: type[Config], language: Literal["en", "zh"]) -> str:
+    """The Markdown table of a config's options that stands in the README."""
+    head = {
+        "en": "| option | type | default | meaning |",
+        "zh": "| 选项 | 类型 | 默认值 | 含义 |",
+    }[language]
+    rows = [head, "|---|---|---|---|"]
+    for name, field in config.model_fields.items():
+        extra = field.json_schema_extra
+        text = extra["zh"] if language == "zh" and isinstance(extra, dict) else field.description
+        kind = " / ".join(_choices(field)) or type_name(field)
+        cells = [f"`{name}`", kind, f"`{default_text(field)}`", str(text)]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)

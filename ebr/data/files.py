@@ -1,0 +1,99 @@
+"""Write aside, rename, manifest last: a file that exists is a file that is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FOLDER_MANIFEST = "ebr_manifest.json"
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with the same suffix, renamed to it when the block ends well and removed when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield aside
+        _flush(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_aside(folder: Path) -> Iterator[Path]:
+    """A new empty folder beside `folder`, swapped with it when the block ends well; until then the old one is untouched."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            _flush(file)
+        if folder.exists():
+            folder.replace(old)
+        aside.replace(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, record: object) -> None:
+    """Write one JSON document whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Read one JSON document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def manifest_path(artefact: Path) -> Path:
+    """Where the manifest of a file or folder lies."""
+    return artefact / FOLDER_MANIFEST if artefact.is_dir() else artefact.with_name(artefact.name + ".manifest.json")
+
+
+def read_manifest(artefact: Path) -> dict[str, Any] | None:
+    """The manifest of a finished artefact; None for one that was made elsewhere, or was never finished."""
+    path = manifest_path(artefact)
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    return record if isinstance(record, dict) else None
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """sha256 over the names and contents of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0")
+        digest.update(hash_file(path).encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""Errors that a user can mend. Each message says where, what, and how; the command line prints it and exits with 2."""
+
+
+class EBRError(Exception):
+    """The base of every error that EBR raises on purpose."""
+
+
+class ConfigError(EBRError, ValueError):
+    """An option is unknown, out of range, or does not fit another option."""
+
+
+class DataError(EBRError, ValueError):
+    """An input file or record cannot be used."""
+
+
+class ModelError(EBRError, ValueError):
+    """A model or adapter cannot be found, verified or used as asked."""
+
+
+class MissingPackageError(EBRError, ImportError):
+    """An optional package is absent; the message carries the command that installs it."""
+
+
+class Interrupted(EBRError):
+    """The user stopped a run; the message says what was saved and how to go on."""

@@ -1,0 +1,1 @@
+"""One encoder and what is attached to it."""

@@ -1,0 +1,76 @@
+"""LoRA adapters: where they attach, and how their weights come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from ebr.errors import ModelError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def attach_lora(
+    model: SentenceTransformer, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] | None = None
+) -> None:
+    """Freeze the model and add a trainable LoRA adapter in float32 (Hu et al. 2021).
+
+    target_modules: names, or ends of names, of layers; None = every linear layer that takes part in an embedding.
+    Raises ModelError when no layer fits.
+    """
+    # Dense layers behind the transformer would otherwise stay trainable.
+    model.requires_grad_(False)
+    targets = list(target_modules) if target_modules else used_linear_layers(model)
+    try:
+        model.add_adapter(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none"))
+    except ValueError as error:
+        names = sorted({name.rsplit(".", 1)[-1] for name in used_linear_layers(model)})
+        raise ModelError(f"target_modules {' '.join(targets)}: {error}; this model has {' '.join(names)}") from None
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def used_linear_layers(model: SentenceTransformer) -> list[str]:
+    """Names of the linear layers that an embedding passes through, sorted.
+
+    Found by embedding one text and watching, so that no list of architectures is needed and layers that never see it
+    (a pooler that is not used, a language-model head) get no adapter that could never learn.
+    """
+    transformer = model[0].model
+    used: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: used.append(name))
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        model.encode(["a"], show_progress_bar=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # The pooler of BERT is computed, but nothing reads what it gives.
+    return sorted(name for name in set(used) if "pooler" not in name.split("."))
+
+
+def trainable_share(model: SentenceTransformer) -> tuple[int, int]:
+    """(trainable parameters, all parameters)."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trainable, sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_adapter_weights(model: SentenceTransformer, folder: Path) -> None:
+    """Put saved adapter weights into the adapter that the model carries, the frozen base untouched.
+
+    Raises ModelError when the folder's weights do not fit the adapter.
+    """
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    result = set_peft_model_state_dict(model[0].model, weights)
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS}: does not fit this model ({[*missing, *result.unexpected_keys][:3]} …)")

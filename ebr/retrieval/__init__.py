@@ -1,0 +1,1 @@
+"""Vectors → answers, and how good they are."""

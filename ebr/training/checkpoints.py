@@ -1,0 +1,91 @@
+"""Checkpoints that are whole or do not count.
+
+The trainer writes a checkpoint in place, file by file. A mark, written last, lists its files and sizes and what was trained;
+without a mark that fits, a checkpoint is never resumed from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebr.data.files import read_json, write_json
+from ebr.errors import ConfigError
+
+MARK = "ebr_checkpoint.json"
+# Options that may change between the runs: they move no weight, or the record compares what they point to.
+_FREE = {
+    "data_path", "dataloader_num_workers", "dataloader_pin_memory", "eval_dataset", "model_name", "output_dir", "report_to",
+    "resume_from_checkpoint", "save_steps", "save_total_limit", "trust_remote_code",
+}  # fmt: skip
+
+
+def mark_whole(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """Declare a checkpoint whole."""
+    write_json(checkpoint / MARK, {"files": _sizes(checkpoint), **record})
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file that the mark lists is there with its size."""
+    try:
+        return bool(read_json(checkpoint / MARK)["files"] == _sizes(checkpoint))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    suffix = checkpoint.name.rsplit("-", 1)[-1]
+    return int(suffix) if suffix.isdigit() else -1
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest step first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if is_whole(path)), key=step_of)
+
+
+def keep_newest(folder: Path, limit: int, best: str | None) -> None:
+    """Delete checkpoints beyond the `limit` newest whole ones; the best one stays."""
+    whole = whole_checkpoints(folder)
+    kept = {path.name for path in whole[-limit:]} | ({Path(best).name} if best else set())
+    for path in folder.glob("checkpoint-*"):
+        if path.name not in kept and step_of(path) <= step_of(whole[-1]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def find_checkpoint(wanted: bool | Path, folder: Path) -> Path:
+    """The checkpoint to resume from: the newest whole one of the folder, or the one named. Raises ConfigError."""
+    if isinstance(wanted, Path):
+        if not is_whole(wanted):
+            raise ConfigError(
+                f"resume_from_checkpoint {wanted}: is no whole checkpoint of ours ({MARK} is absent or does not fit)"
+            )
+        return wanted
+    whole = whole_checkpoints(folder)
+    if not whole:
+        raise ConfigError(f"resume_from_checkpoint: no whole checkpoint in {folder}; start without it")
+    return whole[-1]
+
+
+def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to resume with other data, another base or other options: the result would be neither run. Raises ConfigError."""
+    saved = read_json(checkpoint / MARK)
+    what = {"data_sha256": "the training data", "base_sha256": "the base model's weights"}
+    changed = [f"{text} changed" for key, text in what.items() if saved.get(key) != record[key]]
+    before, now = saved.get("config", {}), record["config"]
+    changed += [
+        f"{name} was {before.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if name not in _FREE and before.get(name) != now[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"resume_from_checkpoint {checkpoint}: " + "; ".join(changed) + "; set them back, or start without it"
+        )

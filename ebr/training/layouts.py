@@ -1,0 +1,41 @@
+"""Where a front end puts what training makes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ebr.training.checkpoints import whole_checkpoints
+
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`final` is the finished model; `work` holds checkpoints and TensorBoard logs while, and after, it is made."""
+
+    final: Path
+    work: Path
+
+    def begin(self) -> str | None:
+        """Make room for a new run. An interrupted run is set aside, never deleted: returns one line that says so."""
+        notice = None
+        if self.work.exists() and not (self.work / FINISHED).exists() and whole_checkpoints(self.work):
+            aside = self.work.with_name(self.work.name + ".interrupted")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.work.replace(aside)
+            notice = f"an interrupted run was set aside in {aside}; to go on with one, use resume_from_checkpoint"
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        return notice
+
+    def end(self) -> None:
+        """Mark the run finished: its checkpoints are no longer work that could be lost."""
+        (self.work / FINISHED).touch()
+
+
+def pair_layout(output_dir: Path, model_short_name: str, finetune_type: str) -> Layout:
+    """Where `ebr finetune` writes: <output_dir>/<model>-peft-lora, and beside it the same name with .run."""
+    name = f"{model_short_name}-peft-{finetune_type}"
+    return Layout(final=output_dir / name, work=output_dir / f"{name}.run")

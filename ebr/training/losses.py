@@ -1,0 +1,63 @@
+"""What training minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+def masked_info_nce(
+    queries: Tensor, candidates: Tensor, allowed: Tensor, *, temperature: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean cost, in nats, of picking each query's own positive among the allowed candidates.
+
+    queries: (B, D) unit rows. candidates: (C, D) unit rows, C >= B; row i of the first B is query i's positive.
+    allowed: (B, C) bool; False hides a candidate that is a positive in disguise.
+    temperature > 0: logits are cosine / temperature.
+    label_smoothing: share of the target that is spread evenly over the allowed candidates (Szegedy et al. 2016).
+    Raises ValueError when the shapes disagree or a query's own positive is hidden. van den Oord et al. 2018, eq. 4.
+    """
+    n_queries, n_candidates = len(queries), len(candidates)
+    if n_candidates < n_queries or allowed.shape != (n_queries, n_candidates):
+        raise ValueError(f"{n_queries} queries, {n_candidates} candidates, mask {tuple(allowed.shape)}: shapes disagree")
+    if not allowed.diagonal().all():
+        raise ValueError("a query's own positive is hidden by the mask")
+    logits = (queries @ candidates.T).float() / temperature
+    log_odds = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=1)
+    cost = -log_odds.diagonal()
+    if label_smoothing:
+        even = -log_odds.masked_fill(~allowed, 0.0).sum(dim=1) / allowed.sum(dim=1)
+        cost = (1 - label_smoothing) * cost + label_smoothing * even
+    return cost.mean()
+
+
+class ContrastiveLoss(nn.Module):
+    """In-batch contrastive loss over two texts columns, queries and candidates, plus an L1 penalty while training."""
+
+    def __init__(self, model: SentenceTransformer, *, temperature: float, label_smoothing: float, l1: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.label_smoothing = label_smoothing
+        self.l1 = l1
+
+    def forward(self, features: Sequence[dict[str, Any]], allowed: Tensor) -> dict[str, Tensor]:
+        """Named parts of the objective; their sum is minimised, and each is logged by its name.
+
+        features: token columns of the queries, (B, …), and of the candidates, (C, …). allowed: see masked_info_nce.
+        """
+        queries, candidates = (normalize(self.model(dict(column))["sentence_embedding"], dim=1) for column in features)
+        parts = {
+            "contrastive_loss": masked_info_nce(
+                queries, candidates, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing
+            )
+        }
+        if self.l1 and self.training:
+            weights = [parameter.abs().sum() for parameter in self.model.parameters() if parameter.requires_grad]
+            parts["l1_penalty"] = self.l1 * torch.stack(weights).sum()
+        return parts

@@ -1,0 +1,41 @@
+"""Build the sample corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ebr.config import SampleConfig
+from ebr.workflow.speech import Say
+
+if TYPE_CHECKING:
+    from ebr.data.sample import SampleCorpus
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Where a sample corpus would go."""
+
+    config: SampleConfig
+
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        root, config = self.config.output_root, self.config
+        return [
+            f"output  {root / 'train_text'}: {config.train_pairs:,} training pairs at most",
+            f"output  {root / 'datasets' / 'api_docs'}: {config.eval_queries:,} evaluation queries at most",
+            f"output  {root / 'infer_data'}: the same objects as a table",
+        ]
+
+
+def plan_sample(config: SampleConfig) -> SamplePlan:
+    """Say where a sample corpus would go."""
+    return SamplePlan(config)
+
+
+def build_sample_corpus(config: SampleConfig, *, say: Say = print) -> SampleCorpus:
+    """Build the sample corpus from the documentation of the installed libraries."""
+    from ebr.data.sample import build_sample
+
+    say("reading the documentation of the installed libraries")
+    return build_sample(config.output_root, train_pairs=config.train_pairs, eval_queries=config.eval_queries, seed=config.seed)
