@@ -102,7 +102,7 @@ def _run_parsed(values: dict[str, Any]) -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """Errors that a user can mend are one message and exit code 2; Ctrl-C is 130. Others keep their traceback: they are ours."""
+    """Errors that a user can mend are one message and exit code 2; Ctrl-C is 130; others are ours and keep their traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("ebr").setLevel(logging.INFO)
     try:

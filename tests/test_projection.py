@@ -55,6 +55,8 @@ def test_tsne_goes_by_direction_not_by_length():
     projected = _tsne(vectors)
     assert projected.method == "t-SNE" and projected.coords.shape == (60, 2) and projected.coords.dtype == np.float32
     assert _nearest_share_group(projected.coords, groups) == 1.0
+    lengths = 2.0 ** np.random.default_rng(1).integers(-3, 4, size=(60, 1))  # powers of two: they divide out without rounding
+    np.testing.assert_array_equal(projected.coords, _tsne(vectors * lengths).coords)
 
 
 @pytest.mark.parametrize(("n_points", "wanted", "used"), [(60, 10.0, 10.0), (31, 30.0, 10.0), (7, 30.0, 2.0)])

@@ -135,7 +135,10 @@ class FinetuneConfig(Config):
     bf16: bool = option(False, "mixed precision bfloat16; fast where the processor has it", "bfloat16 混合精度；硬件支持时更快")
     seed: int = option(42, "the same seed gives the same run", "相同种子得到相同结果", ge=0)
     save_steps: int = option(
-        100, "a resumable checkpoint every N steps; 0 = none", "每 N 步保存可续训的检查点；0 表示不保存", ge=0
+        100,
+        "a resumable checkpoint every N steps (every eval_steps under early stopping); 0 = none",
+        "每 N 步保存可续训的检查点（早停时为每 eval_steps 步）；0 表示不保存",
+        ge=0,
     )
     save_total_limit: int = option(2, "checkpoints kept", "保留的检查点个数", ge=1)
     resume_from_checkpoint: Annotated[bool | Path | None, BeforeValidator(_resume_value)] = option(
@@ -156,8 +159,8 @@ class FinetuneConfig(Config):
     )
     noise_prob: float = option(
         0.1,
-        "chance that a text gets noise, and share of its words touched",
-        "文本被加噪的概率，也是其中被改动的词的比例",
+        "chance that a record gets noise, and share of its words touched",
+        "记录被加噪的概率，也是其中被改动的词的比例",
         ge=0,
         le=1,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebr.config.options import Config, Words, option
+from ebr.config.options import Config, Names, option
 
 
 class InferenceConfig(Config):
@@ -31,7 +31,7 @@ class InferenceConfig(Config):
         "put before every text; not set = the prompt saved with the model; '' = none",
         "加在每条文本之前的提示；未设置时用模型保存的提示；'' 表示不加",
     )
-    output_columns: Words | None = option(
+    output_columns: Names | None = option(
         None, "columns copied to the output; not set = every input column", "输出中保留的列；未设置时保留所有输入列"
     )
     output_path: Path = option(Path("./faiss/embeds_2.txt"), "the vector file", "向量文件")

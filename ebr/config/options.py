@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -23,11 +23,24 @@ def option(default: Any, help: str, zh: str, **limits: Any) -> Any:  # noqa: ANN
 
 
 def _split_words(value: object) -> object:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]  # `--report_to a,b` comes as one word
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
+def _split_names(value: object) -> object:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+Language = Literal["en", "zh"]
+
 Words = Annotated[list[str], BeforeValidator(_split_words)]
 """A list of words; 'a b', 'a,b' and ['a', 'b'] are the same."""
+
+Names = Annotated[list[str], BeforeValidator(_split_names)]
+"""A list of names that may hold spaces; 'Noto Sans, SimHei' and ['Noto Sans', 'SimHei'] are the same."""
 
 
 class Config(BaseModel):
@@ -46,7 +59,7 @@ class Config(BaseModel):
     def from_dict(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | str | None = None) -> Self:
         """Validate a dict; overrides, a dict or a JSON object, win over it."""
         if isinstance(overrides, str):
-            overrides = _parse_overrides(overrides)
+            overrides = parse_overrides(overrides)
         return cls(**{**values, **(overrides or {})})
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
@@ -59,7 +72,7 @@ class Config(BaseModel):
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401
         """`config["name"]`."""
         if name not in type(self).model_fields:
-            raise KeyError(_unknown(name, type(self).model_fields))
+            raise KeyError(unknown_option(name, type(self).model_fields))
         return getattr(self, name)
 
     def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401
@@ -96,7 +109,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "trust_remote_code"}
 
 
-def _parse_overrides(text: str) -> dict[str, Any]:
+def parse_overrides(text: str) -> dict[str, Any]:
+    """The JSON object in EBR_CONFIG_OVERRIDES; empty text is no overrides. Raises ConfigError."""
     try:
         overrides = json.loads(text or "{}")
     except ValueError as error:
@@ -106,18 +120,8 @@ def _parse_overrides(text: str) -> dict[str, Any]:
     return overrides
 
 
-def parse_notebook_overrides(text: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Overrides by config name: '{"FINETUNE_CONFIG": {"num_epochs": 2}}' → one dict for each of names."""
-    overrides = _parse_overrides(text)
-    for name, part in overrides.items():
-        if name not in names:
-            raise ConfigError(f"EBR_CONFIG_OVERRIDES: {_unknown(name, names)}")
-        if not isinstance(part, dict):
-            raise ConfigError(f"EBR_CONFIG_OVERRIDES: {name} must be a JSON object of options")
-    return {name: overrides.get(name, {}) for name in names}
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is no option: the nearest one that is."""
     near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
     return f"{name}: unknown option" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -127,8 +131,8 @@ def _explain(config: type[Config], error: ValidationError) -> str:
     lines = []
     for detail in error.errors(include_url=False):
         name = str(detail["loc"][0]) if detail["loc"] else config.__name__
-        if detail["type"] == "extra_forbidden":
-            lines.append(_unknown(name, config.model_fields))
+        if detail["type"] in {"extra_forbidden", "no_such_attribute"}:
+            lines.append(unknown_option(name, config.model_fields))
         else:
             lines.append(f"{name}: {_reason(detail)} (got {detail['input']!r})")
     return "\n".join(lines)
@@ -202,13 +206,15 @@ def type_name(field: FieldInfo) -> str:
     return "words" if _is_list(field) else "text"
 
 
-def default_text(field: FieldInfo) -> str:
+def default_text(field: FieldInfo, language: Language = "en") -> str:
     """The default as a user would type it."""
     default = field.default
     if default is PydanticUndefined:
-        return "required"
-    if default is None:
-        return "not set"
+        return {"en": "required", "zh": "必填"}[language]
+    if default is None or default == []:
+        return {"en": "not set", "zh": "未设置"}[language]
+    if isinstance(default, Path):
+        return f"./{default}" if not default.is_absolute() and default != Path() else str(default)
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, list):
@@ -220,7 +226,7 @@ def _visible(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii").replace("\\x01", "\\001") if text == "\x01" else text
 
 
-def options_table(config: type[Config], language: Literal["en", "zh"]) -> str:
+def options_table(config: type[Config], language: Language) -> str:
     """The Markdown table of a config's options that stands in the README."""
     head = {
         "en": "| option | type | default | meaning |",
@@ -231,6 +237,6 @@ def options_table(config: type[Config], language: Literal["en", "zh"]) -> str:
         extra = field.json_schema_extra
         text = extra["zh"] if language == "zh" and isinstance(extra, dict) else field.description
         kind = " / ".join(_choices(field)) or type_name(field)
-        cells = [f"`{name}`", kind, f"`{default_text(field)}`", str(text)]
+        cells = [f"`{name}`", kind, f"`{default_text(field, language)}`", str(text)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, Words, option
+from ebr.config.options import Config, Names, option
+from ebr.errors import ConfigError
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 class VisualizationConfig(Config):
@@ -34,7 +37,7 @@ class VisualizationConfig(Config):
     max_points: int = option(
         20000, "more rows than this: a sample, every label kept in proportion", "行数超过此值时按标签比例抽样", ge=1
     )
-    chinese_fonts: Words = option(
+    chinese_fonts: Names = option(
         [],
         "fonts to try first for Chinese labels; the installed ones are searched anyway",
         "优先尝试的中文字体；总会搜索已安装字体",
@@ -43,3 +46,8 @@ class VisualizationConfig(Config):
         Path("./embedding_scatter.png"), "the picture; its numbers go beside it as .json", "图片路径；指标写入同名 .json"
     )
     seed: int = option(42, "the same seed gives the same map", "相同种子得到相同的图", ge=0)
+
+    def check(self) -> None:
+        """Refuse a picture that cannot be drawn before anything is computed. Raises ConfigError."""
+        if self.output_path.suffix.lower() not in PICTURES:
+            raise ConfigError(f"output_path: {self.output_path} must end in {', '.join(PICTURES)}")

@@ -46,7 +46,11 @@ class VectorFileWriter:
         file.write(join_cells([*columns, VECTOR], delimiter) + "\n")
 
     def write(self, rows: Sequence[Sequence[str]], vectors: Vectors) -> None:
-        """Append rows (N lists of cells in the order of columns) with their vectors, (N, D) float32."""
+        """Append rows (N lists of cells in the order of columns) with their vectors, (N, D) float32. Refuses nan."""
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            row = rows[int(np.argmin(finite))]
+            raise DataError(f"the model gave nan or inf for the row {' | '.join(row)[:200]!r}; its weights may be broken")
         for cells, vector in zip(rows, format_vectors(vectors), strict=True):
             self._file.write(join_cells([*cells, vector], self._delimiter) + "\n")
         self.facts["n_rows"] += len(rows)
@@ -116,7 +120,9 @@ def _vector(path: Path, line: int, text: str, dim: int | None) -> Vectors:
         vector = np.array(text.split(), dtype=np.float32)
     except ValueError:
         raise DataError(f"{path}:{line}: the vector is not numbers between spaces: {text[:60]!r}") from None
-    if vector.size == 0 or (dim is not None and vector.size != dim):
+    if vector.size == 0:
+        raise DataError(f"{path}:{line}: the vector is empty")
+    if dim is not None and vector.size != dim:
         raise DataError(f"{path}:{line}: the vector has {vector.size} numbers where the first has {dim}")
     if not np.isfinite(vector).all():
         raise DataError(f"{path}:{line}: the vector holds nan or inf")

@@ -88,6 +88,10 @@ def _text(name: str, value: object) -> str:
     if not value.strip():
         hint = "leave it out or give a text" if name == "negative" else "give a text or remove the record"
         raise DataError(f"'{name}' is empty; {hint}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"'{name}' holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
     return value
 
 
@@ -161,18 +165,18 @@ def split_validation(
     if share == 0:
         return list(examples), []
     groups = connected_groups(examples)
-    wanted = max(1, round(share * len(examples)))
+    wanted = min(max(1, round(share * len(examples))), len(examples) - 1)
     held_out: list[int] = []
     for index in rng.permutation(len(groups)):
         if len(held_out) + len(groups[index]) <= wanted:
             held_out.extend(groups[index])
     if not held_out:
-        held_out = list(sorted(groups, key=lambda group: len(group))[0])
-    if len(held_out) > len(examples) / 2:
-        raise DataError(
-            f"validation_split {share}: the {len(examples)} records hang together by shared texts, so none can be held out; "
-            "set validation_split to 0 or add unrelated records"
-        )
+        held_out = list(sorted(groups, key=len)[0])
+        if len(held_out) > len(examples) / 2:
+            raise DataError(
+                f"validation_split {share}: the {len(examples)} records hang together by shared texts, so none can be held "
+                "out; set validation_split to 0 or add unrelated records"
+            )
     held = set(held_out)
     return (
         [example for index, example in enumerate(examples) if index not in held],

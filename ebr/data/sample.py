@@ -100,11 +100,6 @@ def build_sample(
     chosen = _balanced(docs, wanted, random.Random(seed))
     n_train = len(chosen) * train_pairs // wanted
     train, held_out = chosen[:n_train], chosen[n_train:]
-    shortfall = (
-        "" if len(chosen) == wanted else f"only {len(chosen):,} of {wanted:,} objects found: both sides are smaller than asked"
-    )
-    if shortfall:
-        _log.warning("%s", shortfall)
     counts = Counter(doc.library for doc in chosen)
     corpus = SampleCorpus(
         training_file=output_root / "train_text" / "api_docs.json",
@@ -115,12 +110,20 @@ def build_sample(
         n_eval_documents=len(held_out),
         objects_by_library=dict(sorted(counts.items())),
         versions=_versions(sorted(counts)),
-        shortfall=shortfall,
+        shortfall=_shortfall(len(chosen), wanted),
     )
     _write_training(corpus.training_file, train)
     _write_table(corpus.table_file, chosen)
     _write_evaluation(corpus.evaluation_dir, held_out[: corpus.n_eval_queries], held_out)
     return corpus
+
+
+def _shortfall(n_found: int, n_wanted: int) -> str:
+    if n_found == n_wanted:
+        return ""
+    shortfall = f"only {n_found:,} of {n_wanted:,} objects found: both sides are smaller than asked"
+    _log.warning("%s", shortfall)
+    return shortfall
 
 
 def _package_dirs(libraries: Sequence[str]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import difflib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ebr.errors import ConfigError, DataError
@@ -45,6 +46,8 @@ def parse_delimiter(text: str) -> str:
         delimiter = text
     if len(delimiter) != 1 or delimiter in "\n\r":
         raise ConfigError(f"delimiter: must be one character, like \\001, \\t or , (got {text!r})")
+    if delimiter in " +-.0123456789e":
+        raise ConfigError(f"delimiter: {delimiter!r} also stands inside the vectors of the output; choose another, like \\001")
     return delimiter
 
 
@@ -61,13 +64,12 @@ def find_tables(folder: Path, pattern: str) -> list[Path]:
 def read_header(file: Path, delimiter: str) -> list[str]:
     """The column names of a table. Raises DataError when the file is empty, unreadable, or names a column twice."""
     with _open(file) as stream:
-        try:
-            header = next(_records(stream, delimiter), None)
-        except UnicodeDecodeError:
-            raise DataError(f"{file}:1: the header is not UTF-8; save the file as UTF-8") from None
+        header = next(_records(stream, delimiter), None)
     if header is None:
         raise DataError(f"{file}: is empty; a table starts with a line of column names")
-    names = [name.strip() for name in header[2] or []]
+    if header[2] is None:
+        raise DataError(f"{file}:{header[0]}: the header is not UTF-8; save the file as UTF-8")
+    names = [name.strip() for name in header[2]]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{file}:1: column {', '.join(twice)} occurs twice; rename one")
@@ -80,7 +82,7 @@ def column_index(file: Path, header: Sequence[str], column: str, option: str) ->
         return list(header).index(column)
     near = difflib.get_close_matches(column, header, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if len(header) == 1 and not near:
+    if len(header) == 1:
         hint = "; the line has one column only: is the delimiter right?"
     raise DataError(f"{file}: no column {column!r} ({option}); it has {', '.join(map(repr, header))}{hint}")
 
@@ -88,15 +90,22 @@ def column_index(file: Path, header: Sequence[str], column: str, option: str) ->
 def read_rows(file: Path, delimiter: str, n_columns: int) -> Iterator[Row | BadRow]:
     """The rows below the header, one at a time; a row that is ragged or not UTF-8 comes as BadRow, in its place."""
     with _open(file) as stream:
-        for number, raw, cells in _records(stream, delimiter):
-            if number == 1:
-                continue
+        # The header is the first record, not line 1: empty lines may stand above it.
+        for number, raw, cells in islice(_records(stream, delimiter), 1, None):
             if cells is None:
-                yield BadRow(file, number, "not UTF-8", raw)
+                yield BadRow(file, number, _why_unreadable(raw), raw)
             elif len(cells) != n_columns:
                 yield BadRow(file, number, f"{len(cells)} columns where the header has {n_columns}", raw)
             else:
                 yield Row(number, cells, raw)
+
+
+def _why_unreadable(raw: bytes) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    return "a cell that csv cannot read: a bare \\r, or more than 131,072 characters"
 
 
 def join_cells(cells: Sequence[str], delimiter: str) -> str:
@@ -104,8 +113,9 @@ def join_cells(cells: Sequence[str], delimiter: str) -> str:
     if delimiter != ",":
         return delimiter.join(cells)
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    # The writer quotes a line break in a cell only when its own line end holds that character.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n")
 
 
 def _open(file: Path) -> io.BufferedReader:
@@ -116,37 +126,48 @@ def _open(file: Path) -> io.BufferedReader:
 
 
 def _records(stream: io.BufferedReader, delimiter: str) -> Iterator[tuple[int, bytes, list[str] | None]]:
-    """(line number from 1, raw bytes, cells or None when not UTF-8) of every record that is not an empty line."""
-    for number, raw in _logical_lines(stream, quoted=delimiter == ","):
-        line = raw.rstrip(b"\n").removesuffix(b"\r")
-        if not line:
-            continue
+    """(line number from 1, raw bytes, cells or None when not readable) of every record that is not an empty line."""
+    for number, raw, cells in _quoted(stream) if delimiter == "," else _plain(stream, delimiter):
+        if raw.strip(b"\r\n"):
+            yield number, raw, cells
+
+
+def _plain(stream: io.BufferedReader, delimiter: str) -> Iterator[tuple[int, bytes, list[str] | None]]:
+    for number, raw in enumerate(stream, start=1):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = raw.rstrip(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
-            if number == 1:
-                raise
             yield number, raw, None
-            continue
-        yield number, raw, _cells(text, delimiter)
+        else:
+            yield number, raw, text.split(delimiter)
 
 
-def _logical_lines(stream: io.BufferedReader, *, quoted: bool) -> Iterator[tuple[int, bytes]]:
-    """Lines with the number of their first line; with quoting, a line goes on while a quote is open."""
-    number = 0
-    pending, start = b"", 1
-    for line in stream:
-        number += 1
-        pending, start = pending + line, start if pending else number
-        if quoted and pending.count(b'"') % 2:
-            continue
-        yield start, pending
-        pending = b""
-    if pending:
-        yield start, pending
+def _quoted(stream: io.BufferedReader) -> Iterator[tuple[int, bytes, list[str] | None]]:
+    """csv.reader draws as many lines as an open quote needs, and no more: it alone knows which quote opens one."""
+    drawn: list[bytes] = []
+
+    def lines() -> Iterator[str]:
+        for number, raw in enumerate(stream, start=1):
+            drawn.append(raw)
+            yield _decoded(raw, number)
+
+    reader, start = csv.reader(lines()), 1
+    while True:
+        drawn.clear()
+        try:
+            cells: list[str] | None = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:  # a bare \r in a cell, or a cell beyond csv's limit
+            cells = None
+        yield start, b"".join(drawn), None if cells is None or any(map(_is_torn, cells)) else cells
+        start += len(drawn)
 
 
-def _cells(text: str, delimiter: str) -> list[str]:
-    if delimiter != ",":
-        return text.split(delimiter)
-    return next(csv.reader(io.StringIO(text, newline="")))
+def _decoded(raw: bytes, number: int) -> str:
+    """The text; bytes that are not UTF-8 become lone surrogates, which no UTF-8 text holds."""
+    return raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+
+
+def _is_torn(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ebr.inference.batching import length_sorted_batches
 from ebr.model.encoder import Role, prompt_for

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ebr.data.embeddings import VECTOR, VectorFileWriter, vector_file
 from ebr.data.files import hash_files, write_aside
 from ebr.data.tables import NULL, BadRow, Row, column_index, find_tables, read_header, read_rows
 from ebr.errors import DataError
-from ebr.inference.engines import Engine
+
+if TYPE_CHECKING:
+    from ebr.inference.engines import Engine
 
 CHUNK_ROWS = 4096
 _FIRST_REJECTS = 5
@@ -71,6 +73,8 @@ def open_source(folder: Path, pattern: str, delimiter: str, text_column: str, ou
         kept = [column_index(path, header, name, "output_columns") for name in columns]
         tables.append(Table(path, header, kept, column_index(path, header, text_column, "description_column")))
         n_lines += max(0, _count_lines(path) - 1)
+    if columns and len(set(columns)) < len(columns):
+        raise DataError(f"output_columns: {', '.join(columns)} names a column twice; name each once")
     if columns and VECTOR in columns:
         raise DataError(f"output_columns: {VECTOR!r} is the name of the column that the run adds; rename the input column")
     return Source(tables, columns or [], delimiter, n_lines)

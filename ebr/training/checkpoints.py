@@ -31,7 +31,7 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether every file that the mark lists is there with its size."""
     try:
         return bool(read_json(checkpoint / MARK)["files"] == _sizes(checkpoint))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ebr.data.files import write_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from ebr.training.checkpoints import whole_checkpoints
@@ -22,13 +23,17 @@ class Layout:
         """Make room for a new run. An interrupted run is set aside, never deleted: returns one line that says so."""
         notice = None
         if self.work.exists() and not (self.work / FINISHED).exists() and whole_checkpoints(self.work):
-            aside = self.work.with_name(self.work.name + ".interrupted")
-            shutil.rmtree(aside, ignore_errors=True)
+            names = (self.work.with_name(f"{self.work.name}.interrupted-{number}") for number in count(1))
+            aside = next(name for name in names if not name.exists())
             self.work.replace(aside)
             notice = f"an interrupted run was set aside in {aside}; to go on with one, use resume_from_checkpoint"
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         return notice
+
+    def go_on(self) -> None:
+        """Take the run up again: it is not finished any more."""
+        (self.work / FINISHED).unlink(missing_ok=True)
 
     def end(self) -> None:
         """Mark the run finished: its checkpoints are no longer work that could be lost."""

@@ -57,7 +57,8 @@ class ContrastiveLoss(nn.Module):
                 queries, candidates, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing
             )
         }
-        if self.l1 and self.training:
+        # The trainer switches the model between training and evaluation, not the loss.
+        if self.l1 and self.model.training:
             weights = [parameter.abs().sum() for parameter in self.model.parameters() if parameter.requires_grad]
             parts["l1_penalty"] = self.l1 * torch.stack(weights).sum()
         return parts

@@ -21,7 +21,7 @@ from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
 from ebr.model.adapters import attach_lora, load_adapter_weights, trainable_share
-from ebr.model.encoder import fingerprint, set_prompts
+from ebr.model.encoder import fingerprint, quiet_files, set_prompts
 from ebr.training import checkpoints
 from ebr.training.batches import BatchMaker, Noise
 from ebr.training.journal import Brake, EpochClock, LogFile, ProgressBar
@@ -133,7 +133,8 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         """No model card: making one encodes rows before training begins."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
-        super()._save_checkpoint(model, trial)
+        with quiet_files():
+            super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir)
         checkpoints.mark_whole(folder / f"checkpoint-{self.state.global_step}", self.run_record)
         checkpoints.keep_newest(folder, self.checkpoints_kept, self.state.best_model_checkpoint)
@@ -176,7 +177,7 @@ def _build(
         run_record={"config": config.to_json(), "data_sha256": data_sha256, "base_sha256": fingerprint(model)},
         checkpoints_kept=config.save_total_limit,
         model=model,
-        args=_arguments(config, work, n_train, validates=n_all > n_train, retrieves=evaluate is not None),
+        args=_arguments(config, work, n_train, device=model.device, validates=n_all > n_train, retrieves=evaluate is not None),
         train_dataset=Dataset.from_dict({"row": range(n_train)}),
         eval_dataset=Dataset.from_dict({"row": range(n_train, n_all)}) if validation else None,
         loss=ContrastiveLoss(
@@ -197,7 +198,7 @@ def _noise(config: FinetuneConfig) -> Noise | None:
 
 
 def _arguments(
-    config: FinetuneConfig, work: Path, n_train: int, *, validates: bool, retrieves: bool
+    config: FinetuneConfig, work: Path, n_train: int, *, device: torch.device, validates: bool, retrieves: bool
 ) -> SentenceTransformerTrainingArguments:
     """Our options in the trainer's words."""
     stops_early = config.early_stopping_patience > 0
@@ -216,7 +217,8 @@ def _arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         activation_checkpointing=config.gradient_checkpointing,
         dataloader_num_workers=config.dataloader_num_workers,
-        dataloader_pin_memory=config.dataloader_pin_memory and torch.cuda.is_available(),
+        dataloader_pin_memory=config.dataloader_pin_memory and device.type == "cuda",
+        use_cpu=device.type == "cpu",
         fp16=config.fp16,
         bf16=config.bf16,
         seed=config.seed,
@@ -230,6 +232,7 @@ def _arguments(
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, min(10, count_steps(n_train, config) // 100)),
         report_to=[name for name in config.report_to if name not in ("tensorboard", "none")] or "none",
+        logging_nan_inf_filter=False,  # or a NaN would be logged as a loss of zero
         disable_tqdm=True,
     )
     if arguments.n_gpu > 1:

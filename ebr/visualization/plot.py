@@ -146,7 +146,7 @@ def _draw_panel(axes: Axes, projection: Projection, note: str, order: NDArray[np
         coords[order, 0],
         coords[order, 1],
         c=list(colours[order]),
-        s=float(np.clip(20_000 / n_points, 4, 45)),
+        s=float(np.clip(14_000 / n_points, 4, 45)),
         alpha=float(np.clip(1.15 - 0.13 * np.log10(n_points), 0.45, 0.9)),
         linewidths=0,
         rasterized=n_points > _RASTER_ABOVE,

@@ -90,19 +90,20 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind.
     """
     from ebr.model.adapters import trainable_share
-    from ebr.model.encoder import fingerprint, load_encoder
+    from ebr.model.encoder import fingerprint
     from ebr.training.trainer import fine_tune, prepare_model
 
     plan = plan_finetune(config)
     for line in plan.lines():
         say(line)
-    model = load_encoder(config.model_name, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
+    model = load_for_training(config)
     base_sha256 = fingerprint(model)
     prepare_model(model, config)
     trainable, total = trainable_share(model)
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    notice = None if config.resume_from_checkpoint else plan.layout.begin()
-    if notice:
+    if config.resume_from_checkpoint:
+        plan.layout.go_on()
+    elif notice := plan.layout.begin():
         say(notice)
     judge = _Judge(plan.dataset, config.eval_batch_size, say) if plan.dataset else None
     if judge:
@@ -121,6 +122,13 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     curve = _save_model(model, plan.layout.final, record, comparison, manifest)
     plan.layout.end()
     return FinetuneResult(plan.layout.final, record, comparison, curve)
+
+
+def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
+    """The base model, at the length that it is tuned with."""
+    from ebr.model.encoder import load_encoder
+
+    return load_encoder(config.model_name, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
 
 
 class _Judge:
@@ -156,7 +164,8 @@ def _model_manifest(model: SentenceTransformer, config: FinetuneConfig, plan: Fi
 
     return {
         "kind": "model",
-        "config": config.to_json(),
+        # A record reruns the whole run, also when this one was resumed.
+        "config": {**config.to_json(), "resume_from_checkpoint": None},
         "base_model": config.model_name,
         "base_sha256": base_sha256,
         "model_sha256": fingerprint(model),

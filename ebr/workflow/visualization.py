@@ -60,6 +60,7 @@ class VisualizationResult:
 
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
     """Read the vectors and check the label column, and draw nothing."""
+    config.check()
     plan = VisualizationPlan(config, read_embeddings(config.embeddings_path, parse_delimiter(config.delimiter)))
     if not plan.labels:
         raise DataError(f"{config.embeddings_path}: holds no rows")

@@ -1,0 +1,35 @@
+"""Keeps the option tables of the READMEs in step with the configs: python -m ebr.config.tables README.md README.zh-CN.md."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Literal
+
+from ebr.config import Config, FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+from ebr.config.options import options_table
+
+CONFIGS: dict[str, type[Config]] = {
+    "sample": SampleConfig,
+    "finetune": FinetuneConfig,
+    "infer": InferenceConfig,
+    "visualize": VisualizationConfig,
+}
+_MARK = re.compile(r"(<!-- options: (\w+) -->\n).*?(\n<!-- /options -->)", re.DOTALL)
+
+
+def with_tables(text: str, language: Literal["en", "zh"]) -> str:
+    """The text with the table between each pair of `<!-- options: finetune -->` and `<!-- /options -->` made anew."""
+    return _MARK.sub(lambda match: match[1] + options_table(CONFIGS[match[2]], language) + match[3], text)
+
+
+def language_of(path: Path) -> Literal["en", "zh"]:
+    """README.zh-CN.md is Chinese."""
+    return "zh" if ".zh" in path.name else "en"
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        path = Path(name)
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), language_of(path)), encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Fixtures: a tiny encoder built from a configuration, so that training and inference are tested in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+from pathlib import Path
+
+import pytest
+
+# No test may reach for a model hub; set before anything imports huggingface_hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A model of 32 dimensions is slower on two threads than on one, and far slower when another process wants them too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPO.parent / "shared" / "data"
+CHINESE = (
+    "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a sentence-transformers model of two layers and 32 dimensions with random, fixed weights."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    letters = string.ascii_lowercase + string.digits + ".,!?:'"
+    words = [
+        "red",
+        "blue",
+        "green",
+        "shoe",
+        "shirt",
+        "lamp",
+        "cup",
+        "book",
+        "small",
+        "large",
+        "buy",
+        "a",
+        "the",
+        "query",
+        "passage",
+    ]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *dict.fromkeys([*words, *letters, *CHINESE]),
+        *("##" + c for c in letters),
+    ]
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    raw = folder.parent / "raw"
+    BertModel(config).save_pretrained(raw)
+    (raw / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizerFast(vocab=str(raw / "vocab.txt"), model_max_length=64).save_pretrained(raw)
+    transformer = Transformer(str(raw))
+    SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()], device="cpu").save_pretrained(str(folder))
+    return str(folder)
+
+
+COLOURS, THINGS, SIZES = ("red", "blue", "green"), ("shoe", "shirt", "lamp", "cup", "book"), ("small", "large")
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """Thirty training pairs: 'buy a small red shoe' belongs to 'the red small shoe', with one negative each."""
+    records = [
+        {
+            "anchor": f"buy a {size} {colour} {thing}",
+            "positive": f"the {colour} {size} {thing}",
+            "negative": f"the {colour} {size} {THINGS[(index + 1) % len(THINGS)]}!",
+        }
+        for size in SIZES
+        for colour in COLOURS
+        for index, thing in enumerate(THINGS)
+    ]
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def evaluation_folder(tmp_path: Path) -> Path:
+    """Ten queries over thirty documents, in BEIR form."""
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    documents = [f"the {colour} {size} {thing}" for size in SIZES for colour in COLOURS for thing in THINGS]
+    corpus = [{"_id": f"d{index}", "title": "", "text": text} for index, text in enumerate(documents)]
+    queries = [{"_id": f"q{index}", "text": "buy a " + text.removeprefix("the ")} for index, text in enumerate(documents[:10])]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)), encoding="utf-8")
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)), encoding="utf-8")
+    qrels = ["query-id\tcorpus-id\tscore", *(f"q{index}\td{index}\t1" for index in range(10))]
+    (folder / "qrels.tsv").write_text("\n".join(qrels) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,153 @@
+"""The house: who may import whom, read from the source with ast."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ebr"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+ROOMS = {"config", "data", "model", "training", "inference", "retrieval", "visualization", "workflow"}
+SHELL = {"ebr", "ebr.__main__", "ebr.cli", "ebr.notebook"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": set(),
+    "data": set(),
+    "model": {"config", "data"},
+    "training": {"config", "data", "model"},
+    "inference": {"config", "data", "model"},
+    "retrieval": {"config", "data", "inference", "visualization"},
+    "visualization": {"config", "data"},
+    "workflow": ROOMS,
+    "shell": {"workflow", "config"},
+}
+TENSOR_ROOMS = {"model", "training", "inference"}
+THIRD_PARTY = {
+    "torch": TENSOR_ROOMS,
+    "transformers": TENSOR_ROOMS,
+    "sentence_transformers": TENSOR_ROOMS,
+    "peft": TENSOR_ROOMS,
+    "matplotlib": {"visualization"},
+}
+ONE_MODULE = {"faiss": "ebr.retrieval.index", "ray": "ebr.inference.engines"}
+DATA_FOLDERS = ["train_text", "infer_data", "datasets", "faiss", "saved_model", "model"]
+MOST_LINES = 320  # the design says about 300
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def room_of(module):
+    """The room of a module: 'ebr.data.tables' → 'data'; the shell is what stands in front of the rooms."""
+    return "shell" if module in SHELL else module.split(".")[1]
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def imports(tree, module, *, types=False, lazy=True):
+    """Modules that a tree imports; types: with those under TYPE_CHECKING; lazy: with those inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES else node.module
+        elif is_type_checking(node) and not types:
+            yield from imports(ast.Module(node.orelse, []), module, types=types, lazy=lazy)
+        elif lazy or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from imports(node, module, types=types, lazy=lazy)
+
+
+def imported(module, **kind):
+    return set(imports(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, **kind))
+
+
+def ours(names):
+    return {name for name in names if name.split(".")[0] == "ebr" and name != "ebr.errors"}
+
+
+def test_reader_of_imports_sees_every_kind():
+    source = (
+        "import a.b\nfrom ebr.data import tables\nfrom ebr.data.files import x\nif TYPE_CHECKING:\n    import typed\n"
+        "else:\n    import otherwise\ntry:\n    import tried\nexcept ImportError: pass\n"
+        "class C:\n    def f(self):\n        import late\n"
+    )
+    tree = ast.parse(source)
+    always = {"a.b", "ebr.data.tables", "ebr.data.files", "otherwise", "tried"}
+    assert set(imports(tree, "m", lazy=False)) == always
+    assert set(imports(tree, "m")) == {*always, "late"}
+    assert set(imports(tree, "m", types=True)) == {*always, "late", "typed"}
+
+
+def test_every_room_of_the_design_exists_and_no_other():
+    assert {room_of(module) for module in MODULES} == {*ROOMS, "errors", "shell"}
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == ROOMS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_the_rooms_it_may(module):
+    # Types count too, but in the face and in workflow, which name what heavy rooms return without loading them.
+    room = room_of(module)
+    for name in ours(imported(module, types=room not in {"workflow", "shell"})):
+        assert name != "ebr", f"{module} imports the face of the package"
+        other = room_of(name)
+        if module == "ebr.__main__":
+            assert name == "ebr.cli"
+        elif name == "ebr.workflow" and room == "shell":
+            pass
+        else:
+            assert other == room or other in MAY_IMPORT[room], f"{module} ({room}) imports {name} ({other})"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_stay_in_their_rooms(module):
+    packages = {name.split(".")[0] for name in imported(module, types=room_of(module) != "workflow")}
+    for package, rooms in THIRD_PARTY.items():
+        assert package not in packages or room_of(module) in rooms, f"{module} imports {package}"
+    for package, home in ONE_MODULE.items():
+        assert package not in packages or module == home, f"{module} imports {package}"
+
+
+def test_heavy_packages_are_seen_where_they_belong():
+    found = {name.split(".")[0] for module in MODULES for name in imported(module)}
+    assert set(THIRD_PARTY) <= found
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: ours(imported(module)) & set(MODULES) - {module} for module in MODULES}
+    done = set()
+
+    def visit(module, path):
+        assert module not in path, " → ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("folder", DATA_FOLDERS)
+def test_folder_of_data_holds_no_code(folder):
+    assert (ROOT / folder).is_dir()
+    assert list((ROOT / folder).rglob("*.py")) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_file_can_be_read_in_one_sitting(module):
+    n_lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert n_lines <= MOST_LINES, f"{module} has {n_lines} lines; split it along its meaning"

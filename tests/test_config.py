@@ -1,0 +1,287 @@
+"""Every option is defined once: one field is attribute, key, check, recorded JSON and help in two languages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebr.config import FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+from ebr.config.notebook import CONFIGS, notebook_configs
+from ebr.errors import ConfigError
+
+QUICK = settings(deadline=None, max_examples=30, database=None)
+
+ALL = [FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig]
+
+FINETUNE_DEFAULTS = {
+    "model_name": "all-MiniLM-L6-v2",
+    "data_path": "./train_text",
+    "eval_dataset": None,
+    "output_dir": Path("./saved_model"),
+    "finetune_type": "lora",
+    "num_epochs": 1,
+    "max_steps": 0,
+    "train_batch_size": 6,
+    "eval_batch_size": 6,
+    "learning_rate": 2e-4,
+    "max_seq_length": 256,
+    "temperature": 0.05,
+    "lora_r": 8,
+    "lora_alpha": 32,
+    "lora_dropout": 0.1,
+    "weight_decay": 0.01,
+    "l1_regularization": 0.0,
+    "max_grad_norm": 1.0,
+    "label_smoothing": 0.0,
+    "validation_split": 0.1,
+    "eval_steps": 100,
+    "early_stopping_patience": 0,
+    "early_stopping_threshold": 0.0,
+    "lr_scheduler_type": "linear",
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "seed": 42,
+    "noise_enabled": False,
+    "noise_type": "random_delete",
+    "noise_prob": 0.1,
+    "noise_apply_to_fields": ["anchor", "positive"],
+}
+INFERENCE_DEFAULTS = {
+    "input_dir": Path("./infer_data"),
+    "delimiter": "\x01",
+    "description_column": "description",
+    "output_path": Path("./faiss/embeds_2.txt"),
+}
+VISUALIZATION_DEFAULTS = {"label_column": "label", "output_path": Path("./embedding_scatter.png")}
+
+DEFAULTS = [
+    (config, name, value)
+    for config, table in [
+        (FinetuneConfig, FINETUNE_DEFAULTS),
+        (InferenceConfig, INFERENCE_DEFAULTS),
+        (VisualizationConfig, VISUALIZATION_DEFAULTS),
+    ]
+    for name, value in table.items()
+]
+
+
+@pytest.mark.parametrize(("config", "name", "value"), DEFAULTS)
+def test_default_is_the_one_that_was_asked_for(config, name, value):
+    got = config()[name]
+    assert got == value
+    assert type(got) is type(value) or isinstance(value, Path)
+
+
+def test_item_and_attribute_are_the_same_field():
+    config = FinetuneConfig()
+    config["num_epochs"] = "3"
+    assert (config.num_epochs, config["num_epochs"]) == (3, 3)
+    config.num_epochs = 4
+    assert (config.num_epochs, config["num_epochs"]) == (4, 4)
+
+
+def test_config_unpacks_like_the_dict_it_replaces():
+    config = InferenceConfig(batch_size=7)
+    assert {**config}["batch_size"] == 7
+    assert set({**config}) == set(InferenceConfig.model_fields)
+    assert "batch_size" in config
+    assert "batchsize" not in config
+
+
+@pytest.mark.parametrize("write", [lambda c, v: c.__setitem__("lora_r", v), lambda c, v: setattr(c, "lora_r", v)])
+def test_wrong_value_is_refused_by_both_ways_and_changes_nothing(write):
+    config = FinetuneConfig()
+    with pytest.raises(ConfigError, match=r"^lora_r: must be greater than or equal to 1 \(got 0\)$"):
+        write(config, 0)
+    assert config.lora_r == 8
+
+
+def test_unknown_key_names_the_near_miss_wherever_it_is_used():
+    config = FinetuneConfig()
+    with pytest.raises(ConfigError, match=r"^num_epoch: unknown option; did you mean num_epochs\?$"):
+        FinetuneConfig(num_epoch=1)
+    with pytest.raises(ConfigError, match=r"^num_epoch: unknown option; did you mean num_epochs\?$"):
+        config["num_epoch"] = 1
+    with pytest.raises(ConfigError, match="did you mean num_epochs"):
+        config.num_epoch = 1
+    with pytest.raises(KeyError, match="did you mean num_epochs"):
+        config["num_epoch"]
+
+
+def test_key_that_resembles_nothing_suggests_nothing():
+    with pytest.raises(ConfigError, match=r"^zzz: unknown option$"):
+        FinetuneConfig(zzz=1)
+
+
+def test_every_wrong_option_stands_in_one_error_each_on_its_line():
+    with pytest.raises(ConfigError) as caught:
+        FinetuneConfig(num_epochs=0, temperature="warm", finetune_type="full", batchsize=6, seed=1)
+    lines = str(caught.value).split("\n")
+    assert sorted(line.split(":")[0] for line in lines) == ["batchsize", "finetune_type", "num_epochs", "temperature"]
+    assert "finetune_type: must be 'lora' (got 'full')" in lines
+
+
+LOWER_BOUNDS = {
+    "num_epochs": (1, 0), "max_steps": (0, -1), "train_batch_size": (2, 1), "eval_batch_size": (1, 0),
+    "learning_rate": (1e-9, 0),
+    "max_seq_length": (4, 3), "neg_nums": (0, -1), "temperature": (1e-9, 0), "lora_r": (1, 0), "lora_alpha": (1, 0),
+    "lora_dropout": (0, -0.1), "weight_decay": (0, -0.1), "l1_regularization": (0, -0.1), "max_grad_norm": (0, -1),
+    "label_smoothing": (0, -0.1), "validation_split": (0, -0.1), "eval_steps": (1, 0), "early_stopping_patience": (0, -1),
+    "early_stopping_threshold": (0, -0.1), "warmup_ratio": (0, -0.1), "gradient_accumulation_steps": (1, 0),
+    "dataloader_num_workers": (0, -1), "seed": (0, -1), "save_steps": (0, -1), "save_total_limit": (1, 0),
+    "noise_prob": (0, -0.1),
+}  # fmt: skip
+UPPER_BOUNDS = {
+    "lora_dropout": (0.99, 1), "label_smoothing": (0.99, 1), "validation_split": (0.99, 1), "warmup_ratio": (0.99, 1),
+    "noise_prob": (1, 1.01),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "inside", "outside"), [(n, *v) for t in (LOWER_BOUNDS, UPPER_BOUNDS) for n, v in t.items()])
+def test_range_holds_its_edge_and_refuses_what_lies_beyond(name, inside, outside):
+    assert FinetuneConfig(**{name: inside})[name] == inside
+    with pytest.raises(ConfigError, match=rf"^{name}: must be (greater|less) than .* \(got {outside}\)$"):
+        FinetuneConfig(**{name: outside})
+
+
+def test_every_number_of_fine_tuning_has_a_range():
+    numbers = {name for name, field in FinetuneConfig.model_fields.items() if field.annotation in (int, float)}
+    assert numbers == set(LOWER_BOUNDS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_number_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="learning_rate: must be a finite number"):
+        FinetuneConfig(learning_rate=value)
+
+
+def test_empty_delimiter_is_refused():
+    with pytest.raises(ConfigError, match="delimiter"):
+        InferenceConfig(delimiter="")
+
+
+def test_patience_needs_something_to_judge_by():
+    with pytest.raises(ConfigError, match=r"early_stopping_patience: .*validation_split above 0 or give an eval_dataset"):
+        FinetuneConfig(early_stopping_patience=2, validation_split=0).check()
+    FinetuneConfig(early_stopping_patience=2, validation_split=0.1).check()
+    FinetuneConfig(early_stopping_patience=2, validation_split=0, eval_dataset="datasets/x").check()
+    FinetuneConfig(early_stopping_patience=0, validation_split=0).check()
+
+
+def test_fp16_and_bf16_exclude_each_other():
+    with pytest.raises(ConfigError, match="fp16, bf16: choose one"):
+        FinetuneConfig(fp16=True, bf16=True).check()
+    FinetuneConfig(fp16=True).check()
+    FinetuneConfig(bf16=True).check()
+
+
+def test_wrong_noise_field_is_named_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"^noise_apply_to_fields: query, title unknown; use anchor, positive, negative$"):
+        FinetuneConfig(noise_apply_to_fields="title anchor query").check()
+    FinetuneConfig(noise_apply_to_fields="anchor positive negative").check()
+
+
+@pytest.mark.parametrize("value", ["anchor negative", "anchor,negative", "anchor, negative", ["anchor", "negative"]])
+def test_words_are_a_list_however_they_are_written(value):
+    assert FinetuneConfig(noise_apply_to_fields=value).noise_apply_to_fields == ["anchor", "negative"]
+
+
+def test_default_list_belongs_to_one_config_alone():
+    FinetuneConfig().report_to.append("wandb")
+    assert FinetuneConfig().report_to == ["tensorboard"]
+
+
+RESUME = {
+    "true": True,
+    "True": True,
+    "false": False,
+    " FALSE ": False,
+    "": None,
+    "runs/checkpoint-4": Path("runs/checkpoint-4"),
+}
+
+
+@pytest.mark.parametrize(("value", "wanted"), [*RESUME.items(), (True, True), (False, False), (None, None)])
+def test_resume_is_a_switch_or_a_folder(value, wanted):
+    assert FinetuneConfig(resume_from_checkpoint=value).resume_from_checkpoint == wanted
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_defaults_survive_json(config):
+    assert config.from_dict(json.loads(json.dumps(config().to_json()))) == config()
+
+
+@QUICK
+@given(
+    resume=st.sampled_from([True, False, None, Path("a/checkpoint-7")]),
+    modules=st.none() | st.lists(st.sampled_from(["q_proj", "v_proj"]), min_size=1),
+    rate=st.floats(1e-12, 1e3),
+    prompt=st.none() | st.text(),
+)
+def test_changed_options_survive_json(resume, modules, rate, prompt):
+    config = FinetuneConfig(resume_from_checkpoint=resume, target_modules=modules, learning_rate=rate, prompt=prompt)
+    again = FinetuneConfig.from_dict(json.loads(json.dumps(config.to_json())))
+    assert again == config
+    assert type(again.resume_from_checkpoint) is type(config.resume_from_checkpoint)
+
+
+def test_overrides_win_as_a_dict_and_as_json():
+    assert FinetuneConfig.from_dict({"num_epochs": 2, "seed": 5}, {"num_epochs": 3}).num_epochs == 3
+    config = FinetuneConfig.from_dict({"num_epochs": 2, "seed": 5}, '{"num_epochs": 4}')
+    assert (config.num_epochs, config.seed) == (4, 5)
+
+
+# ---------------------------------------------------------------- the notebook's dicts
+
+
+def test_notebook_overrides_merge_into_the_config_they_name_and_keep_the_order():
+    overrides = json.dumps({"VIS_CONFIG": {"seed": 7}, "FINETUNE_CONFIG": {"num_epochs": 2}})
+    fine, infer, vis = notebook_configs(
+        overrides, FINETUNE_CONFIG={"num_epochs": 1, "lora_r": 4}, INFERENCE_CONFIG={"batch_size": 3}, VIS_CONFIG={"seed": 1}
+    )
+    assert [type(config) for config in (fine, infer, vis)] == list(CONFIGS.values())
+    assert (fine.num_epochs, fine.lora_r, infer.batch_size, vis.seed) == (2, 4, 3, 7)
+
+
+def test_no_overrides_are_the_literals_as_they_stand():
+    (config,) = notebook_configs("", INFERENCE_CONFIG={"batch_size": 3})
+    assert config == InferenceConfig(batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ('{"FINETUNE_CONF": {}}', r"^FINETUNE_CONF: unknown option; did you mean FINETUNE_CONFIG\?$"),
+        ('{"FINETUNE_CONFIG": {"num_epoch": 1}}', r"^num_epoch: unknown option; did you mean num_epochs\?$"),
+        ('{"FINETUNE_CONFIG": {"num_epochs": 0}}', "^num_epochs: must be greater"),
+        ("{num_epochs: 2}", "^EBR_CONFIG_OVERRIDES is not JSON"),
+        ("[1]", "^EBR_CONFIG_OVERRIDES must be a JSON object"),
+        ('{"FINETUNE_CONFIG": 3}', "^EBR_CONFIG_OVERRIDES: FINETUNE_CONFIG must be a JSON object of options$"),
+    ],
+)
+def test_wrong_overrides_say_what_is_wrong(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        notebook_configs(overrides, FINETUNE_CONFIG={})
+
+
+def test_wrong_literal_name_is_refused_like_a_wrong_override():
+    with pytest.raises(ConfigError, match="VIS_CONFG: unknown option; did you mean VIS_CONFIG"):
+        notebook_configs("", VIS_CONFG={})
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(("config", "name"), [(config, name) for config in ALL for name in config.model_fields])
+def test_option_has_a_line_of_help_in_english_and_in_chinese(config, name):
+    field = config.model_fields[name]
+    english, chinese = field.description, field.json_schema_extra["zh"]
+    assert english.strip()
+    assert "\n" not in english + chinese
+    assert not re.search("[\u4e00-\u9fff]", english)
+    assert re.search("[\u4e00-\u9fff]", chinese)

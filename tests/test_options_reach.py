@@ -1,0 +1,272 @@
+"""Every option of fine-tuning and of the maps is proved to reach its consumer: change it, see the one thing change."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ebr.config import FinetuneConfig, VisualizationConfig
+from ebr.training import trainer as training
+from ebr.workflow import finetuning, plan_finetune, visualize_embeddings
+
+# Values of the trainer's arguments that carry the time or the machine.
+VOLATILE = {"logging_dir", "run_name"}
+
+
+def flat(prefix, record):
+    return {f"{prefix}.{name}": repr(value) for name, value in record.items() if name not in VOLATILE}
+
+
+def observe(config):
+    """Everything that a run is made of, by name, without training."""
+    plan = plan_finetune(config)
+    model = finetuning.load_for_training(config)
+    training.prepare_model(model, config)
+    built = training._build(
+        model,
+        plan.train,
+        plan.validation,
+        config,
+        Path("work"),
+        "sha",
+        (lambda *_: {}) if plan.dataset else None,
+        training.Brake(),
+    )
+    loss, batches = built.loss, built.data_collator
+    seen = flat("args", built.args.to_dict())
+    seen |= flat("lora", model[0].model.peft_config["default"].to_dict())
+    seen |= flat("loss", {"temperature": loss.temperature, "smoothing": loss.label_smoothing, "l1": loss.l1})
+    seen |= flat(
+        "batches", {"prompts": batches.prompts, "negatives": batches.n_negatives, "seed": batches.seed, "noise": batches.noise}
+    )
+    seen |= flat("model", {"length": model.max_seq_length, "weights": training.fingerprint(model), "modules": len(model)})
+    seen |= flat("plan", {"files": plan.files, "train": plan.train, "dataset": plan.dataset and plan.dataset.name})
+    seen |= flat("plan", {"final": plan.layout.final, "n_steps": plan.n_steps})
+    seen |= flat("run", {"kept": built.checkpoints_kept, "callbacks": callbacks(built)})
+    return seen
+
+
+def callbacks(built):
+    stopping = [
+        (callback.early_stopping_patience, callback.early_stopping_threshold)
+        for callback in built.callback_handler.callbacks
+        if type(callback).__name__ == "EarlyStoppingCallback"
+    ]
+    return [*sorted(type(callback).__name__ for callback in built.callback_handler.callbacks), stopping]
+
+
+# option → (another value, what must change; anything else that changes fails the test)
+CHANGES = {
+    "data_path": ("SUBSET", {"plan.files", "plan.train", "plan.n_steps"}),
+    "eval_dataset": ("EVALUATION", {"plan.dataset"}),
+    "output_dir": ("elsewhere", {"plan.final"}),
+    "num_epochs": (3, {"args.num_train_epochs", "plan.n_steps"}),
+    "max_steps": (7, {"args.max_steps", "plan.n_steps"}),
+    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps"}),
+    "eval_batch_size": (3, {"args.per_device_eval_batch_size"}),
+    "learning_rate": (1e-3, {"args.learning_rate"}),
+    "max_seq_length": (16, {"model.length"}),
+    "prompt": ("both: ", {"batches.prompts"}),
+    "query_prompt": ("q: ", {"batches.prompts"}),
+    "passage_prompt": ("p: ", {"batches.prompts"}),
+    "neg_nums": (1, {"batches.negatives"}),
+    "temperature": (0.1, {"loss.temperature"}),
+    "lora_r": (4, {"lora.r", "model.weights"}),
+    "lora_alpha": (16, {"lora.lora_alpha"}),
+    "lora_dropout": (0.2, {"lora.lora_dropout"}),
+    "target_modules": (["query"], {"lora.target_modules", "model.weights"}),
+    "weight_decay": (0.1, {"args.weight_decay"}),
+    "l1_regularization": (0.1, {"loss.l1"}),
+    "max_grad_norm": (0.5, {"args.max_grad_norm"}),
+    "label_smoothing": (0.1, {"loss.smoothing"}),
+    "validation_split": (0.5, {"plan.train", "plan.n_steps"}),
+    "eval_steps": (7, {"args.eval_steps"}),
+    "early_stopping_patience": (
+        2,
+        {"run.callbacks", "args.load_best_model_at_end", "args.metric_for_best_model", "args.greater_is_better"},
+    ),
+    "lr_scheduler_type": ("cosine", {"args.lr_scheduler_type"}),
+    "warmup_ratio": (0.25, {"args.warmup_steps"}),
+    "gradient_accumulation_steps": (2, {"args.gradient_accumulation_steps", "plan.n_steps"}),
+    "gradient_checkpointing": (True, {"args.activation_checkpointing", "args.gradient_checkpointing"}),
+    "dataloader_num_workers": (1, {"args.dataloader_num_workers"}),
+    "bf16": (True, {"args.bf16"}),
+    "seed": (7, {"args.seed", "batches.seed", "model.weights", "plan.train"}),
+    "save_steps": (7, {"args.save_steps"}),
+    "save_total_limit": (5, {"run.kept"}),
+    "report_to": (["none"], {"run.callbacks"}),
+    "noise_enabled": (True, {"batches.noise"}),
+}
+# Proved elsewhere, or only with another option on: name → where.
+ELSEWHERE = {
+    "model_name": "test_encoder.py",
+    "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
+    "finetune_type": "one value until the other ways of tuning come",
+    "early_stopping_threshold": "test_options_that_need_another_one",
+    "noise_type": "test_options_that_need_another_one",
+    "noise_prob": "test_options_that_need_another_one",
+    "noise_apply_to_fields": "test_options_that_need_another_one",
+    "dataloader_pin_memory": "test_pinned_memory_and_float16_need_a_gpu",
+    "fp16": "test_pinned_memory_and_float16_need_a_gpu",
+    "resume_from_checkpoint": "test_training.py",
+}
+
+
+@pytest.fixture
+def base(tiny_model, pairs_file):
+    return {"model_name": tiny_model, "data_path": str(pairs_file), "lora_r": 2, "output_dir": "saved"}
+
+
+def changed(first, second):
+    return {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+
+
+def test_no_option_is_left_out():
+    assert {*CHANGES, *ELSEWHERE} == set(FinetuneConfig.model_fields)
+    assert not CHANGES.keys() & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_the_option_changes_its_consumer_and_nothing_else(base, option, pairs_file, evaluation_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value, expected = CHANGES[option]
+    if value == "SUBSET":
+        value = str(pairs_file.with_name("subset.json"))
+        Path(value).write_text(json.dumps(json.loads(pairs_file.read_text())[:10]))
+    if value == "EVALUATION":
+        value = str(evaluation_folder)
+    assert changed(observe(FinetuneConfig(**base)), observe(FinetuneConfig(**{**base, option: value}))) == expected
+
+
+@pytest.mark.parametrize(
+    ("switch", "option", "value", "expected"),
+    [
+        ({"early_stopping_patience": 2}, "early_stopping_threshold", 0.5, {"run.callbacks"}),
+        ({"noise_enabled": True}, "noise_type", "char_delete", {"batches.noise"}),
+        ({"noise_enabled": True}, "noise_prob", 0.5, {"batches.noise"}),
+        ({"noise_enabled": True}, "noise_apply_to_fields", ["anchor"], {"batches.noise"}),
+    ],
+)
+def test_options_that_need_another_one(base, switch, option, value, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = observe(FinetuneConfig(**base, **switch))
+    assert changed(first, observe(FinetuneConfig(**base, **switch, **{option: value}))) == expected
+
+
+@pytest.mark.parametrize("option", ["dataloader_pin_memory", "fp16"])
+def test_pinned_memory_and_float16_need_a_gpu(base, option, tmp_path, monkeypatch):
+    import torch
+
+    class Recorder:
+        n_gpu = 1
+
+        def __init__(self, **arguments):
+            self.arguments = arguments
+
+    monkeypatch.setattr(training, "SentenceTransformerTrainingArguments", Recorder)
+    seen = [
+        training._arguments(
+            FinetuneConfig(**base, **{option: value}),
+            tmp_path,
+            10,
+            device=torch.device("cuda"),
+            validates=False,
+            retrieves=False,
+        ).arguments[option]
+        for value in (True, False)
+    ]
+    assert seen == [True, False]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_trust_remote_code_reaches_the_loader(base, trusted, monkeypatch):
+    from ebr.model import encoder
+
+    seen = {}
+
+    class Recorder:
+        def __init__(self, *_, **options):
+            seen.update(options)
+            raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(encoder, "SentenceTransformer", Recorder)
+    with pytest.raises(encoder.ModelError, match="seen enough"):
+        finetuning.load_for_training(FinetuneConfig(**base, trust_remote_code=trusted))
+    assert seen["trust_remote_code"] is trusted
+
+
+# ---------------------------------------------------------------- maps
+
+
+@pytest.fixture
+def vector_file(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["id\x01label\x01other\x01vector"]
+    for row in range(40):
+        label = "甲乙"[row % 2]
+        lines.append(f"{row}\x01{label}\x01o{row % 4}\x01{' '.join(map(str, rng.normal(size=8) + row % 2))}")
+    path = tmp_path / "vectors.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def look(monkeypatch, config):
+    """What the projections and the picture are asked for."""
+    from ebr.visualization import plot, projection
+
+    seen = {}
+
+    def project(name):
+        def projected(vectors, **settings):
+            seen.update({f"{name}.{key}": value for key, value in settings.items()}, **{f"{name}.rows": len(vectors)})
+            return projection.Projection(name, vectors[:, :2], {})
+
+        return projected
+
+    def draw(projections, labels, path, **settings):
+        seen.update({"labels": sorted(set(labels)), "path": path, "fonts": settings["preferred_fonts"]})
+        seen["shuffle"] = settings["seed"]
+
+    monkeypatch.setattr(projection, "project_tsne", project("tsne"))
+    monkeypatch.setattr(projection, "project_umap", project("umap"))
+    monkeypatch.setattr(plot, "draw_maps", draw)
+    visualize_embeddings(config, say=lambda _: None)
+    return seen
+
+
+MAP_CHANGES = {
+    "label_column": ("other", {"labels"}),
+    "method": ("umap", {"tsne.perplexity", "tsne.learning_rate", "tsne.seed", "tsne.rows"}),
+    "tsne_perplexity": (5.0, {"tsne.perplexity"}),
+    "tsne_learning_rate": (50.0, {"tsne.learning_rate"}),
+    "umap_neighbors": (5, {"umap.n_neighbors"}),
+    "umap_min_dist": (0.5, {"umap.min_dist"}),
+    "max_points": (20, {"tsne.rows", "umap.rows"}),
+    "chinese_fonts": (["SimHei"], {"fonts"}),
+    "output_path": ("other.png", {"path"}),
+    "seed": (7, {"tsne.seed", "umap.seed", "shuffle"}),
+}
+
+
+def test_no_map_option_is_left_out():
+    assert {*MAP_CHANGES, "embeddings_path", "delimiter"} == set(VisualizationConfig.model_fields)
+
+
+@pytest.mark.parametrize("option", MAP_CHANGES)
+def test_the_map_option_changes_its_consumer_and_nothing_else(vector_file, option, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.ERROR)
+    monkeypatch.chdir(tmp_path)
+    value, expected = MAP_CHANGES[option]
+    base = {"embeddings_path": str(vector_file), "output_path": str(tmp_path / "map.png")}
+    first = look(monkeypatch, VisualizationConfig(**base))
+    second = look(monkeypatch, VisualizationConfig(**{**base, option: value}))
+    assert changed({k: repr(v) for k, v in first.items()}, {k: repr(v) for k, v in second.items()}) == expected
+
+
+def test_a_foreign_vector_file_may_have_another_delimiter(vector_file, tmp_path, monkeypatch):
+    other = tmp_path / "other.txt"
+    other.write_text(vector_file.read_text(encoding="utf-8").replace("\x01", "\t"), encoding="utf-8")
+    config = VisualizationConfig(embeddings_path=other, delimiter="\\t", output_path=tmp_path / "map.png")
+    assert look(monkeypatch, config)["labels"] == ["乙", "甲"]

@@ -1,0 +1,58 @@
+"""The sample of a map: exactly as many rows as asked for, every label in proportion, the same for the same seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebr.visualization.sampling import stratified_sample
+
+QUICK = settings(deadline=None, max_examples=30, database=None)
+labels_of = st.lists(st.sampled_from(["a", "b", "c", "北京", ""]), min_size=1, max_size=60)
+
+
+@QUICK
+@given(labels_of, st.integers(1, 60), st.integers(0, 5))
+def test_exactly_at_most_rows_are_drawn_each_once_in_order(labels, at_most, seed):
+    rows = stratified_sample(labels, at_most, seed=seed).tolist()
+    assert len(rows) == min(at_most, len(labels))
+    assert rows == sorted(set(rows))
+    assert set(rows) <= set(range(len(labels)))
+
+
+@QUICK
+@given(labels_of, st.integers(1, 60))
+def test_every_label_keeps_its_share_within_one_row(labels, at_most):
+    rows = stratified_sample(labels, at_most, seed=0)
+    drawn = Counter(labels[row] for row in rows)
+    for label, count in Counter(labels).items():
+        assert abs(drawn[label] - count * min(1, at_most / len(labels))) < 1
+
+
+def test_largest_remainder_by_hand():
+    # 5 of 10 rows: exact shares 3.0, 1.5, 0.5; one row is left over and goes to the first of the two halves.
+    labels = ["a"] * 6 + ["b"] * 3 + ["c"]
+    assert Counter(labels[row] for row in stratified_sample(labels, 5, seed=0)) == {"a": 3, "b": 2}
+    # 7 of 10 rows: 4.2, 2.1, 0.7.
+    assert Counter(labels[row] for row in stratified_sample(labels, 7, seed=0)) == {"a": 4, "b": 2, "c": 1}
+
+
+@pytest.mark.parametrize("at_most", [10, 11])
+def test_few_rows_are_all_shown(at_most):
+    assert stratified_sample(list("abcabcabca"), at_most, seed=0).tolist() == list(range(10))
+
+
+def test_seed_decides_the_rows():
+    labels = ["a", "b"] * 500
+    first, again, other = (stratified_sample(labels, 100, seed=seed).tolist() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_rows_of_a_label_are_drawn_from_its_whole_length():
+    rows = stratified_sample(["a"] * 1000, 100, seed=0)
+    # Uniform on 0..999: mean 499.5, sd of the mean of 100 drawn 28.
+    assert rows.mean() == pytest.approx(499.5, abs=112)
