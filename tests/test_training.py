@@ -221,6 +221,11 @@ def test_float16_without_a_gpu_is_refused_in_one_line_that_offers_bfloat16(confi
         run(config, fp16=True)
 
 
+def test_a_tracker_that_is_not_installed_is_refused_before_training(config):
+    with pytest.raises(ConfigError, match=r"report_to: nosuchtracker is not installed here; there is .*tensorboard"):
+        run(config, report_to=["nosuchtracker"])
+
+
 def test_a_failed_run_leaves_the_finished_model_of_the_run_before(config, monkeypatch):
     result, _ = run(config)
     before = weights(result.model_path)

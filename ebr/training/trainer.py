@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from datasets import Dataset
@@ -61,10 +62,15 @@ def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
     )
 
 
-def check_precision(config: FinetuneConfig) -> None:
-    """Refuse float16 without a GPU: it would be skipped in silence. Raises ConfigError."""
+def check_machine(config: FinetuneConfig) -> None:
+    """Refuse what this machine cannot do: float16 without a GPU, a tracker that is not installed. Raises ConfigError."""
     if config.fp16 and not torch.cuda.is_available():
+        # accelerate would skip it in silence
         raise ConfigError("fp16: needs a GPU and there is none; use bf16, or neither")
+    installed = {"tensorboard", "none", *get_available_reporting_integrations()}
+    missing = [name for name in config.report_to if name not in installed]
+    if missing:
+        raise ConfigError(f"report_to: {', '.join(missing)} is not installed here; there is {', '.join(sorted(installed))}")
 
 
 def fine_tune(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 # A map of fewer points has no neighbourhoods to keep: (7 - 1) / 3 is the first perplexity that counts two neighbours.
 FEWEST_POINTS = 7
@@ -16,6 +17,21 @@ FEWEST_POINTS = 7
 _EXACT_NEIGHBOURS_UP_TO = 30_000
 _BARNES_HUT_UP_TO = 3_000
 _ONE_THREAD_UP_TO = 3_000
+
+
+# openTSNE's own defaults: iterations of early exaggeration, then of the embedding itself.
+_TSNE_ITERATIONS = (250, 500)
+_CALLBACK_EVERY = 25
+
+
+class _Advance:
+    """openTSNE's callback: moves a bar on. Giving nothing back tells openTSNE to go on."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def __call__(self, iteration: int, error: float, embedding: object) -> None:
+        self.bar.update(_CALLBACK_EVERY)
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,10 @@ def project_tsne(vectors: NDArray[np.floating], *, perplexity: float, learning_r
     n_points = len(rows)
     perplexity = min(perplexity, (n_points - 1) / 3)
     start = initialization.rescale(pca_layout(rows, seed=seed).astype(np.float64))
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=sum(_TSNE_ITERATIONS), desc="t-SNE", unit="iteration", dynamic_ncols=True) as bar,
+    ):
         warnings.simplefilter("ignore")
         model = TSNE(
             perplexity=perplexity,
@@ -59,6 +78,10 @@ def project_tsne(vectors: NDArray[np.floating], *, perplexity: float, learning_r
             # Any number of threads gives the same bits; for few points, threads wait for each other longer than they work.
             n_jobs=1 if n_points <= _ONE_THREAD_UP_TO else os.cpu_count() or 1,
             random_state=seed,
+            early_exaggeration_iter=_TSNE_ITERATIONS[0],
+            n_iter=_TSNE_ITERATIONS[1],
+            callbacks=_Advance(bar),
+            callbacks_every_iters=_CALLBACK_EVERY,
         )
         coords = np.asarray(model.fit(rows), dtype=np.float32)
     rate = "auto" if learning_rate is None else learning_rate
@@ -80,7 +103,14 @@ def project_umap(vectors: NDArray[np.floating], *, n_neighbors: int, min_dist: f
         warnings.simplefilter("ignore")
         from umap import UMAP
 
-        model = UMAP(n_neighbors=n_neighbors, min_dist=min_dist, metric="cosine", random_state=seed, n_jobs=1)
+        model = UMAP(
+            n_neighbors=n_neighbors,
+            min_dist=min_dist,
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+            tqdm_kwds={"disable": False, "desc": "UMAP", "unit": "epoch", "bar_format": None, "dynamic_ncols": True},
+        )
         coords = np.asarray(model.fit_transform(rows), dtype=np.float32)
     return Projection("UMAP", coords, {"neighbors": n_neighbors, "min dist": min_dist})
 

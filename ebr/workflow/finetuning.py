@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ebr.training.trainer import TrainingRecord
 
 _SMALL_SET = 100
+_METRIC_MEANINGS = (
+    "nDCG@10: quality of the first ten, 1 = the best possible order; MRR@10: 1 / rank of the first right document;",
+    "Recall@k: share of the right documents that are among the first k. All 0..1, higher is better.",
+)
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,20 @@ class FinetuneResult:
             f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
             *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
         ]
-        return "\n".join([*lines, "", self.comparison.table()] if self.comparison else lines)
+        return "\n".join([*lines, "", self.comparison.table(), "", *_METRIC_MEANINGS] if self.comparison else lines)
 
 
 def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     """Read and check everything that a run needs, and train nothing."""
     from ebr.model.encoder import resolve_model
     from ebr.training.layouts import pair_layout
-    from ebr.training.trainer import check_precision, count_steps
+    from ebr.training.trainer import check_machine, count_steps
 
     config.check()
     files = find_training_files(config.data_path)
     train, validation = split_validation(read_pairs(files), config.validation_split, np.random.default_rng(config.seed))
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
-    check_precision(config)
+    check_machine(config)
     layout = pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)
     return FinetunePlan(files, train, validation, dataset, layout, count_steps(len(train), config))
 

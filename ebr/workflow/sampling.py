@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ebr.config import SampleConfig
+from ebr.data.files import FOLDER_MANIFEST, write_json
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -38,4 +39,9 @@ def build_sample_corpus(config: SampleConfig, *, say: Say = print) -> SampleCorp
     from ebr.data.sample import build_sample
 
     say("reading the documentation of the installed libraries")
-    return build_sample(config.output_root, train_pairs=config.train_pairs, eval_queries=config.eval_queries, seed=config.seed)
+    corpus = build_sample(
+        config.output_root, train_pairs=config.train_pairs, eval_queries=config.eval_queries, seed=config.seed
+    )
+    manifest = {"kind": "sample", "config": config.to_json(), "documented": corpus.versions}
+    write_json(corpus.evaluation_dir / FOLDER_MANIFEST, manifest)
+    return corpus
