@@ -1,14 +1,16 @@
 # make demo · make test · make lint · make bench: each creates .venv when it is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
+# The exact versions were tried on 3.11 only; another Python takes the ranges.
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 DEPS := requirements.txt constraints.txt pyproject.toml
 
 .PHONY: demo test slow-test lint bench docs clean
 
 .venv/.installed: $(DEPS)
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt -c constraints.txt
-	$(PY) -m pip install --disable-pip-version-check -q -e '.[dev]' -c constraints.txt
+	$(PY) -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt $(CONSTRAINTS)
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[dev]' $(CONSTRAINTS)
 	touch $@
 
 demo: .venv/.installed

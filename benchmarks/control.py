@@ -35,8 +35,8 @@ def shuffled_pairs(records: list[dict[str, str]], rng: np.random.Generator) -> l
     ]
 
 
-def main() -> None:
-    """Train both arms and print a row for each."""
+def main() -> int:
+    """Train both arms and print a row for each; 1 when the pairs do not gain, or the shuffled pairs do."""
     records = json.loads(PAIRS.read_text(encoding="utf-8"))
     arms = {"pairs": records, "shuffled": shuffled_pairs(records, np.random.default_rng(42))}
     rows = []
@@ -51,7 +51,9 @@ def main() -> None:
         interval = change.interval
         bounds = f"[{interval.low:+.4f}, {interval.high:+.4f}]"
         print(f"{name:<10}  {change.base:.4f}  {change.tuned:.4f}  {interval.difference:>+10.4f}  {bounds}")
+    (_, true), (_, shuffled) = rows
+    return 0 if true.interval.low > 0 >= shuffled.interval.low else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

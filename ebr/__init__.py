@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebr.config import FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
-    from ebr.config.notebook import notebook_configs
+    from ebr.config.overrides import notebook_configs
     from ebr.workflow import build_sample_corpus, run_batch_inference, train_sentence_transformer, visualize_embeddings
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ __all__ = [
 
 _HOMES = {
     "ebr.config": {"FinetuneConfig", "InferenceConfig", "SampleConfig", "VisualizationConfig"},
-    "ebr.config.notebook": {"notebook_configs"},
+    "ebr.config.overrides": {"notebook_configs"},
     "ebr.workflow": {"build_sample_corpus", "run_batch_inference", "train_sentence_transformer", "visualize_embeddings"},
 }
 

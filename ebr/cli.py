@@ -90,6 +90,9 @@ def _run_parsed(values: dict[str, Any]) -> int:
 
     command = COMMANDS[values.pop("command")]
     record, dry_run = values.pop("config"), values.pop("dry_run")
+    for name, value in values.items():
+        if value == "none" and command.config.model_fields[name].default is None:
+            values[name] = None  # unsets what the record set
     config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
     if dry_run:
         print("\n".join(getattr(workflow, command.plan)(config).lines()))
@@ -112,6 +115,11 @@ def _guarded(run: Callable[[], int]) -> int:
         return INTERRUPTED
     except EBRError as error:
         print(f"ebr: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"ebr: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nebr: interrupted; nothing half-written was kept", file=sys.stderr)

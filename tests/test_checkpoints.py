@@ -209,8 +209,27 @@ def test_finished_run_that_goes_on_can_be_lost_again(layout):
     layout.begin()
     checkpoint(layout.work, 3)
     layout.end()
-    layout.go_on()
+    layout.go_on(layout.work / "checkpoint-3")
     assert "set aside" in layout.begin()
+
+
+def test_going_on_from_an_earlier_checkpoint_drops_the_later_ones(layout):
+    layout.begin()
+    for step in (3, 6, 9):
+        checkpoint(layout.work, step)
+    assert layout.go_on(layout.work / "checkpoint-6") == layout.work / "checkpoint-6"
+    assert sorted(path.name for path in layout.work.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_going_on_with_a_run_that_was_set_aside_swaps_it_with_the_present_one(layout):
+    layout.begin()
+    checkpoint(layout.work, 3)
+    layout.begin()
+    checkpoint(layout.work, 5)
+    aside = layout.work.with_name(layout.work.name + ".interrupted-1")
+    assert layout.go_on(aside / "checkpoint-3") == layout.work / "checkpoint-3"
+    assert [path.name for path in layout.work.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert (layout.work.with_name(layout.work.name + ".interrupted-2") / "checkpoint-5").is_dir()
 
 
 def test_run_without_a_whole_checkpoint_is_nothing_to_set_aside(layout):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebr.config import FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
-from ebr.config.notebook import CONFIGS, notebook_configs
+from ebr.config.overrides import CONFIGS, notebook_configs
 from ebr.errors import ConfigError
 
 QUICK = settings(deadline=None, max_examples=30, database=None)
@@ -127,7 +127,7 @@ def test_every_wrong_option_stands_in_one_error_each_on_its_line():
 
 
 LOWER_BOUNDS = {
-    "num_epochs": (1, 0), "max_steps": (0, -1), "train_batch_size": (2, 1), "eval_batch_size": (1, 0),
+    "num_epochs": (1, 0), "max_steps": (0, -1), "train_batch_size": (2, 1), "eval_batch_size": (2, 1),
     "learning_rate": (1e-9, 0),
     "max_seq_length": (4, 3), "neg_nums": (0, -1), "temperature": (1e-9, 0), "lora_r": (1, 0), "lora_alpha": (1, 0),
     "lora_dropout": (0, -0.1), "weight_decay": (0, -0.1), "l1_regularization": (0, -0.1), "max_grad_norm": (0, -1),

@@ -7,10 +7,10 @@ from sentence_transformers import SentenceTransformer
 from ebr.config import InferenceConfig
 from ebr.data.embeddings import read_embeddings
 from ebr.data.files import read_manifest
-from ebr.errors import DataError
+from ebr.errors import ConfigError, DataError
 from ebr.inference.engines import LocalEngine
 from ebr.model.encoder import Role, load_encoder
-from ebr.workflow import run_batch_inference
+from ebr.workflow import plan_inference, run_batch_inference
 
 TEXTS = ["a red shoe", "the", "这是一个大国的人民，我们", "buy a small blue lamp and a green book, please!", "x" * 300]
 
@@ -57,6 +57,41 @@ CHANGES = [
 ]
 
 
+# Proved elsewhere: option → where.
+ELSEWHERE = {
+    "model_path": "every test here",
+    "input_dir": "every test here",
+    "output_path": "every test here",
+    "file_pattern": "test_bad_input_is_one_clear_error_and_nothing_is_written",
+    "delimiter": "test_bad_input_is_one_clear_error_and_nothing_is_written",
+    "output_columns": "test_output_columns_choose_what_is_kept",
+    "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
+}
+
+
+def test_no_option_is_left_out():
+    assert {*(option for option, _, _ in CHANGES), *ELSEWHERE} == set(InferenceConfig.model_fields)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_trust_remote_code_reaches_the_loader(tiny_model, table, tmp_path, trusted, monkeypatch):
+    from ebr.model import encoder
+
+    seen = {}
+
+    def load(name, **options):
+        seen.update(options)
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(encoder, "load_encoder", load)
+    config = InferenceConfig(
+        model_path=tiny_model, input_dir=table, output_path=tmp_path / "v.txt", trust_remote_code=trusted, max_seq_length=9
+    )
+    with pytest.raises(RuntimeError, match="seen enough"):
+        run_batch_inference(config, say=lambda _: None)
+    assert seen == {"trust_remote_code": trusted, "max_seq_length": 9}
+
+
 @pytest.mark.parametrize(("option", "value", "effect"), CHANGES)
 def test_every_option_of_the_encoder_reaches_the_vectors(tiny_model, table, tmp_path, option, value, effect):
     def vectors(**changes):
@@ -93,11 +128,12 @@ def test_normalize_embeddings_decides_the_length_of_vectors_of_a_model_that_does
         ({"file_pattern": "*.tsv"}, r"no file matches '\*\.tsv'"),
         ({"input_dir": "nowhere"}, "no such folder"),
         ({"delimiter": ","}, "is the delimiter right"),
+        ({"file_pattern": "/data/*.csv"}, "must lie below input_dir"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_nothing_is_written(tiny_model, table, tmp_path, changes, message):
     output = tmp_path / "out" / "v.txt"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         run_batch_inference(
             InferenceConfig(**{"model_path": tiny_model, "input_dir": table, "output_path": output, **changes}),
             say=lambda _: None,
@@ -110,3 +146,38 @@ def test_output_columns_choose_what_is_kept(tiny_model, table, tmp_path):
     config = InferenceConfig(model_path=tiny_model, input_dir=table, output_path=output, output_columns=["label"])
     run_batch_inference(config, say=lambda _: None)
     assert output.read_text(encoding="utf-8").split("\n")[0] == "label\x01vector"
+
+
+def test_the_option_to_normalise_reaches_the_engine(tiny_model, table, tmp_path, monkeypatch):
+    from ebr.inference import engines
+
+    seen = []
+    build = engines.LocalEngine.__init__
+
+    def recorded(self, *args, **options):
+        seen.append(options["normalize_embeddings"])
+        build(self, *args, **options)
+
+    monkeypatch.setattr(engines.LocalEngine, "__init__", recorded)
+    for normalise in (True, False):
+        run_batch_inference(
+            InferenceConfig(
+                model_path=tiny_model, input_dir=table, output_path=tmp_path / "v.txt", normalize_embeddings=normalise
+            ),
+            say=lambda _: None,
+        )
+    assert seen == [True, False]
+
+
+def test_an_output_that_is_a_folder_or_an_input_is_refused_before_anything_is_embedded(tiny_model, table, tmp_path):
+    for output, message in ((tmp_path, "is a folder"), (table / "part.csv", "is one of the input tables")):
+        with pytest.raises(ConfigError, match=message):
+            plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table, output_path=output))
+
+
+def test_what_tools_leave_beside_the_data_is_not_embedded(tiny_model, table):
+    for folder in (".ipynb_checkpoints", "_temporary"):
+        (table / folder).mkdir()
+        (table / folder / "part.csv").write_bytes((table / "part.csv").read_bytes())
+    plan = plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table))
+    assert [one.path.name for one in plan.source.tables] == ["part.csv"]

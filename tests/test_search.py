@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ebr.errors import ModelError
 from ebr.retrieval import search
 from ebr.retrieval.search import exact_search
 
@@ -87,9 +88,13 @@ def test_no_documents_and_no_queries_give_empty_answers():
         (np.ones(3), np.ones((1, 3)), {"k": 1}, "two matrices"),
         (np.ones((1, 3)), np.ones((1, 3)), {"k": 0}, "k and block"),
         (np.ones((1, 3)), np.ones((1, 3)), {"k": 1, "block": 0}, "k and block"),
-        (np.ones((1, 3)), np.full((1, 3), np.nan), {"k": 1}, "not finite"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(queries, documents, options, problem):
     with pytest.raises(ValueError, match=problem):
         exact_search(queries, documents, **options)
+
+
+def test_vectors_of_a_diverged_model_are_refused():
+    with pytest.raises(ModelError, match="nan or inf"):
+        exact_search(np.ones((1, 3)), np.full((1, 3), np.nan), 1)

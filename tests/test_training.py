@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
-from ebr.errors import ConfigError, Interrupted
+from ebr.errors import ConfigError, Interrupted, ModelError
 from ebr.workflow import train_sentence_transformer
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国"]
@@ -63,20 +63,71 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(config, 
     assert any(not torch.equal(a, b) for a, b in zip(weights(first.model_path).values(), weights(third.model_path).values()))  # noqa: B905
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path):
-    whole, _ = run(config)
-    broken_off = tmp_path / "broken"
-    run(config, output_dir=str(broken_off))
-    # As if the run had died after step 6: later checkpoints, the finished mark and the result are gone.
-    work = next(broken_off.glob("*.run"))
+def break_off_after(work, step):
+    """As if the run had died in the middle of writing the checkpoint after this step: later ones are torn, no finished mark."""
     (work / "finished").unlink()
     for path in work.glob("checkpoint-*"):
-        if int(path.name.split("-")[1]) > 6:
-            for file in path.rglob("*"):
-                if file.name == "optimizer.pt":
-                    file.write_bytes(b"half-writt")
-    resumed, _ = run(config, output_dir=str(broken_off), resume_from_checkpoint=True)
+        if int(path.name.split("-")[1]) > step:
+            (path / "optimizer.pt").write_bytes(b"half-writt")
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path):
+    whole, _ = run(config)
+    broken = tmp_path / "broken"
+    run(config, output_dir=str(broken))
+    break_off_after(next(broken.glob("*.run")), 6)
+    resumed, lines = run(config, output_dir=str(broken), resume_from_checkpoint=True)
+    assert any(line.endswith("checkpoint-6") for line in lines)
     assert_same_weights(weights(whole.model_path), weights(resumed.model_path))
+
+
+def test_a_run_that_was_set_aside_can_be_taken_up_again_and_disturbs_no_other(config, tmp_path):
+    whole, _ = run(config)
+    out = tmp_path / "out"
+    run(config, output_dir=str(out))
+    work = next(out.glob("*.run"))
+    break_off_after(work, 3)
+    _, lines = run(config, output_dir=str(out), seed=7)
+    aside = out / "tiny-bert-peft-lora.run.interrupted-1"
+    assert any(str(aside) in line for line in lines)
+    resumed, _ = run(config, output_dir=str(out), save_total_limit=1, resume_from_checkpoint=str(aside / "checkpoint-3"))
+    assert_same_weights(weights(whole.model_path), weights(resumed.model_path))
+    assert not aside.exists()
+    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-10"]
+
+
+def test_a_refused_resume_leaves_the_finished_run_as_it_was(config):
+    result, _ = run(config)
+    work = result.model_path.with_name(result.model_path.name + ".run")
+    before = sorted(path.relative_to(work) for path in work.rglob("*"))
+    with pytest.raises(ConfigError, match="seed was 42, is 7"):
+        run(config, seed=7, resume_from_checkpoint=True)
+    assert sorted(path.relative_to(work) for path in work.rglob("*")) == before
+
+
+def test_a_diverged_run_is_refused_and_does_not_replace_the_finished_model(config):
+    result, _ = run(config)
+    before = weights(result.model_path)
+    with pytest.raises(ModelError, match="lower learning_rate"):
+        run(config, learning_rate=1e38, max_grad_norm=0)
+    assert_same_weights(before, weights(result.model_path))
+
+
+def test_mixed_precision_is_for_training_only_and_both_evaluations_are_in_float32(config, evaluation_folder, monkeypatch):
+    from ebr.inference import engines
+
+    seen = []
+    plain = engines.LocalEngine._forward
+
+    def forward(self, texts):
+        embedded = self.model(self.model.preprocess(texts, task=self.role.value))["sentence_embedding"]
+        seen.append((embedded.dtype, self.model[0].model.encoder.layer[0].output.dense.base_layer(torch.zeros(1, 64)).dtype))
+        return plain(self, texts)
+
+    monkeypatch.setattr(engines.LocalEngine, "_forward", forward)
+    result, _ = run(config, bf16=True, eval_dataset=str(evaluation_folder), validation_split=0, eval_steps=5)
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert [entry["step"] for entry in result.record.history if "eval_ndcg@10" in entry] == [5, 10]
 
 
 def test_ctrl_c_leaves_a_whole_checkpoint_and_the_resumed_run_ends_the_same(config, tmp_path, monkeypatch):
@@ -172,12 +223,19 @@ def test_early_stopping_keeps_the_best_weights_not_the_last(config, evaluation_f
     assert result.comparison.changes[0].tuned == pytest.approx(scores[record.weights_step])
 
 
-def test_training_helps_on_a_task_that_can_be_learned(config, evaluation_folder):
-    result, lines = run(config, eval_dataset=str(evaluation_folder), num_epochs=8, learning_rate=2e-3, noise_enabled=False)
+def test_training_lowers_its_own_loss(config):
+    result, _ = run(config, num_epochs=20, learning_rate=2e-3, lora_dropout=0, noise_enabled=False, save_steps=0)
+    losses = [entry["loss"] for entry in result.record.history if "loss" in entry]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_the_base_is_judged_before_the_first_step_and_compared_at_the_end(config, evaluation_folder, tiny_model):
+    result, lines = run(config, eval_dataset=str(evaluation_folder), learning_rate=1e-12)
     change = result.comparison.changes[0]
     assert change.metric == "ndcg@10"
-    assert change.tuned > change.base
-    assert any(line.startswith("base: nDCG@10") for line in lines)
+    assert change.base == pytest.approx(change.tuned, abs=1e-6)  # nothing was learned at such a rate
+    assert f"base: nDCG@10 {change.base:.4f} on evaluation" in lines
+    assert f"step 10: nDCG@10 {change.tuned:.4f} on evaluation" in lines
     assert "95 % interval" in result.summary()
 
 
@@ -193,7 +251,7 @@ def test_only_the_adapter_is_trained(config, tiny_model):
     assert result.record.trainable_parameters == sum(tensor.numel() for tensor in weights(result.model_path).values())
 
 
-def test_gradient_checkpointing_saves_memory_and_changes_no_weight(config, tmp_path):
+def test_gradient_checkpointing_changes_no_weight(config, tmp_path):
     plain, _ = run(config)
     recomputed, _ = run(config, gradient_checkpointing=True, output_dir=str(tmp_path / "other"))
     first, second = weights(plain.model_path), weights(recomputed.model_path)

@@ -51,7 +51,10 @@ class FinetuneConfig(Config):
     finetune_type: Literal["lora"] = option("lora", "how to tune: lora trains a small adapter", "微调方式：lora 训练小型适配器")
     num_epochs: int = option(1, "passes over the training split", "训练轮数", ge=1)
     max_steps: int = option(
-        0, "stop after this many optimiser steps; 0 = num_epochs decides", "最大优化步数；0 表示由 num_epochs 决定", ge=0
+        0,
+        "exactly this many optimiser steps, whatever num_epochs says; 0 = num_epochs decides",
+        "优化步数，优先于 num_epochs；0 表示由 num_epochs 决定",
+        ge=0,
     )
     train_batch_size: int = option(
         6,
@@ -59,7 +62,12 @@ class FinetuneConfig(Config):
         "每批样本对数；批内互为负例，越大越好",
         ge=2,
     )
-    eval_batch_size: int = option(6, "pairs a batch for the validation loss", "计算验证损失时每批的样本对数", ge=1)
+    eval_batch_size: int = option(
+        6,
+        "records a batch for the validation loss, and texts a forward pass in retrieval evaluations",
+        "验证损失每批的记录数，也是检索评测每次前向的文本数",
+        ge=2,
+    )
     learning_rate: float = option(2e-4, "peak learning rate", "学习率峰值", gt=0)
     max_seq_length: int = option(
         256,
@@ -133,7 +141,7 @@ class FinetuneConfig(Config):
     dataloader_pin_memory: bool = option(True, "pinned host memory (used with a GPU)", "锁页内存（有 GPU 时生效）")
     fp16: bool = option(False, "mixed precision float16; needs a GPU", "float16 混合精度；需要 GPU")
     bf16: bool = option(False, "mixed precision bfloat16; fast where the processor has it", "bfloat16 混合精度；硬件支持时更快")
-    seed: int = option(42, "the same seed gives the same run", "相同种子得到相同结果", ge=0)
+    seed: int = option(42, "the same seed gives the same run", "相同种子得到相同结果", ge=0, le=2**32 - 1)
     save_steps: int = option(
         100,
         "a resumable checkpoint every N steps (every eval_steps under early stopping); 0 = none",

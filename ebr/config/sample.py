@@ -17,4 +17,6 @@ class SampleConfig(Config):
     )
     train_pairs: int = option(2000, "training pairs at most", "训练样本对上限", ge=10)
     eval_queries: int = option(600, "evaluation queries at most", "评测查询数上限", ge=10)
-    seed: int = option(42, "the same seed and library versions give the same files", "相同种子与库版本得到相同文件", ge=0)
+    seed: int = option(
+        42, "the same seed and library versions give the same files", "相同种子与库版本得到相同文件", ge=0, le=2**32 - 1
+    )

@@ -27,7 +27,7 @@ class VisualizationConfig(Config):
         30.0,
         "t-SNE: about how many neighbours count; lowered for few points",
         "t-SNE 困惑度（有效邻居数）；点少时自动降低",
-        gt=0,
+        ge=1,
     )
     tsne_learning_rate: float | None = option(
         None, "t-SNE step size; not set = N / early exaggeration", "t-SNE 学习率；未设置时为 N / early exaggeration", gt=0
@@ -45,7 +45,7 @@ class VisualizationConfig(Config):
     output_path: Path = option(
         Path("./embedding_scatter.png"), "the picture; its numbers go beside it as .json", "图片路径；指标写入同名 .json"
     )
-    seed: int = option(42, "the same seed gives the same map", "相同种子得到相同的图", ge=0)
+    seed: int = option(42, "the same seed gives the same map", "相同种子得到相同的图", ge=0, le=2**32 - 1)
 
     def check(self) -> None:
         """Refuse a picture that cannot be drawn before anything is computed. Raises ConfigError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +76,11 @@ class Embeddings:
     manifest: dict[str, Any] | None
 
 
-def read_embeddings(path: Path, delimiter: str) -> Embeddings:
-    """Read a vector file whole.
+def read_embeddings(path: Path, delimiter: str, columns: Mapping[str, str] | None = None) -> Embeddings:
+    """Read the vectors of a file, and its other columns.
 
-    Its manifest says the delimiter and is verified; for a file without one, a line says what is assumed.
-
+    Its manifest says the delimiter and is verified; for a file without one, a line says what is assumed. columns: those to
+    keep, each with the option that names it; None = all.
     Raises DataError naming file and line when the file is absent, changed since it was finished, or a vector cannot be read.
     """
     if not path.is_file():
@@ -96,16 +96,17 @@ def read_embeddings(path: Path, delimiter: str) -> Embeddings:
             )
     header = read_header(path, delimiter)
     at = column_index(path, header, VECTOR, "a vector file")
-    rows: list[list[str]] = []
+    wanted = dict.fromkeys(header, "") if columns is None else columns
+    kept = {name: column_index(path, header, name, option) for name, option in wanted.items() if name != VECTOR}
+    cells_of: dict[str, list[str]] = {name: [] for name in kept}
     vectors: list[Vectors] = []
     for line, cells in _good_rows(path, delimiter, len(header)):
-        vectors.append(_vector(path, line, cells.pop(at), vectors[0].size if vectors else None))
-        rows.append(cells)
-    if not rows:
+        vectors.append(_vector(path, line, cells[at], vectors[0].size if vectors else None))
+        for name, index in kept.items():
+            cells_of[name].append(cells[index])
+    if not vectors:
         raise DataError(f"{path}: holds no rows")
-    names = [name for name in header if name != VECTOR]
-    columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
-    return Embeddings(np.stack(vectors), columns, manifest)
+    return Embeddings(np.stack(vectors), cells_of, manifest)
 
 
 def _good_rows(path: Path, delimiter: str, n_columns: int) -> Iterator[tuple[int, list[str]]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ebr.data.near_duplicates import Groups
 from ebr.errors import DataError
 
 SUFFIXES = (".json", ".jsonl")
@@ -71,6 +72,9 @@ def parse_pair(record: dict[str, Any]) -> Example:
     """One record with anchor, positive and an optional negative (a text or a list). Raises DataError."""
     if "query" in record and "pos" in record and "anchor" not in record:
         raise DataError("has 'query' and 'pos'; this reader wants 'anchor', 'positive' and optionally 'negative'")
+    for wrong, right in (("negatives", "negative"), ("neg", "negative"), ("positives", "positive"), ("pos", "positive")):
+        if wrong in record:
+            raise DataError(f"has {wrong!r}; the field is {right!r}")
     negative = record.get("negative")
     negatives = negative if isinstance(negative, list) else [] if negative is None else [negative]
     return Example(
@@ -127,7 +131,7 @@ def _records(file: Path, problems: list[str]) -> Iterator[tuple[str, object]]:
 def _array(file: Path, text: str, problems: list[str]) -> Iterator[tuple[str, object]]:
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(f"{file}: is not valid JSON ({error})")
         return
     for index, record in enumerate(records, start=1):
@@ -141,7 +145,7 @@ def _lines(file: Path, text: str, problems: list[str]) -> Iterator[tuple[str, ob
             continue
         try:
             yield f"{file}:{number}", json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{file}:{number}: is not valid JSON ({error}); write one object a line, or one array a file")
 
 
@@ -186,20 +190,12 @@ def split_validation(
 
 def connected_groups(examples: Sequence[Example]) -> list[list[int]]:
     """Indices of examples, grouped so that two examples with a text in common are in one group."""
-    parent = list(range(len(examples)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
+    together = Groups(len(examples))
     first_with: dict[str, int] = {}
     for index, example in enumerate(examples):
         for text in example.texts():
-            other = first_with.setdefault(text.strip(), index)
-            parent[root(index)] = root(other)
+            together.join(first_with.setdefault(text.strip(), index), index)
     groups: dict[int, list[int]] = {}
     for index in range(len(examples)):
-        groups.setdefault(root(index), []).append(index)
+        groups.setdefault(together.root(index), []).append(index)
     return list(groups.values())

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ebr.errors import DataError
+
 FOLDER_MANIFEST = "ebr_manifest.json"
 _CHUNK = 1 << 20
 
@@ -77,7 +79,12 @@ def read_manifest(artefact: Path) -> dict[str, Any] | None:
     path = manifest_path(artefact)
     if not path.is_file():
         return None
-    record = read_json(path)
+    try:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); delete it to load {artefact.name} as a file from elsewhere"
+        ) from None
     return record if isinstance(record, dict) else None
 
 

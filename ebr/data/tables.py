@@ -55,7 +55,12 @@ def find_tables(folder: Path, pattern: str) -> list[Path]:
     """The tables of a folder and its subfolders, sorted. Raises DataError when there are none."""
     if not folder.is_dir():
         raise DataError(f"input_dir {folder}: no such folder")
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file() and not path.name.startswith((".", "_")))
+    try:
+        found = [path for path in folder.rglob(pattern) if path.is_file()]
+    except (NotImplementedError, ValueError):
+        raise ConfigError(f"file_pattern {pattern!r}: must lie below input_dir, like *.csv") from None
+    # Hidden files and folders, _SUCCESS and _temporary: what tools leave beside the data.
+    files = sorted(path for path in found if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts))
     if not files:
         raise DataError(f"input_dir {folder}: no file matches {pattern!r}; set file_pattern or put tables there")
     return files
@@ -105,7 +110,8 @@ def _why_unreadable(raw: bytes) -> str:
         raw.decode()
     except UnicodeDecodeError:
         return "not UTF-8"
-    return "a cell that csv cannot read: a bare \\r, or more than 131,072 characters"
+    n_lines = raw.count(b"\n")
+    return f"csv cannot read it ({n_lines} lines): a quote that never closes, a bare \\r, or a cell over 131,072 characters"
 
 
 def join_cells(cells: Sequence[str], delimiter: str) -> str:
@@ -151,7 +157,7 @@ def _quoted(stream: io.BufferedReader) -> Iterator[tuple[int, bytes, list[str] |
             drawn.append(raw)
             yield _decoded(raw, number)
 
-    reader, start = csv.reader(lines()), 1
+    reader, start = csv.reader(lines(), strict=True), 1
     while True:
         drawn.clear()
         try:

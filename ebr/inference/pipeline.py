@@ -20,7 +20,7 @@ from ebr.errors import DataError
 if TYPE_CHECKING:
     from ebr.inference.engines import Engine
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 512
 _FIRST_REJECTS = 5
 
 

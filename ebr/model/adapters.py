@@ -23,6 +23,8 @@ def attach_lora(
     target_modules: names, or ends of names, of layers; None = every linear layer that takes part in an embedding.
     Raises ModelError when no layer fits.
     """
+    if getattr(model[0].model, "peft_config", None):
+        raise ModelError("model_name: is a tuned adapter; tune its base instead, or merge the adapter first")
     # Dense layers behind the transformer would otherwise stay trainable.
     model.requires_grad_(False)
     targets = list(target_modules) if target_modules else used_linear_layers(model)
@@ -62,6 +64,12 @@ def trainable_share(model: SentenceTransformer) -> tuple[int, int]:
     """(trainable parameters, all parameters)."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trainable, sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_finite(model: SentenceTransformer) -> None:
+    """Refuse weights that diverged. Raises ModelError."""
+    if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
+        raise ModelError("training diverged: the weights hold nan or inf; lower learning_rate, or use bf16 instead of fp16")
 
 
 def load_adapter_weights(model: SentenceTransformer, folder: Path) -> None:

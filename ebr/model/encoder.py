@@ -95,14 +95,20 @@ def _embedded_folder() -> Path:
 
 def _check_hub(name: str) -> None:
     """Ask the hub once whether it has the model: the loader itself would try for a minute before it says no."""
-    repo = name if "/" in name else f"sentence-transformers/{name}"
-    if any(isinstance(try_to_load_from_cache(repo, file), str) for file in ("modules.json", "config.json", ADAPTER_CONFIG)):
+    # sentence-transformers looks for a bare name among its own models first.
+    repos = [name] if "/" in name else [f"sentence-transformers/{name}", name]
+    files = ("modules.json", "config.json", ADAPTER_CONFIG)
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for repo in repos for file in files):
         return
-    try:
-        HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
-    except Exception as error:  # the hub's own errors, and whatever its HTTP library raises without a network
-        tried = f"no folder {name!r} here, not the embedded {EMBEDDED_NAME!r}, and the hub did not give {repo!r}"
-        raise ModelError(f"model {name!r}: {tried} ({_first_line(error)})") from None
+    reason = ""
+    for repo in repos:
+        try:
+            HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
+            return
+        except Exception as error:  # the hub's own errors, and whatever its HTTP library raises without a network
+            reason = _first_line(error)
+    tried = f"no folder {name!r} here, not the embedded {EMBEDDED_NAME!r}, and the hub did not give {' or '.join(repos)}"
+    raise ModelError(f"model {name!r}: {tried} ({reason})")
 
 
 def _first_line(error: Exception) -> str:
@@ -145,14 +151,16 @@ def _with_base_in_reach(source: ModelSource) -> Iterator[str]:
     if source.origin is not Origin.FOLDER or not config.is_file():
         yield source.location
         return
-    adapter, manifest = read_json(config), read_manifest(folder)
-    base = adapter["base_model_name_or_path"]
-    if manifest is None or _HUB_ID.fullmatch(base) or Path(base).is_dir():
+    adapter, manifest = read_json(config), read_manifest(folder) or {}
+    base, base_name = adapter["base_model_name_or_path"], manifest.get("base_model")
+    if base_name in _EMBEDDED_ALIASES:
+        _embedded_folder()  # its digest is checked whoever asks for it
+    if base_name is None or _HUB_ID.fullmatch(base) or Path(base).is_dir():
         yield source.location
         return
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(folder, scratch, dirs_exist_ok=True)
-        adapter["base_model_name_or_path"] = resolve_model(manifest["base_model"]).location
+        adapter["base_model_name_or_path"] = resolve_model(base_name).location
         write_json(Path(scratch) / ADAPTER_CONFIG, adapter)
         yield scratch
 
@@ -173,6 +181,20 @@ def quiet_files() -> Iterator[None]:
     finally:
         if was_on:
             transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def own_precision(model: SentenceTransformer) -> Iterator[None]:
+    """The model as it will be served: mixed-precision training wraps its forward pass in autocast, in place."""
+    wrapped, plain = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if wrapped is None or plain is None:
+        yield
+        return
+    model.forward = plain
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 def allowed_length(model: SentenceTransformer, wanted: int) -> int:

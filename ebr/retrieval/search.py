@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ebr.errors import ModelError
+
 Rows = npt.NDArray[np.floating[Any]]
 
 _QUERY_BLOCK = 512
@@ -24,7 +26,7 @@ def exact_search(
     queries: (Q, D). documents: (N, D), N < 2**32; a memory map is read one block of rows at a time. Returns scores float32 and
     rows int64, both (Q, min(k, N)). Equal scores stand in row order, the lower row first. `block`, in rows, bounds memory
     (about 40 bytes x 512 queries x block) and does not change the result.
-    Raises ValueError when the shapes disagree, k or block is below 1, or a score is not finite.
+    Raises ValueError when the shapes disagree or k or block is below 1, ModelError when a score is not finite.
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise ValueError(f"queries {queries.shape} and documents {documents.shape} must be two matrices of the same width")
@@ -56,9 +58,7 @@ def _score_blocks(queries: Rows, documents: Rows, block: int) -> Iterator[tuple[
     for first_row in range(0, len(documents), block):
         scores = (wide_queries @ documents[first_row : first_row + block].astype(np.float64).T).astype(np.float32)
         if not np.isfinite(scores).all():
-            raise ValueError(
-                f"a score of rows {first_row} to {first_row + scores.shape[1] - 1} is not finite; check the vectors"
-            )
+            raise ModelError("the model gives vectors with nan or inf: its weights diverged; lower learning_rate")
         yield first_row, scores
 
 

@@ -53,8 +53,14 @@ class BatchMaker:
     seed: int
     noise: Noise | None = None
     epoch: int = 0
+    _right: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
+    """Every query's right answers, over all records: they are right in whatever batch they meet."""
     valid_label_columns: list[str] = field(default_factory=list)
     """sentence-transformers asks each collator for it; there is no label column."""
+
+    def __post_init__(self) -> None:
+        for example in (*self.train, *self.validation):
+            self._right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """[{"row": 3}, …] → query_* and passage_* token columns (positives first, then negatives) and `label`, the mask."""
@@ -101,10 +107,6 @@ class BatchMaker:
         Judged by the texts before noise: noise does not make a right answer wrong.
         """
         drawn = [self._draw_plain(row) for row in rows]
-        right: dict[str, set[str]] = {}
-        for row in rows:
-            example = self._example(row)
-            right.setdefault(example.query, set()).update(example.positives)
         candidates = [item.positive for item in drawn] + [text for item in drawn for text in item.negatives]
-        allowed = torch.tensor([[text not in right[item.query] for text in candidates] for item in drawn])
+        allowed = torch.tensor([[text.strip() not in self._right[item.query.strip()] for text in candidates] for item in drawn])
         return allowed.logical_or_(torch.eye(len(rows), len(candidates), dtype=torch.bool))

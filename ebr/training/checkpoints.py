@@ -27,6 +27,11 @@ def mark_whole(checkpoint: Path, record: Mapping[str, Any]) -> None:
     write_json(checkpoint / MARK, {"files": _sizes(checkpoint), **record})
 
 
+def unmark(checkpoint: Path) -> None:
+    """Take the mark away, before the files change."""
+    (checkpoint / MARK).unlink(missing_ok=True)
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file that the mark lists is there with its size."""
     try:
@@ -80,10 +85,12 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
     what = {"data_sha256": "the training data", "base_sha256": "the base model's weights"}
     changed = [f"{text} changed" for key, text in what.items() if saved.get(key) != record[key]]
     before, now = saved.get("config", {}), record["config"]
+    # Under early stopping the evaluation set picks the weights.
+    free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE
     changed += [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
         for name in now
-        if name not in _FREE and before.get(name) != now[name]
+        if name not in free and before.get(name) != now[name]
     ]
     if changed:
         raise ConfigError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ebr.training.checkpoints import whole_checkpoints
+from ebr.training.checkpoints import step_of, whole_checkpoints
 
 FINISHED = "finished"
 
@@ -31,9 +31,21 @@ class Layout:
         self.work.mkdir(parents=True)
         return notice
 
-    def go_on(self) -> None:
-        """Take the run up again: it is not finished any more."""
+    def go_on(self, checkpoint: Path) -> Path:
+        """Take up the run that a checkpoint belongs to, and return where the checkpoint is then.
+
+        A run that was set aside moves back; what is in its place is set aside in turn. Later checkpoints go: the run writes
+        them again, and until then they would pass for its newest.
+        """
+        if checkpoint.resolve().parent != self.work.resolve():
+            self.begin()
+            self.work.rmdir()
+            checkpoint.parent.replace(self.work)
+        for later in self.work.glob("checkpoint-*"):
+            if step_of(later) > step_of(checkpoint):
+                shutil.rmtree(later)
         (self.work / FINISHED).unlink(missing_ok=True)
+        return self.work / checkpoint.name
 
     def end(self) -> None:
         """Mark the run finished: its checkpoints are no longer work that could be lost."""

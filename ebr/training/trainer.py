@@ -21,7 +21,7 @@ from datasets import Dataset
 from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
-from ebr.model.adapters import attach_lora, load_adapter_weights, trainable_share
+from ebr.model.adapters import attach_lora, check_finite, load_adapter_weights, trainable_share
 from ebr.model.encoder import fingerprint, quiet_files, set_prompts
 from ebr.training import checkpoints
 from ebr.training.batches import BatchMaker, Noise
@@ -81,24 +81,26 @@ def fine_tune(
     *,
     work: Path,
     data_sha256: str,
+    resume_from: Path | None = None,
     evaluate: Evaluate | None = None,
 ) -> TrainingRecord:
     """Train a prepared model in place, with checkpoints and logs in `work`.
 
-    evaluate: judged beside the validation loss, every eval_steps and at the end; it decides early stopping where given.
-    Raises Interrupted after Ctrl-C, once a whole checkpoint is written; ConfigError when there is nothing to resume.
+    resume_from: a whole checkpoint of the same run, in `work`. evaluate: judged beside the validation loss, every eval_steps
+    and at the end; it decides early stopping where given.
+    Raises Interrupted after Ctrl-C, once a whole checkpoint is written; ModelError when the weights diverged to nan.
     """
     started = time.monotonic()
     brake = Brake()
     trainer = _build(model, train, validation, config, work, data_sha256, evaluate, brake)
-    resume = _checkpoint_to_resume(trainer, config, work)
     with brake.armed():
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if brake.pulled:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if brake.pulled and trainer.state.global_step < trainer.state.max_steps:
         newest = checkpoints.whole_checkpoints(work)[-1]
         raise Interrupted(
             f"stopped after step {trainer.state.global_step}; saved in {newest}\ngo on with --resume_from_checkpoint true"
         )
+    check_finite(model)
     trainable, total = trainable_share(model)
     state = trainer.state
     best = config.early_stopping_patience and state.best_model_checkpoint
@@ -113,12 +115,9 @@ def fine_tune(
     )
 
 
-def _checkpoint_to_resume(trainer: EmbeddingTrainer, config: FinetuneConfig, work: Path) -> Path | None:
-    if not config.resume_from_checkpoint:
-        return None
-    checkpoint = checkpoints.find_checkpoint(config.resume_from_checkpoint, work)
-    checkpoints.check_same_run(checkpoint, trainer.run_record)
-    return checkpoint
+def run_record(model: SentenceTransformer, config: FinetuneConfig, data_sha256: str) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed: the options, the data, and the prepared model before its first step."""
+    return {"config": config.to_json(), "data_sha256": data_sha256, "base_sha256": fingerprint(model)}
 
 
 def count_steps(n_examples: int, config: FinetuneConfig) -> int:
@@ -139,10 +138,12 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         """No model card: making one encodes rows before training begins."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        checkpoints.unmark(checkpoint)  # the mark of an earlier write must not vouch for this one
         with quiet_files():
             super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir)
-        checkpoints.mark_whole(folder / f"checkpoint-{self.state.global_step}", self.run_record)
+        checkpoints.mark_whole(checkpoint, self.run_record)
         checkpoints.keep_newest(folder, self.checkpoints_kept, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
@@ -180,7 +181,7 @@ def _build(
     batches = BatchMaker(train, validation, model.preprocess, model.prompts, config.neg_nums, config.seed, _noise(config))
     n_train, n_all = len(train), len(train) + len(validation)
     trainer = EmbeddingTrainer(
-        run_record={"config": config.to_json(), "data_sha256": data_sha256, "base_sha256": fingerprint(model)},
+        run_record=run_record(model, config, data_sha256),
         checkpoints_kept=config.save_total_limit,
         model=model,
         args=_arguments(config, work, n_train, device=model.device, validates=n_all > n_train, retrieves=evaluate is not None),
@@ -221,7 +222,7 @@ def _arguments(
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=config.warmup_ratio,  # below 1 the trainer reads it as a share
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        activation_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=config.gradient_checkpointing,
         dataloader_num_workers=config.dataloader_num_workers,
         dataloader_pin_memory=config.dataloader_pin_memory and device.type == "cuda",
         use_cpu=device.type == "cpu",
@@ -236,7 +237,7 @@ def _arguments(
         metric_for_best_model=(f"eval_{RETRIEVAL_METRIC}" if retrieves else "eval_loss") if stops_early else None,
         greater_is_better=retrieves if stops_early else None,
         restore_callback_states_from_checkpoint=True,
-        logging_steps=max(1, min(10, count_steps(n_train, config) // 100)),
+        logging_steps=_logging_steps(count_steps(n_train, config)),
         report_to=[name for name in config.report_to if name not in ("tensorboard", "none")] or "none",
         logging_nan_inf_filter=False,  # or a NaN would be logged as a loss of zero
         disable_tqdm=True,
@@ -244,6 +245,11 @@ def _arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would mean DataParallel, which splits each batch's negatives
     return arguments
+
+
+def _logging_steps(n_steps: int) -> int:
+    """About a hundred records a run, at least one every ten steps; at most about two thousand: each rewrites the log."""
+    return max(1, min(10, n_steps // 100), n_steps // 2000)
 
 
 def _callbacks(config: FinetuneConfig, work: Path, batches: BatchMaker, brake: Brake) -> list[TrainerCallback]:

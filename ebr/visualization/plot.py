@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ebr.config.visualization import PICTURES
 from ebr.data.files import write_aside
 from ebr.errors import ConfigError
 from ebr.visualization.fonts import choose_fonts
@@ -228,7 +229,7 @@ def _draw_ndcg(axes: Axes, ndcg: NDArray[np.float64]) -> Line2D:
 
 def _picture_format(path: Path) -> str:
     suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg", ".pdf"):
+    if suffix not in PICTURES:
         raise ConfigError(f"output_path: {path} ends in {suffix or 'no suffix'!r}; a picture is .png, .svg or .pdf")
     return suffix[1:]
 

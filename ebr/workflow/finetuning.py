@@ -39,6 +39,8 @@ class FinetunePlan:
     dataset: EvaluationSet | None
     layout: Layout
     n_steps: int
+    checkpoint: Path | None
+    """Where to resume from; None = from the start."""
 
     def lines(self) -> list[str]:
         """The plan, for people. The first line is looked for by its exact words."""
@@ -75,6 +77,7 @@ class FinetuneResult:
 def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     """Read and check everything that a run needs, and train nothing."""
     from ebr.model.encoder import resolve_model
+    from ebr.training.checkpoints import find_checkpoint
     from ebr.training.layouts import pair_layout
     from ebr.training.trainer import check_machine, count_steps
 
@@ -84,7 +87,9 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
     check_machine(config)
     layout = pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)
-    return FinetunePlan(files, train, validation, dataset, layout, count_steps(len(train), config))
+    wanted = config.resume_from_checkpoint
+    checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
+    return FinetunePlan(files, train, validation, dataset, layout, count_steps(len(train), config), checkpoint)
 
 
 def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> FinetuneResult:
@@ -95,7 +100,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     """
     from ebr.model.adapters import trainable_share
     from ebr.model.encoder import fingerprint
-    from ebr.training.trainer import fine_tune, prepare_model
+    from ebr.training.checkpoints import check_same_run
+    from ebr.training.trainer import fine_tune, prepare_model, run_record
 
     plan = plan_finetune(config)
     for line in plan.lines():
@@ -105,10 +111,15 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     prepare_model(model, config)
     trainable, total = trainable_share(model)
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    if config.resume_from_checkpoint:
-        plan.layout.go_on()
-    elif notice := plan.layout.begin():
-        say(notice)
+    data_sha256 = hash_files(plan.files)
+    if plan.checkpoint:
+        check_same_run(plan.checkpoint, run_record(model, config, data_sha256))
+        resume_from = plan.layout.go_on(plan.checkpoint)
+        say(f"resuming from {resume_from}")
+    else:
+        resume_from = None
+        if notice := plan.layout.begin():
+            say(notice)
     judge = _Judge(plan.dataset, config.eval_batch_size, say) if plan.dataset else None
     if judge:
         judge(model, 0)
@@ -118,7 +129,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         plan.validation,
         config,
         work=plan.layout.work,
-        data_sha256=hash_files(plan.files),
+        data_sha256=data_sha256,
+        resume_from=resume_from,
         evaluate=judge,
     )
     comparison = judge.compare(model, record.weights_step, seed=config.seed) if judge else None
@@ -146,9 +158,11 @@ class _Judge:
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
         from ebr.inference.engines import RetrievalEncoder
+        from ebr.model.encoder import own_precision
         from ebr.retrieval.evaluation import evaluate_encoder
 
-        evaluation = evaluate_encoder(RetrievalEncoder(model, batch_size=self.batch_size), self.dataset)
+        with own_precision(model):
+            evaluation = evaluate_encoder(RetrievalEncoder(model, batch_size=self.batch_size), self.dataset)
         self.evaluations[step] = evaluation
         name = "base" if step == 0 else f"step {step}"
         self.say(f"{name}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")

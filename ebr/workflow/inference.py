@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ebr.config import InferenceConfig
 from ebr.data.files import read_manifest
 from ebr.data.tables import parse_delimiter
+from ebr.errors import ConfigError
 from ebr.workflow.speech import Say, library_versions
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ class InferenceResult:
         return "\n".join(lines)
 
 
+def _check_output(path: Path, source: Source) -> None:
+    if path.is_dir():
+        raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'embeds.txt'}")
+    if path.resolve() in {table.path.resolve() for table in source.tables}:
+        raise ConfigError(f"output_path {path}: is one of the input tables; write elsewhere, or narrow file_pattern")
+
+
 def plan_inference(config: InferenceConfig) -> InferencePlan:
     """Find the tables and check their headers, and embed nothing."""
     from ebr.inference.pipeline import open_source
@@ -59,6 +67,7 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
 
     delimiter = parse_delimiter(config.delimiter)
     source = open_source(config.input_dir, config.file_pattern, delimiter, config.description_column, config.output_columns)
+    _check_output(config.output_path, source)
     resolve_model(config.model_path)
     return InferencePlan(config, source)
 

@@ -13,8 +13,7 @@ import numpy as np
 from ebr.config import VisualizationConfig
 from ebr.data.embeddings import Embeddings, read_embeddings
 from ebr.data.files import write_json
-from ebr.data.tables import column_index, parse_delimiter
-from ebr.errors import DataError
+from ebr.data.tables import NULL, parse_delimiter
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -31,10 +30,9 @@ class VisualizationPlan:
 
     @cached_property
     def labels(self) -> list[str]:
-        """One label a row; raises DataError naming the columns there are."""
-        columns = self.embeddings.columns
-        column_index(self.config.embeddings_path, list(columns), self.config.label_column, "label_column")
-        return [label.strip() for label in columns[self.config.label_column]]
+        """One label a row; '' where it is missing."""
+        labels = (label.strip() for label in self.embeddings.columns[self.config.label_column])
+        return ["" if label == NULL else label for label in labels]
 
     def lines(self) -> list[str]:
         """The plan, for people."""
@@ -61,10 +59,10 @@ class VisualizationResult:
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
     """Read the vectors and check the label column, and draw nothing."""
     config.check()
-    plan = VisualizationPlan(config, read_embeddings(config.embeddings_path, parse_delimiter(config.delimiter)))
-    if not plan.labels:
-        raise DataError(f"{config.embeddings_path}: holds no rows")
-    return plan
+    embeddings = read_embeddings(
+        config.embeddings_path, parse_delimiter(config.delimiter), columns={config.label_column: "label_column"}
+    )
+    return VisualizationPlan(config, embeddings)
 
 
 def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> VisualizationResult:
