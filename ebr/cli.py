@@ -91,7 +91,7 @@ def _run_parsed(values: dict[str, Any]) -> int:
     command = COMMANDS[values.pop("command")]
     record, dry_run = values.pop("config"), values.pop("dry_run")
     for name, value in values.items():
-        if value == "none" and command.config.model_fields[name].default is None:
+        if value in ("none", ["none"]) and command.config.model_fields[name].default is None:
             values[name] = None  # unsets what the record set
     config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
     if dry_run:

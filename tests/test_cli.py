@@ -96,6 +96,14 @@ def test_no_switches_off_what_is_on_by_default(calls):
     assert parsed(calls, "--no-dataloader-pin-memory").dataloader_pin_memory is False
 
 
+def test_none_unsets_what_a_record_set(calls, tmp_path):
+    record = tmp_path / "record.json"
+    record.write_text('{"eval_dataset": "somewhere", "target_modules": ["query"], "num_epochs": 3}')
+    config = parsed(calls, "--config", str(record), "--eval_dataset", "none", "--target_modules", "none")
+    assert (config.eval_dataset, config.target_modules, config.num_epochs) == (None, None, 3)
+    assert parsed(calls, "--report_to", "none").report_to == ["none"]  # a word of its own
+
+
 def test_list_takes_several_words_and_a_word_with_a_space_stays_one(calls):
     assert parsed(calls, "--noise_apply_to_fields", "anchor", "negative").noise_apply_to_fields == ["anchor", "negative"]
     assert cli.main(["infer", "--output_columns", "my title", "id"]) == 0

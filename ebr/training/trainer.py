@@ -208,8 +208,6 @@ def _arguments(
     config: FinetuneConfig, work: Path, n_train: int, *, device: torch.device, validates: bool, retrieves: bool
 ) -> SentenceTransformerTrainingArguments:
     """Our options in the trainer's words."""
-    stops_early = config.early_stopping_patience > 0
-    save_steps = config.eval_steps if stops_early else config.save_steps
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work),
         num_train_epochs=config.num_epochs,
@@ -222,20 +220,15 @@ def _arguments(
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=config.warmup_ratio,  # below 1 the trainer reads it as a share
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        gradient_checkpointing=config.gradient_checkpointing,
+        # transformers 5.20 knows no other name, 5.23 calls it deprecated when it is not None.
+        gradient_checkpointing=config.gradient_checkpointing or None,
         dataloader_num_workers=config.dataloader_num_workers,
         dataloader_pin_memory=config.dataloader_pin_memory and device.type == "cuda",
         use_cpu=device.type == "cpu",
         fp16=config.fp16,
         bf16=config.bf16,
         seed=config.seed,
-        eval_strategy="steps" if validates or retrieves else "no",
-        eval_steps=config.eval_steps,
-        save_strategy="steps" if save_steps else "no",
-        save_steps=save_steps or 1,
-        load_best_model_at_end=stops_early,
-        metric_for_best_model=(f"eval_{RETRIEVAL_METRIC}" if retrieves else "eval_loss") if stops_early else None,
-        greater_is_better=retrieves if stops_early else None,
+        **_evaluation_arguments(config, validates=validates, retrieves=retrieves),
         restore_callback_states_from_checkpoint=True,
         logging_steps=_logging_steps(count_steps(n_train, config)),
         report_to=[name for name in config.report_to if name not in ("tensorboard", "none")] or "none",
@@ -245,6 +238,24 @@ def _arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would mean DataParallel, which splits each batch's negatives
     return arguments
+
+
+def _evaluation_arguments(config: FinetuneConfig, *, validates: bool, retrieves: bool) -> dict[str, Any]:
+    """When to evaluate and to save, and what early stopping goes by."""
+    stops_early = config.early_stopping_patience > 0
+    save_steps = config.eval_steps if stops_early else config.save_steps
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{RETRIEVAL_METRIC}" if retrieves else "eval_loss",
+        "greater_is_better": retrieves,
+    }
+    return {
+        "eval_strategy": "steps" if validates or retrieves else "no",
+        "eval_steps": config.eval_steps,
+        "save_strategy": "steps" if save_steps else "no",
+        "save_steps": save_steps or 1,
+        **(best if stops_early else {}),
+    }
 
 
 def _logging_steps(n_steps: int) -> int:

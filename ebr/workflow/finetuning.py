@@ -100,7 +100,6 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     """
     from ebr.model.adapters import trainable_share
     from ebr.model.encoder import fingerprint
-    from ebr.training.checkpoints import check_same_run
     from ebr.training.trainer import fine_tune, prepare_model, run_record
 
     plan = plan_finetune(config)
@@ -112,14 +111,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     trainable, total = trainable_share(model)
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     data_sha256 = hash_files(plan.files)
-    if plan.checkpoint:
-        check_same_run(plan.checkpoint, run_record(model, config, data_sha256))
-        resume_from = plan.layout.go_on(plan.checkpoint)
-        say(f"resuming from {resume_from}")
-    else:
-        resume_from = None
-        if notice := plan.layout.begin():
-            say(notice)
+    resume_from = _begin_or_go_on(plan, run_record(model, config, data_sha256), say)
     judge = _Judge(plan.dataset, config.eval_batch_size, say) if plan.dataset else None
     if judge:
         judge(model, 0)
@@ -138,6 +130,20 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     curve = _save_model(model, plan.layout.final, record, comparison, manifest)
     plan.layout.end()
     return FinetuneResult(plan.layout.final, record, comparison, curve)
+
+
+def _begin_or_go_on(plan: FinetunePlan, record: Mapping[str, Any], say: Say) -> Path | None:
+    """Make room for a new run, or take up the one that the plan's checkpoint belongs to; returns where to resume from."""
+    from ebr.training.checkpoints import check_same_run
+
+    if plan.checkpoint is None:
+        if notice := plan.layout.begin():
+            say(notice)
+        return None
+    check_same_run(plan.checkpoint, record)
+    resume_from = plan.layout.go_on(plan.checkpoint)
+    say(f"resuming from {resume_from}")
+    return resume_from
 
 
 def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
