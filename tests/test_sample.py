@@ -387,3 +387,24 @@ def test_the_committed_table_has_four_labels_a_language_and_three_or_four_rows_a
         "en": 4,
     }
     assert all(3 <= labels.count(label) <= 4 for label in labels)
+
+
+def test_every_option_of_the_sample_reaches_the_builder_and_the_manifest_reruns_it(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from ebr.config import SampleConfig
+    from ebr.config.options import read_record
+    from ebr.data.files import manifest_path
+    from ebr.workflow import build_sample_corpus
+
+    seen = {}
+
+    def build(output_root, **options):
+        seen.update(options, output_root=output_root)
+        return SimpleNamespace(evaluation_dir=tmp_path, versions={"numpy": "2"})
+
+    monkeypatch.setattr("ebr.data.sample.build_sample", build)
+    config = SampleConfig(output_root=tmp_path / "x", train_pairs=11, eval_queries=12, seed=13)
+    build_sample_corpus(config, say=lambda _: None)
+    assert seen == {"output_root": tmp_path / "x", "train_pairs": 11, "eval_queries": 12, "seed": 13}
+    assert SampleConfig(**read_record(manifest_path(tmp_path))) == config
