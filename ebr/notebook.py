@@ -9,6 +9,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 
 class StreamingClient(NotebookClient):  # type: ignore[misc]
@@ -29,7 +30,10 @@ def run_notebook(path: Path, executed: Path) -> None:
     Raises nbclient's CellExecutionError when a cell fails; what ran until then is written all the same.
     """
     notebook = nbformat.read(path, as_version=4)
-    client = StreamingClient(notebook, timeout=None, resources={"metadata": {"path": str(path.resolve().parent)}})
+    # The kernel is reached through the file system: no port is opened.
+    private = Config({"KernelManager": {"transport": "ipc"}})
+    folder = {"metadata": {"path": str(path.resolve().parent)}}
+    client = StreamingClient(notebook, timeout=None, resources=folder, config=private)
     try:
         client.execute()
     finally:

@@ -15,7 +15,7 @@ FEWEST_POINTS = 7
 
 # Up to here neighbours are found exactly, in seconds; beyond, the quadratic cost would outgrow the projection itself.
 _EXACT_NEIGHBOURS_UP_TO = 30_000
-_BARNES_HUT_UP_TO = 3_000
+_BARNES_HUT_UP_TO = 10_000
 _ONE_THREAD_UP_TO = 10_000
 
 
