@@ -22,16 +22,19 @@ def option(default: Any, help: str, zh: str, **limits: Any) -> Any:  # noqa: ANN
     return Field(default, description=help, json_schema_extra={"zh": zh}, validate_default=False, **limits)
 
 
+def _unwrapped(value: object) -> object:
+    """`--report_to a,b` comes as a list of one text, the notebook's "a,b" as the text itself."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 def _split_words(value: object) -> object:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        value = value[0]  # `--report_to a,b` comes as one word
-    return value.replace(",", " ").split() if isinstance(value, str) else value
+    text = _unwrapped(value)
+    return text.replace(",", " ").split() if isinstance(text, str) else value
 
 
 def _split_names(value: object) -> object:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        value = value[0]
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+    text = _unwrapped(value)
+    return [name.strip() for name in text.split(",") if name.strip()] if isinstance(text, str) else value
 
 
 Language = Literal["en", "zh"]

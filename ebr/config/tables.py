@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Literal
 
 from ebr.config import Config, FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
-from ebr.config.options import options_table
+from ebr.config.options import Language, options_table
 
 CONFIGS: dict[str, type[Config]] = {
     "sample": SampleConfig,
@@ -19,12 +18,12 @@ CONFIGS: dict[str, type[Config]] = {
 _MARK = re.compile(r"(<!-- options: (\w+) -->\n).*?(\n<!-- /options -->)", re.DOTALL)
 
 
-def with_tables(text: str, language: Literal["en", "zh"]) -> str:
+def with_tables(text: str, language: Language) -> str:
     """The text with the table between each pair of `<!-- options: finetune -->` and `<!-- /options -->` made anew."""
     return _MARK.sub(lambda match: match[1] + options_table(CONFIGS[match[2]], language) + match[3], text)
 
 
-def language_of(path: Path) -> Literal["en", "zh"]:
+def language_of(path: Path) -> Language:
     """README.zh-CN.md is Chinese."""
     return "zh" if ".zh" in path.name else "en"
 

@@ -126,7 +126,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         evaluate=judge,
     )
     comparison = judge.compare(model, record.weights_step, seed=config.seed) if judge else None
-    manifest = _model_manifest(model, config, plan, base_sha256)
+    manifest = _model_manifest(model, config, plan, base_sha256, data_sha256)
     curve = _save_model(model, plan.layout.final, record, comparison, manifest)
     plan.layout.end()
     return FinetuneResult(plan.layout.final, record, comparison, curve)
@@ -183,7 +183,9 @@ class _Judge:
         return compare(self.evaluations[0], self.evaluations[step], seed=seed)
 
 
-def _model_manifest(model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, base_sha256: str) -> dict[str, Any]:
+def _model_manifest(
+    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, base_sha256: str, data_sha256: str
+) -> dict[str, Any]:
     from ebr.model.encoder import fingerprint, pooling_name
 
     return {
@@ -193,7 +195,7 @@ def _model_manifest(model: SentenceTransformer, config: FinetuneConfig, plan: Fi
         "base_model": config.model_name,
         "base_sha256": base_sha256,
         "model_sha256": fingerprint(model),
-        "data_sha256": hash_files(plan.files),
+        "data_sha256": data_sha256,
         "n_train": len(plan.train),
         "n_validation": len(plan.validation),
         "pooling": pooling_name(model),
