@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ebr.config import Config, FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+from ebr.config import Config, FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
 from ebr.config.options import add_arguments, flag_to_name, read_record
 from ebr.errors import ConfigError, EBRError, Interrupted
 
@@ -31,6 +31,8 @@ class Command:
 COMMANDS = {
     "sample": Command(SampleConfig, "build_sample_corpus", "plan_sample"),
     "finetune": Command(FinetuneConfig, "train_sentence_transformer", "plan_finetune"),
+    "train": Command(TrainConfig, "train_sentence_transformer", "plan_finetune"),
+    "merge": Command(MergeConfig, "merge_adapter", "plan_merge"),
     "infer": Command(InferenceConfig, "run_batch_inference", "plan_inference"),
     "visualize": Command(VisualizationConfig, "visualize_embeddings", "plan_visualization"),
 }
@@ -70,6 +72,16 @@ def finetune(arguments: Sequence[str] | None = None) -> int:
     return main(["finetune", *(sys.argv[1:] if arguments is None else arguments)])
 
 
+def train(arguments: Sequence[str] | None = None) -> int:
+    """`python train.py …`: `ebr train` by the name that users know."""
+    return main(["train", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def merge(arguments: Sequence[str] | None = None) -> int:
+    """`python merge.py …`: `ebr merge` by the name that users know."""
+    return main(["merge", *(sys.argv[1:] if arguments is None else arguments)])
+
+
 def _first_line(command: Command) -> str:
     return (command.config.__doc__ or "").split("\n", 1)[0]
 
@@ -91,7 +103,7 @@ def _run_parsed(values: dict[str, Any]) -> int:
     command = COMMANDS[values.pop("command")]
     record, dry_run = values.pop("config"), values.pop("dry_run")
     for name, value in values.items():
-        if value in ("none", ["none"]) and command.config.model_fields[name].default is None:
+        if value in ("none", ["none"]) and command.config.may_be_unset(name):
             values[name] = None  # unsets what the record set
     config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
     if dry_run:

@@ -6,6 +6,7 @@ import json
 import os
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,3 +107,51 @@ def evaluation_folder(tmp_path: Path) -> Path:
     qrels = ["query-id\tcorpus-id\tscore", *(f"q{index}\td{index}\t1" for index in range(10))]
     (folder / "qrels.tsv").write_text("\n".join(qrels) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A plain transformers folder, as a language model is published: Qwen2 of two layers and 32 dimensions, fixed random weights.
+
+    Its tokenizer is of bytes, as Qwen's is: it appends nothing, pads with <|endoftext|>, and ends a turn with <|im_end|>.
+    """
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-qwen2"
+    backend = _byte_tokenizer(["red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large", "buy", "the"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=128,
+        padding_side="right", additional_special_tokens=["<|im_start|>"], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=128, initializer_range=0.2, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _byte_tokenizer(words: list[str]) -> Any:
+    """Byte-level BPE without a training run: each word, with the space before it, and each of CHINESE is one token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges: dict[tuple[str, str], None] = {}
+    for text in [*(f" {word}" for word in words), *CHINESE]:
+        symbols = "".join(piece for piece, _ in level.pre_tokenize_str(text))
+        merges.update({(symbols[:end], symbols[end]): None for end in range(1, len(symbols))})
+    vocabulary += dict.fromkeys(left + right for left, right in merges)
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, list(merges)))
+    tokenizer.pre_tokenizer, tokenizer.decoder = level, decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    return tokenizer

@@ -11,6 +11,8 @@ from ebr.config.options import Config, Words, option
 from ebr.errors import ConfigError
 
 NoiseType = Literal["random_delete", "random_swap", "char_delete", "none"]
+Tuning = Literal["lora", "qlora", "full"]
+PoolingMode = Literal["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -20,6 +22,11 @@ def _resume_value(value: object) -> object:
     """`true` and `false` typed on a command line are switches, any other text is a checkpoint folder."""
     words = {"true": True, "false": False, "": None}
     return words.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _number(value: object) -> object:
+    """A command line gives text, and a choice among numbers takes none."""
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
 
 class FinetuneConfig(Config):
@@ -46,9 +53,28 @@ class FinetuneConfig(Config):
         "评测目录（corpus.jsonl、queries.jsonl、qrels.tsv）：训练前、中、后的 nDCG@10",
     )
     output_dir: Path = option(
-        Path("./saved_model"), "the result goes to <output_dir>/<model>-peft-lora", "结果写入 <output_dir>/<模型>-peft-lora"
+        Path("./saved_model"),
+        "the result goes to <output_dir>/<model>-peft-lora, -peft-qlora or -full",
+        "结果写入 <output_dir>/<模型>-peft-lora、-peft-qlora 或 -full",
     )
-    finetune_type: Literal["lora"] = option("lora", "how to tune: lora trains a small adapter", "微调方式：lora 训练小型适配器")
+    finetune_type: Tuning = option(
+        "lora",
+        "lora: a small adapter; qlora: the same on a base held in 4 or 8 bits; full: every weight",
+        "lora：小型适配器；qlora：基础模型以 4 或 8 位保存，再加适配器；full：全部权重",
+    )
+    quantization_bits: Annotated[Literal[4, 8], BeforeValidator(_number)] = option(
+        4, "bits a weight of the base, for qlora: 4 (nf4) or 8", "qlora 下基础模型每个权重的位数：4（nf4）或 8"
+    )
+    pooling: PoolingMode | None = option(
+        None,
+        "how token vectors become one; not set = the model's own, else lasttoken for decoders and mean for encoders",
+        "词元向量的池化方式；未设置时沿用模型自带的，否则解码器用 lasttoken、编码器用 mean",
+    )
+    attn_implementation: str | None = option(
+        None,
+        "attention kernel: eager, sdpa, flash_attention_2; not set = the library's choice",
+        "注意力实现：eager、sdpa、flash_attention_2；未设置时由库决定",
+    )
     num_epochs: int = option(1, "passes over the training split", "训练轮数", ge=1)
     max_steps: int = option(
         0,
@@ -60,7 +86,7 @@ class FinetuneConfig(Config):
         6,
         "pairs a batch; each sees the others' positives as negatives, so more is better",
         "每批样本对数；批内互为负例，越大越好",
-        ge=2,
+        ge=1,
     )
     eval_batch_size: int = option(
         6,
@@ -75,6 +101,12 @@ class FinetuneConfig(Config):
         "每条文本保留的 token 数；超出模型上限时自动降低并提示",
         ge=4,
     )
+    query_max_len: int | None = option(
+        None, "tokens kept of a query; not set = max_seq_length", "查询保留的 token 数；未设置时取 max_seq_length", ge=4
+    )
+    passage_max_len: int | None = option(
+        None, "tokens kept of a passage; not set = max_seq_length", "段落保留的 token 数；未设置时取 max_seq_length", ge=4
+    )
     prompt: str | None = option(
         None, "put before every text, query and passage; '' = none", "加在所有文本（查询与段落）之前的提示；'' 表示不加"
     )
@@ -87,6 +119,11 @@ class FinetuneConfig(Config):
         "negatives drawn a record and epoch, where it has any; 0 = only the batch's",
         "每轮为每条记录抽取的负例数（若有）；0 表示只用批内负例",
         ge=0,
+    )
+    gather_negatives: bool = option(
+        False,
+        "with several processes: every query also sees the candidates of the other processes",
+        "多进程训练时，每个查询也以其他进程的候选为负例",
     )
     temperature: float = option(0.05, "logits are cosine / temperature", "logit = 余弦相似度 / temperature", gt=0)
     lora_r: int = option(8, "rank of the adapter", "LoRA 秩", ge=1)
@@ -148,7 +185,15 @@ class FinetuneConfig(Config):
         "每 N 步保存可续训的检查点（早停时为每 eval_steps 步）；0 表示不保存",
         ge=0,
     )
-    save_total_limit: int = option(2, "checkpoints kept", "保留的检查点个数", ge=1)
+    save_on_epoch_end: int = option(
+        0,
+        "a resumable checkpoint-epoch-<n> every N epochs, all of them kept; 0 = never",
+        "每 N 轮保存一个可续训的 checkpoint-epoch-<n>，全部保留；0 表示不保存",
+        ge=0,
+    )
+    save_total_limit: int = option(
+        2, "step checkpoints kept; those of save_on_epoch_end are not counted", "保留的按步检查点个数，按轮保存的不计", ge=1
+    )
     resume_from_checkpoint: Annotated[bool | Path | None, BeforeValidator(_resume_value)] = option(
         None,
         "true = go on from the newest whole checkpoint; or a checkpoint folder",
@@ -181,6 +226,11 @@ class FinetuneConfig(Config):
         if self.early_stopping_patience and not self.validation_split and not self.eval_dataset:
             raise ConfigError(
                 "early_stopping_patience: needs something to judge by; set validation_split above 0 or give an eval_dataset"
+            )
+        length = self.max_seq_length != type(self).model_fields["max_seq_length"].default
+        if length and self.query_max_len and self.passage_max_len:
+            raise ConfigError(
+                "max_seq_length: query_max_len and passage_max_len leave it no text to apply to; drop one of the three"
             )
         if self.fp16 and self.bf16:
             raise ConfigError("fp16, bf16: choose one of the two")

@@ -49,7 +49,9 @@ Names = Annotated[list[str], BeforeValidator(_split_names)]
 class Config(BaseModel):
     """A set of options; `config["name"]` and `config.name` read and write the same validated field."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, validate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401
         """Validate values. Raises ConfigError that lists every wrong option at once."""
@@ -63,19 +65,38 @@ class Config(BaseModel):
         """Validate a dict; overrides, a dict or a JSON object, win over it."""
         if isinstance(overrides, str):
             overrides = parse_overrides(overrides)
-        return cls(**{**values, **(overrides or {})})
+        return cls(**{**cls._by_field_name(values), **cls._by_field_name(overrides or {})})
+
+    @classmethod
+    def _by_field_name(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {cls.field_name(name): value for name, value in values.items()}
+
+    @classmethod
+    def field_name(cls, spelling: str) -> str:
+        """The field behind a spelling: `lr` → `learning_rate` where this config spells it so; any other text as it is."""
+        return next((name for name, field in cls.model_fields.items() if field.alias == spelling), spelling)
+
+    @classmethod
+    def spelling(cls, name: str) -> str:
+        """How this config spells a field: `learning_rate`, or `lr`."""
+        return cls.model_fields[name].alias or name
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
         """Set one option, validated like at the start."""
         try:
-            super().__setattr__(name, value)
+            super().__setattr__(self.field_name(name), value)
         except ValidationError as error:
             raise ConfigError(_explain(type(self), error)) from None
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """`config.lr` where the field's own name is learning_rate."""
+        field = type(self).field_name(name)
+        return getattr(self, field) if field != name else super().__getattr__(name)  # type: ignore[misc]
+
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401
         """`config["name"]`."""
-        if name not in type(self).model_fields:
-            raise KeyError(unknown_option(name, type(self).model_fields))
+        if name not in self:
+            raise KeyError(unknown_option(name, type(self).spellings()))
         return getattr(self, name)
 
     def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401
@@ -84,7 +105,17 @@ class Config(BaseModel):
 
     def __contains__(self, name: object) -> bool:
         """`"name" in config`."""
-        return name in type(self).model_fields
+        return isinstance(name, str) and self.field_name(name) in type(self).model_fields
+
+    @classmethod
+    def spellings(cls) -> list[str]:
+        """Every option as this config spells it."""
+        return [cls.spelling(name) for name in cls.model_fields]
+
+    @classmethod
+    def may_be_unset(cls, name: str) -> bool:
+        """Whether None is a value of the field."""
+        return type(None) in _inner_types(cls.model_fields[name])
 
     def keys(self) -> Iterator[str]:
         """The option names; with `[]` this makes `dict(config)` and `{**config}` work."""
@@ -134,8 +165,11 @@ def _explain(config: type[Config], error: ValidationError) -> str:
     lines = []
     for detail in error.errors(include_url=False):
         name = str(detail["loc"][0]) if detail["loc"] else config.__name__
+        name = config.spelling(name) if name in config.model_fields else name
         if detail["type"] in {"extra_forbidden", "no_such_attribute"}:
-            lines.append(unknown_option(name, config.model_fields))
+            lines.append(unknown_option(name, [*config.spellings(), *config.model_fields]))
+        elif detail["type"] == "missing":
+            lines.append(f"{name}: is required")
         else:
             lines.append(f"{name}: {_reason(detail)} (got {detail['input']!r})")
     return "\n".join(lines)
@@ -149,9 +183,13 @@ def _reason(detail: ErrorDetails) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: type[Config]) -> None:
-    """One argument a field. Values stay text here: pydantic alone judges them, as it does for the notebook."""
+    """One argument a field, by its spelling and by its own name.
+
+    Values stay text here: pydantic alone judges them, as it does for the notebook.
+    """
     for name, field in config.model_fields.items():
-        parser.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
+        flags = dict.fromkeys([f"--{config.spelling(name)}", f"--{name}"])
+        parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
         if field.annotation is bool:
             parser.add_argument(
                 f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -240,6 +278,6 @@ def options_table(config: type[Config], language: Language) -> str:
         extra = field.json_schema_extra
         text = extra["zh"] if language == "zh" and isinstance(extra, dict) else field.description
         kind = " / ".join(_choices(field)) or type_name(field)
-        cells = [f"`{name}`", kind, f"`{default_text(field, language)}`", str(text)]
+        cells = [f"`{config.spelling(name)}`", kind, f"`{default_text(field, language)}`", str(text)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

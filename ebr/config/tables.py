@@ -6,12 +6,14 @@ import re
 import sys
 from pathlib import Path
 
-from ebr.config import Config, FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+from ebr.config import Config, FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
 from ebr.config.options import Language, options_table
 
 CONFIGS: dict[str, type[Config]] = {
     "sample": SampleConfig,
     "finetune": FinetuneConfig,
+    "train": TrainConfig,
+    "merge": MergeConfig,
     "infer": InferenceConfig,
     "visualize": VisualizationConfig,
 }

@@ -1,0 +1,5 @@
+"""Fine-tune from query / pos / neg JSONL: `ebr train` by the name that users know."""
+
+from ebr.cli import train
+
+raise SystemExit(train())
