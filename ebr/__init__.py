@@ -9,28 +9,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ebr.config import FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+    from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
     from ebr.config.overrides import notebook_configs
-    from ebr.workflow import build_sample_corpus, run_batch_inference, train_sentence_transformer, visualize_embeddings
+    from ebr.workflow import (
+        build_sample_corpus,
+        compare_models,
+        merge_adapter,
+        plan_merge,
+        rank_texts,
+        run_batch_inference,
+        train_sentence_transformer,
+        visualize_embeddings,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FinetuneConfig",
     "InferenceConfig",
+    "MergeConfig",
     "SampleConfig",
+    "TrainConfig",
     "VisualizationConfig",
     "build_sample_corpus",
+    "compare_models",
+    "merge_adapter",
     "notebook_configs",
+    "plan_merge",
+    "rank_texts",
     "run_batch_inference",
     "train_sentence_transformer",
     "visualize_embeddings",
 ]
 
 _HOMES = {
-    "ebr.config": {"FinetuneConfig", "InferenceConfig", "SampleConfig", "VisualizationConfig"},
+    "ebr.config": {"FinetuneConfig", "InferenceConfig", "MergeConfig", "SampleConfig", "TrainConfig", "VisualizationConfig"},
     "ebr.config.overrides": {"notebook_configs"},
-    "ebr.workflow": {"build_sample_corpus", "run_batch_inference", "train_sentence_transformer", "visualize_embeddings"},
+    "ebr.workflow": {
+        "build_sample_corpus",
+        "compare_models",
+        "merge_adapter",
+        "plan_merge",
+        "rank_texts",
+        "run_batch_inference",
+        "train_sentence_transformer",
+        "visualize_embeddings",
+    },
 }
 
 

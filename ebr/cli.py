@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ class Command:
     config: type[Config]
     run: str
     plan: str
+    on_every_gpu: bool = False
+    """Whether it takes one process a GPU where there are several."""
 
 
 COMMANDS = {
     "sample": Command(SampleConfig, "build_sample_corpus", "plan_sample"),
-    "finetune": Command(FinetuneConfig, "train_sentence_transformer", "plan_finetune"),
-    "train": Command(TrainConfig, "train_sentence_transformer", "plan_finetune"),
+    "finetune": Command(FinetuneConfig, "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
+    "train": Command(TrainConfig, "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
     "merge": Command(MergeConfig, "merge_adapter", "plan_merge"),
     "infer": Command(InferenceConfig, "run_batch_inference", "plan_inference"),
     "visualize": Command(VisualizationConfig, "visualize_embeddings", "plan_visualization"),
@@ -64,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fill(
             commands.add_parser(name, help=_first_line(command), description=_first_line(command), allow_abbrev=False), command
         )
-    return _guarded(lambda: _run_parsed(vars(parser.parse_args([flag_to_name(token) for token in arguments]))))
+    arguments = [flag_to_name(token) for token in arguments]
+    return _guarded(lambda: _run_parsed(vars(parser.parse_args(arguments)), arguments[1:]))
 
 
 def finetune(arguments: Sequence[str] | None = None) -> int:
@@ -97,29 +101,40 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
     add_arguments(parser, command.config)
 
 
-def _run_parsed(values: dict[str, Any]) -> int:
+def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
     from ebr import workflow
 
-    command = COMMANDS[values.pop("command")]
+    name = values.pop("command")
+    command = COMMANDS[name]
     record, dry_run = values.pop("config"), values.pop("dry_run")
-    for name, value in values.items():
-        if value in ("none", ["none"]) and command.config.may_be_unset(name):
-            values[name] = None  # unsets what the record set
+    for option, value in values.items():
+        if value in ("none", ["none"]) and command.config.may_be_unset(option):
+            values[option] = None  # unsets what the record or the default set
     config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
     if dry_run:
         print("\n".join(getattr(workflow, command.plan)(config).lines()))
         print("dry run: nothing was written")
         return 0
+    if command.on_every_gpu:
+        exit_code = workflow.relaunch_on_every_gpu(name, arguments, lambda: getattr(workflow, command.plan)(config))
+        if exit_code is not None:
+            return exit_code
     result = getattr(workflow, command.run)(config)
-    print()
-    print(result.summary())
+    if _is_first_process():
+        print()
+        print(result.summary())
     return 0
+
+
+def _is_first_process() -> bool:
+    """Of those that a launcher started; alone, it is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _guarded(run: Callable[[], int]) -> int:
     """Errors that a user can mend are one message and exit code 2; Ctrl-C is 130; others are ours and keep their traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("ebr").setLevel(logging.INFO)
+    logging.getLogger("ebr").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     try:
         return run()
     except Interrupted as error:

@@ -111,9 +111,10 @@ def evaluation_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A plain transformers folder, as a language model is published: Qwen2 of two layers and 32 dimensions, fixed random weights.
+    """The folder of a language model as it is published, without sentence-transformers: Qwen2 of two layers and 32 dimensions.
 
-    Its tokenizer is of bytes, as Qwen's is: it appends nothing, pads with <|endoftext|>, and ends a turn with <|im_end|>.
+    Random, fixed weights. Its tokenizer is of bytes, as Qwen's is: it appends nothing, pads with <|endoftext|>, and ends a turn
+    with <|im_end|>.
     """
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ebr import cli, workflow
-from ebr.config import FinetuneConfig, InferenceConfig, SampleConfig, VisualizationConfig
+from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
 from ebr.errors import DataError, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -19,9 +19,17 @@ HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "sklearn", "m
 VERBS = {
     "sample": ("build_sample_corpus", "plan_sample", SampleConfig),
     "finetune": ("train_sentence_transformer", "plan_finetune", FinetuneConfig),
+    "train": ("train_sentence_transformer", "plan_finetune", TrainConfig),
+    "merge": ("merge_adapter", "plan_merge", MergeConfig),
     "infer": ("run_batch_inference", "plan_inference", InferenceConfig),
     "visualize": ("visualize_embeddings", "plan_visualization", VisualizationConfig),
 }
+VERB_NAMES = sorted({name for run, plan, _ in VERBS.values() for name in (run, plan)})
+NEEDED = {
+    "train": ["--model_name_or_path", "m", "--train_dataset", "t.jsonl", "--output_dir", "o", "--batch_size", "4"],
+    "merge": ["--base_model_path", "m", "--lora_adapter_path", "a", "--output_path", "o"],
+}
+"""What a command does not start without."""
 
 
 class Done:
@@ -38,34 +46,40 @@ class Done:
 def calls(monkeypatch):
     """The verbs replaced by ones that note (name, config) and do nothing."""
     noted = []
-    for run, plan, _ in VERBS.values():
-        for name in (run, plan):
-            monkeypatch.setattr(workflow, name, lambda config, name=name: noted.append((name, config)) or Done())
+    for name in VERB_NAMES:
+        # Absent or not, it is replaced: test_verb_of_a_command_is_there alone is red for an absent one.
+        monkeypatch.setattr(workflow, name, lambda config, name=name: noted.append((name, config)) or Done(), raising=False)
     return noted
 
 
-def parsed(calls, *flags):
-    """The config that `ebr finetune <flags>` hands to its verb."""
-    assert cli.main(["finetune", *flags]) == 0
+def parsed(calls, *flags, command="finetune"):
+    """The config that `ebr finetune <flags>` hands to its verb; `ebr train` gets what it needs besides."""
+    assert cli.main([command, *NEEDED.get(command, []), *flags]) == 0
     (name, config) = calls.pop()
     assert name == "train_sentence_transformer"
     return config
 
 
+@pytest.mark.parametrize("name", VERB_NAMES)
+def test_verb_of_a_command_is_there(name):
+    assert callable(getattr(workflow, name))
+
+
 @pytest.mark.parametrize("command", VERBS)
 def test_command_calls_its_verb_with_its_config_and_prints_the_summary(command, calls, capsys):
-    assert cli.main([command, "--seed" if command != "infer" else "--batch_size", "7"]) == 0
+    option, value = {"infer": ("batch_size", 7), "merge": ("training_precision", "bfloat16")}.get(command, ("seed", 7))
+    assert cli.main([command, *NEEDED.get(command, []), f"--{option}", str(value)]) == 0
     run, _, config = VERBS[command]
     ((name, got),) = calls
     assert (name, type(got)) == (run, config)
-    assert got["batch_size" if command == "infer" else "seed"] == 7
+    assert got[option] == value
     assert "the summary" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", VERBS)
 def test_dry_run_calls_only_the_plan(command, calls, capsys):
     for flag in ("--dry_run", "--dry-run"):
-        assert cli.main([command, flag]) == 0
+        assert cli.main([command, *NEEDED.get(command, []), flag]) == 0
     assert [name for name, _ in calls] == [VERBS[command][1]] * 2
     assert capsys.readouterr().out.count("first line of the plan\nsecond line\ndry run: nothing was written\n") == 2
 
@@ -119,7 +133,60 @@ def test_resume_takes_true_or_a_folder(calls):
     assert parsed(calls, "--resume_from_checkpoint", "runs/checkpoint-2").resume_from_checkpoint == Path("runs/checkpoint-2")
 
 
+# ---------------------------------------------------------------- the names that train.py's users know
+
+
+@pytest.mark.parametrize("flags", [["--lr", "3e-6"], ["--learning_rate", "3e-6"], ["--learning-rate=3e-6"], ["--lr=3e-6"]])
+def test_train_takes_both_spellings_of_a_flag(flags, calls):
+    config = parsed(calls, *flags, command="train")
+    assert (config.learning_rate, config.num_epochs) == (3e-6, 2)
+
+
+def test_later_flag_wins_whichever_its_spelling(calls):
+    assert parsed(calls, "--lr", "1e-3", "--learning_rate", "2e-3", command="train").lr == 2e-3
+    assert parsed(calls, "--learning_rate", "1e-3", "--lr", "2e-3", command="train").lr == 2e-3
+
+
+def test_train_takes_what_it_needs_by_the_names_of_fine_tuning_too(calls):
+    assert cli.main("train --model_name m --data_path t.jsonl --output_dir o --train_batch_size 4".split()) == 0
+    ((_, config),) = calls
+    assert config == parsed(calls, command="train")
+
+
+@pytest.mark.parametrize("spelling", ["lr", "learning_rate"])
+def test_flag_of_train_wins_over_a_record_of_either_spelling(spelling, calls, tmp_path):
+    record = tmp_path / "run.json"
+    record.write_text(json.dumps({"config": {spelling: 1e-3, "num_epochs": 5}}), encoding="utf-8")
+    config = parsed(calls, "--config", str(record), "--lr", "2e-3", command="train")
+    assert (config.lr, config.epochs) == (2e-3, 5)
+    assert parsed(calls, "--config", str(record), command="train").lr == 1e-3
+
+
+def test_none_unsets_a_default_that_may_be_unset_and_no_other(calls, capsys):
+    assert parsed(calls, command="train").query_max_len == 256
+    config = parsed(calls, "--query_max_len", "none", command="train")
+    assert (config.query_max_len, config.passage_max_len) == (None, 1024)
+    assert parsed(calls, "--log_with", "none", command="train").log_with == ["none"]  # a word of its own
+    assert cli.main(["train", *NEEDED["train"], "--lr", "none"]) == 2
+    assert capsys.readouterr().err.startswith("ebr: lr: must be a valid number")
+
+
+def test_bits_and_words_come_from_text(calls):
+    config = parsed(calls, "--quantization_bits", "8", "--log_with", "wandb,mlflow", command="train")
+    assert (config.quantization_bits, config.log_with) == (8, ["wandb", "mlflow"])
+
+
 # ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("command", NEEDED)
+def test_every_missing_option_is_named_at_once_with_exit_code_2(command, calls, capsys):
+    names = [flag.removeprefix("--") for flag in NEEDED[command][::2]]
+    assert cli.main([command]) == 2
+    assert capsys.readouterr().err == "ebr: " + "\n".join(f"{name}: is required" for name in names) + "\n"
+    assert cli.main([command, *NEEDED[command][2:]]) == 2
+    assert capsys.readouterr().err == f"ebr: {names[0]}: is required\n"
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -129,6 +196,16 @@ def test_resume_takes_true_or_a_folder(calls):
         (["finetune", "--num_epochs", "0"], "ebr: num_epochs: must be greater than or equal to 1 (got '0')\n"),
         (["finetune", "--seed", "x"], "ebr: seed: must be a valid integer, unable to parse string as an integer (got 'x')\n"),
         (["finetune", "--seed"], "ebr: argument --seed: expected one argument; ebr finetune --help lists the options\n"),
+        (["train", "--lrr", "1"], "ebr: --lrr: unknown option; did you mean --lr?\n"),
+        (["train", "--epoch=3"], "ebr: --epoch=3: unknown option; did you mean --epochs?\n"),
+        (["train", "--num-epoch", "3"], "ebr: --num_epoch: unknown option; did you mean --num_epochs?\n"),
+        (["train", *NEEDED["train"], "--lr", "0"], "ebr: lr: must be greater than 0 (got '0')\n"),
+        (["train", *NEEDED["train"], "--learning_rate", "0"], "ebr: lr: must be greater than 0 (got '0')\n"),
+        (["train", *NEEDED["train"], "--quantization_bits", "5"], "ebr: quantization_bits: must be 4 or 8 (got 5)\n"),
+        (
+            ["merge", *NEEDED["merge"], "--training_precision", "float16"],
+            "ebr: training_precision: must be 'float32' or 'bfloat16' (got 'float16')\n",
+        ),
         (["finetune", "--seed", "-1"], "ebr: seed: must be greater than or equal to 0 (got '-1')\n"),
         ([], "ebr: the following arguments are required: COMMAND; ebr --help lists the options\n"),
     ],
@@ -234,9 +311,22 @@ def test_help_lists_every_option_with_its_default_once(command, capsys, monkeypa
         cli.main([command, "--help"])
     assert caught.value.code == 0
     lines = capsys.readouterr().out.split("\n")
-    for name in [*VERBS[command][2].model_fields, "config", "dry_run"]:
-        assert sum(line.strip().startswith(f"--{name} ") or line.strip() == f"--{name}" for line in lines) == 1, name
+    for name in [*VERBS[command][2].spellings(), "config", "dry_run"]:
+        assert sum(re.match(rf" *--{name}(?![\w-])", line) is not None for line in lines) == 1, name
     assert sum("(default: " in line for line in lines) == len(VERBS[command][2].model_fields)
+
+
+def test_help_of_train_shows_lr_and_its_other_spelling_in_one_row(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    usage, rows = capsys.readouterr().out.split("options:\n")
+    (row,) = [line for line in rows.split("\n") if re.search(r"--(lr|learning_rate)(?![\w-])", line)]
+    assert row.strip().startswith("--lr")
+    assert "--learning_rate" in row
+    assert re.search(r"--lr FLOAT.*\n?.*learning rate.*\(default: 0\.0001\)", rows)
+    assert "[--lr FLOAT]" in usage
+    assert "learning_rate" not in usage
 
 
 def test_help_of_the_program_lists_every_command(capsys):
@@ -252,7 +342,15 @@ def python(*arguments):
 
 
 @pytest.mark.parametrize(
-    "what", ["import ebr", "run('--help')", "run('finetune', '--help')", "run('finetune', '--num_epochs', '0')"]
+    "what",
+    [
+        "import ebr",
+        "run('--help')",
+        "run('finetune', '--help')",
+        "run('finetune', '--num_epochs', '0')",
+        "run('train', '--help')",
+        "run('merge')",
+    ],
 )
 def test_what_needs_no_model_loads_no_heavy_library(what):
     code = (
@@ -270,17 +368,29 @@ def test_what_needs_no_model_loads_no_heavy_library(what):
     assert HEAVY.isdisjoint(loaded), HEAVY & set(loaded)
 
 
-@pytest.mark.parametrize("arguments", [["--num-epoch", "2"], ["--help"]])
-def test_script_and_module_are_the_same_command(arguments):
-    script = python("ebr_finetune.py", *arguments)
-    module = python("-m", "ebr", "finetune", *arguments)
+@pytest.mark.parametrize(
+    ("file", "command", "arguments", "word"),
+    [
+        ("ebr_finetune.py", "finetune", ["--num-epoch", "2"], "num_epochs"),
+        ("ebr_finetune.py", "finetune", ["--help"], "num_epochs"),
+        ("train.py", "train", ["--epoch", "2"], "--epochs"),
+        ("train.py", "train", ["--help"], "--train_dataset"),
+        ("merge.py", "merge", [], "lora_adapter_path"),
+        ("merge.py", "merge", ["--help"], "--lora_adapter_path"),
+    ],
+)
+def test_script_and_module_are_the_same_command(file, command, arguments, word):
+    script = python(file, *arguments)
+    module = python("-m", "ebr", command, *arguments)
     assert (script.returncode, script.stdout, script.stderr) == (module.returncode, module.stdout, module.stderr)
     assert script.returncode == (0 if "--help" in arguments else 2)
-    assert "num_epochs" in script.stdout + script.stderr
+    assert word in script.stdout + script.stderr
 
 
 def test_scripts_at_the_top_are_doorbells_of_ten_lines():
     scripts = sorted(ROOT.glob("*.py"))
-    assert ROOT / "ebr_finetune.py" in scripts
+    assert {script.name for script in scripts} >= {"ebr_finetune.py", "train.py", "merge.py"}
     for script in scripts:
-        assert len(script.read_text(encoding="utf-8").splitlines()) <= 10, script.name
+        text = script.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 10, script.name
+        assert "from ebr.cli import " in text, script.name

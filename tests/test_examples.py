@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebr.data.examples import Example, connected_groups, find_training_files, read_pairs, split_validation
+from ebr.data.examples import (
+    Example,
+    connected_groups,
+    find_training_files,
+    lonely_rows,
+    read_pairs,
+    read_triplets,
+    split_validation,
+)
 from ebr.errors import DataError
+from ebr.training.batches import BatchMaker
+
+ROOT = Path(__file__).parent.parent
 
 QUICK = settings(deadline=None, max_examples=30, database=None)
 
@@ -27,14 +39,14 @@ def jsonl(*records):
     return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
 
 
-def read(tmp_path, text, name="t.jsonl"):
-    return read_pairs([write(tmp_path / name, text)])
+def read(tmp_path, text, name="t.jsonl", reader=read_pairs):
+    return reader([write(tmp_path / name, text)])
 
 
-def refusal(tmp_path, text, name="t.jsonl"):
+def refusal(tmp_path, text, name="t.jsonl", reader=read_pairs):
     """The lines of the error, the folder's name taken out."""
     with pytest.raises(DataError) as caught:
-        read(tmp_path, text, name)
+        read(tmp_path, text, name, reader)
     return str(caught.value).replace(f"{tmp_path}/", "").split("\n")
 
 
@@ -84,11 +96,17 @@ BAD = {
     '{"anchor": " ", "positive": "b"}': "'anchor' is empty; give a text or remove the record",
     '{"anchor": "a", "positive": ""}': "'positive' is empty; give a text or remove the record",
     '{"anchor": 3, "positive": "b"}': "'anchor' is int, not a text; put it in quotes",
-    '{"anchor": "a", "positive": ["b"]}': "'positive' is list, not a text; put it in quotes",
+    '{"anchor": "a", "positive": ["b"]}': "'positive' is list, not a text; give a text",
     '{"anchor": "a", "positive": "b", "negative": ""}': "'negative' is empty; leave it out or give a text",
-    '{"anchor": "a", "positive": "b", "negative": ["n", 3]}': "'negative' is int, not a text; put it in quotes",
-    '{"anchor": "a", "positive": "b", "negative": {"t": "n"}}': "'negative' is dict, not a text; put it in quotes",
-    '{"query": "a", "pos": ["b"]}': "has 'query' and 'pos'; this reader wants 'anchor', 'positive' and optionally 'negative'",
+    '{"anchor": "a", "positive": "b", "negative": ["n", 3]}': "'negative'[1] is int, not a text; put it in quotes",
+    '{"anchor": "a", "positive": "b", "negative": [" "]}': "'negative'[0] is empty; give a text or take it out of the list",
+    '{"anchor": "a", "positive": "b", "negative": {"t": "n"}}': "'negative' is dict, not a text; give a text",
+    '{"query": "a", "pos": ["b"]}': "has 'query' and 'pos', which `ebr train` (train.py) reads; "
+    "this reader wants 'anchor', 'positive' and optionally 'negative'",
+    '{"anchor": "a", "pos": "b"}': "has 'pos'; the field is 'positive'",
+    '{"anchor": "a", "positives": "b"}': "has 'positives'; the field is 'positive'",
+    '{"anchor": "a", "positive": "b", "neg": "n"}': "has 'neg'; the field is 'negative'",
+    '{"anchor": "a", "positive": "b", "negatives": ["n"]}': "has 'negatives'; the field is 'negative'",
     '"a"': "is str, not an object like {…}",
     '{"anchor": "a\\ud83d", "positive": "b"}': "'anchor' holds half a character (a lone "
     r"\ud800–\udfff escape); repair the text",
@@ -170,6 +188,203 @@ def test_nothing_to_read_says_what_was_looked_for(tmp_path):
         find_training_files(str(tmp_path))
     with pytest.raises(DataError, match=r"^data_path .*absent: is no file, folder or glob that matches"):
         find_training_files(str(tmp_path / "absent"))
+
+
+def test_nothing_to_read_names_the_option_that_the_user_typed(tmp_path):
+    with pytest.raises(DataError, match=r"^--train_dataset .*: holds no \.json or \.jsonl file$"):
+        find_training_files(str(tmp_path), option="--train_dataset")
+    with pytest.raises(DataError, match=r"^--train_dataset .*absent: is no file, folder or glob"):
+        find_training_files(str(tmp_path / "absent"), option="--train_dataset")
+
+
+# ---------------------------------------------------------------- query / pos / neg
+
+
+def triplets(tmp_path, text, name="t.jsonl"):
+    return read(tmp_path, text, name, read_triplets)
+
+
+TRIPLETS = [{"query": "a", "pos": ["b"]}, {"query": "c", "pos": ["d"], "neg": ["e", "f"]}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        jsonl(*TRIPLETS),
+        jsonl(*TRIPLETS).replace("\n", "\r\n") + "\r\n\r\n",
+        "\ufeff" + jsonl(*TRIPLETS),
+        json.dumps(TRIPLETS),
+        "\ufeff\n" + json.dumps(TRIPLETS, indent=2),
+    ],
+)
+def test_triplets_are_read_from_lines_and_from_an_array(tmp_path, text):
+    assert triplets(tmp_path, text) == TWO
+
+
+@pytest.mark.parametrize(("pos", "wanted"), [("p", ("p",)), (["p"], ("p",)), (["p", "q"], ("p", "q"))])
+def test_pos_is_a_text_or_a_list_of_them(tmp_path, pos, wanted):
+    (example,) = triplets(tmp_path, jsonl({"query": "a", "pos": pos}))
+    assert example == Example("a", wanted)
+
+
+@pytest.mark.parametrize(("neg", "wanted"), [("n", ("n",)), (["n", "m"], ("n", "m")), ([], ()), (None, ())])
+def test_neg_is_a_text_a_list_or_nothing(tmp_path, neg, wanted):
+    (example,) = triplets(tmp_path, jsonl({"query": "a", "pos": ["b"], "neg": neg}))
+    assert example == Example("a", ("b",), wanted)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\u3000"])
+def test_separator_inside_a_triplet_splits_no_record(tmp_path, separator):
+    record = {"query": f"甲{separator}乙", "pos": [f"丙{separator}丁"], "neg": [f"{separator}戊"]}
+    (example,) = triplets(tmp_path, jsonl(record))
+    assert example == Example(f"甲{separator}乙", (f"丙{separator}丁",), (f"{separator}戊",))
+
+
+def test_chinese_texts_and_escapes_of_them_are_the_same(tmp_path):
+    record = {"query": "打印机脱机", "pos": ["重启打印服务", "檢查無線網路"], "neg": ["墨盒可打印兩百頁 🖨"]}
+    wanted = [Example("打印机脱机", ("重启打印服务", "檢查無線網路"), ("墨盒可打印兩百頁 🖨",))]
+    assert triplets(tmp_path, jsonl(record)) == triplets(tmp_path, json.dumps(record)) == wanted
+
+
+def test_texts_of_a_triplet_stay_as_they_were_written_and_twice_stays_twice(tmp_path):
+    (example,) = triplets(tmp_path, jsonl({"query": " a ", "pos": ["b\n", "b\n"], "neg": "\tc"}))
+    assert example == Example(" a ", ("b\n", "b\n"), ("\tc",))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"pos_scores": [0.9], "neg_scores": []},
+        {"prompt": "Represent this:", "type": "normal"},
+        {"id": 7, "pos_id": ["x"], "neg_id": None},
+        {"Pos": 3, "title": None, "anchor": "known to both front ends"},
+    ],
+)
+def test_other_keys_of_a_triplet_are_passed_over(tmp_path, extra):
+    assert triplets(tmp_path, jsonl({**TRIPLETS[1], **extra})) == TWO[1:]
+
+
+BAD_TRIPLETS = {
+    '{"pos": ["b"]}': "'query' is missing; give a text",
+    '{"query": null, "pos": ["b"]}': "'query' is missing; give a text",
+    '{"query": " ", "pos": ["b"]}': "'query' is empty; give a text or remove the record",
+    '{"query": 3, "pos": ["b"]}': "'query' is int, not a text; put it in quotes",
+    '{"query": ["a"], "pos": ["b"]}': "'query' is list, not a text; give a text",
+    '{"query": "a"}': "'pos' is missing; every record needs at least one positive text",
+    '{"query": "a", "pos": null}': "'pos' is missing; every record needs at least one positive text",
+    '{"query": "a", "pos": []}': "'pos' is empty; every record needs at least one positive text",
+    '{"query": "a", "pos": "\\u3000"}': "'pos' is empty; every record needs at least one positive text",
+    '{"query": "a", "pos": true}': "'pos' is bool, not a text; put it in quotes",
+    '{"query": "a", "pos": {"text": "b"}}': "'pos' is dict, not a text; give a text",
+    '{"query": "a", "pos": [""]}': "'pos'[0] is empty; give a text or take it out of the list",
+    '{"query": "a", "pos": ["b", "c", "\\t"]}': "'pos'[2] is empty; give a text or take it out of the list",
+    '{"query": "a", "pos": ["b", null]}': "'pos'[1] is empty; give a text or take it out of the list",
+    '{"query": "a", "pos": ["b", 3.5]}': "'pos'[1] is float, not a text; put it in quotes",
+    '{"query": "a", "pos": [["b"]]}': "'pos'[0] is list, not a text; give a text",
+    '{"query": "a", "pos": ["b", "\\ud83d"]}': "'pos'[1] holds half a character (a lone "
+    r"\ud800–\udfff escape); repair the text",
+    '{"query": "a", "pos": ["b"], "neg": ""}': "'neg' is empty; leave it out or give a text",
+    '{"query": "a", "pos": ["b"], "neg": 0}': "'neg' is int, not a text; put it in quotes",
+    '{"query": "a", "pos": ["b"], "neg": ["n", " "]}': "'neg'[1] is empty; give a text or take it out of the list",
+    '{"query": "a", "pos": ["b"], "neg": [{"text": "n"}]}': "'neg'[0] is dict, not a text; give a text",
+    '{"anchor": "a", "positive": "b"}': "has 'anchor' and 'positive', which `ebr finetune` (ebr_finetune.py) reads; "
+    "this reader wants 'query', 'pos' and optionally 'neg'",
+    '{"query": "a", "positive": ["b"]}': "has 'positive'; the field is 'pos'",
+    '{"query": "a", "positives": ["b"]}': "has 'positives'; the field is 'pos'",
+    '{"query": "a", "pos": ["b"], "negative": ["n"]}': "has 'negative'; the field is 'neg'",
+    '{"query": "a", "pos": ["b"], "negatives": ["n"]}': "has 'negatives'; the field is 'neg'",
+    '["a", "b"]': "is list, not an object like {…}",
+    "null": "is NoneType, not an object like {…}",
+}
+
+
+@pytest.mark.parametrize(("record", "problem"), BAD_TRIPLETS.items())
+def test_wrong_triplet_is_named_by_line_and_by_index_with_how_to_mend_it(tmp_path, record, problem):
+    good = jsonl(TRIPLETS[1])
+    head = "1 wrong record; nothing was read:"
+    assert refusal(tmp_path, f"{good}\n\n{record}\n{good}", reader=read_triplets) == [head, f"  t.jsonl:3: {problem}"]
+    assert refusal(tmp_path, f"[{good}, {record}]", "t.json", read_triplets) == [head, f"  t.json: record 2: {problem}"]
+
+
+def test_all_wrong_lines_of_all_files_are_reported_at_once_and_a_separator_in_a_text_counts_no_line(tmp_path):
+    above = jsonl({"query": "a\u2028b\x85c", "pos": ["d\u2029e"]})
+    files = [
+        write(tmp_path / "a.jsonl", "\ufeff" + above + '\n{"query": "中文", "pos": []}\n' + above + '\n{"query": "a"'),
+        write(tmp_path / "b.jsonl", jsonl({"pos": "p"}, TRIPLETS[0], {"anchor": "a", "positive": "p"})),
+    ]
+    with pytest.raises(DataError) as caught:
+        read_triplets(files)
+    head, *problems = str(caught.value).replace(f"{tmp_path}/", "").split("\n  ")
+    assert head == "4 wrong records; nothing was read:"
+    assert [problem.split(": ")[0] for problem in problems] == ["a.jsonl:2", "a.jsonl:4", "b.jsonl:1", "b.jsonl:3"]
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff\n", "[]"])
+def test_file_without_triplets_is_an_error(tmp_path, text):
+    with pytest.raises(DataError, match=r"t\.jsonl: no records"):
+        triplets(tmp_path, text)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@QUICK
+@given(st.lists(st.builds(Example, texts, st.lists(texts, min_size=1).map(tuple), st.lists(texts).map(tuple)), min_size=1))
+def test_what_is_written_as_triplets_is_read_back(tmp_path_factory, examples):
+    records = [{"query": e.query, "pos": list(e.positives), "neg": list(e.negatives)} for e in examples]
+    assert triplets(tmp_path_factory.mktemp("t"), jsonl(*records)) == examples
+
+
+def test_sample_data_reads_whole():
+    examples = read_triplets([ROOT / "datasets" / "sample_data.jsonl"])
+    assert len(examples) == 36
+    assert examples[0].query == "打印机显示脱机如何恢复"
+    assert [len(part) for part in (examples[0].positives, examples[0].negatives)] == [2, 1]
+    assert sum(not example.negatives for example in examples) == 6
+
+
+# ---------------------------------------------------------------- batches of one
+
+LONELY = [
+    Example("q", ("p",), ("n",)),  # 0: taught by n
+    Example("q", ("r",), ("p ",)),  # 1: its one negative is right for the same query in 0
+    Example("s", ("p",)),  # 2: none to draw
+    Example("t", ("u", "v"), (" v", "u")),  # 3: its negatives are its own positives
+    Example("t", ("u",), ("v", "p")),  # 4: v is right for t, p is right for another query only
+    Example(" q\n", ("n ",)),  # 5: the query of 0 with white space, so that n is right for 0 too
+]
+
+
+def test_row_is_lonely_when_every_negative_is_right_for_its_query():
+    assert lonely_rows(LONELY[:5], batch_size=1, neg_nums=2) == [1, 2, 3]
+
+
+def test_positive_of_another_record_with_the_query_makes_a_row_lonely_whatever_the_white_space():
+    assert lonely_rows(LONELY, batch_size=1, neg_nums=1) == [0, 1, 2, 3, 5]
+
+
+def test_without_negatives_to_draw_every_row_is_lonely():
+    assert lonely_rows(LONELY, batch_size=1, neg_nums=0) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("neg_nums", [0, 2])
+def test_no_row_is_lonely_in_company(batch_size, neg_nums):
+    assert lonely_rows(LONELY, batch_size, neg_nums) == []
+
+
+few = st.sampled_from(["a", "b", " b", "c"])
+
+
+@QUICK
+@given(
+    st.lists(st.builds(Example, few, st.lists(few, min_size=1, max_size=2).map(tuple), st.lists(few, max_size=3).map(tuple))),
+    st.sampled_from([0, 4]),
+)
+def test_lonely_rows_are_those_that_the_batch_maker_leaves_one_candidate(examples, neg_nums):
+    maker = BatchMaker(examples, [], lambda *_, **__: {}, {"query": "", "document": ""}, neg_nums, seed=0)
+    alone = [row for row in range(len(examples)) if maker.allowed([row]).sum() == 1]
+    assert lonely_rows(examples, 1, neg_nums) == alone
 
 
 # ---------------------------------------------------------------- validation split

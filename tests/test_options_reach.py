@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ebr.config import FinetuneConfig, VisualizationConfig
-from ebr.training import trainer as training
+from ebr.training import run as training
 from ebr.workflow import finetuning, plan_finetune, visualize_embeddings
 
 # Values of the trainer's arguments that carry the time or the machine.

@@ -132,7 +132,7 @@ def test_mixed_precision_is_for_training_only_and_both_evaluations_are_in_float3
 
 def test_ctrl_c_leaves_a_whole_checkpoint_and_the_resumed_run_ends_the_same(config, tmp_path, monkeypatch):
     whole, _ = run(config, save_steps=0)
-    from ebr.training import trainer as module
+    from ebr.training import run as module
 
     class PullsAtStepFour(module.LogFile):
         def on_step_end(self, args, state, control, **kwargs):
@@ -287,12 +287,12 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(config):
 def test_a_failed_run_leaves_the_finished_model_of_the_run_before(config, monkeypatch):
     result, _ = run(config)
     before = weights(result.model_path)
-    from ebr.workflow import finetuning
+    from ebr.workflow import model_folder
 
     def disk_full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(finetuning, "write_json", disk_full)
+    monkeypatch.setattr(model_folder, "write_json", disk_full)
     with pytest.raises(OSError, match="no space"):
         run(config, seed=3)
     assert_same_weights(before, weights(result.model_path))

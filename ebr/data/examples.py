@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,11 @@ class Example:
         yield from self.negatives
 
 
-def find_training_files(data_path: str) -> list[Path]:
-    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders). Raises DataError when there are none."""
+def find_training_files(data_path: str, *, option: str = "data_path") -> list[Path]:
+    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders).
+
+    option: what the user calls data_path. Raises DataError when there are none.
+    """
     path = Path(data_path)
     if path.is_file():
         return [path]
@@ -46,21 +49,30 @@ def find_training_files(data_path: str) -> list[Path]:
             if path.is_dir()
             else "is no file, folder or glob that matches a .json or .jsonl file"
         )
-        raise DataError(f"data_path {data_path}: {what}")
+        raise DataError(f"{option} {data_path}: {what}")
     return files
 
 
 def read_pairs(files: Sequence[Path]) -> list[Example]:
-    """Read anchor / positive / negative records.
+    """Read anchor / positive / negative records: parse_pair says what a record is.
 
     A file is a JSON array or JSON lines. Raises one DataError that lists every wrong record: nothing is trained on a
     half-read set.
     """
+    return _read(files, parse_pair)
+
+
+def read_triplets(files: Sequence[Path]) -> list[Example]:
+    """Read query / pos / neg records: parse_triplet says what a record is. Files and errors as in read_pairs."""
+    return _read(files, parse_triplet)
+
+
+def _read(files: Sequence[Path], parse: Callable[[dict[str, Any]], Example]) -> list[Example]:
     examples: list[Example] = []
     problems: list[str] = []
     for file in files:
         for where, record in _records(file, problems):
-            _collect(where, record, parse_pair, examples, problems)
+            _collect(where, record, parse, examples, problems)
     if problems:
         raise DataError(_report(problems))
     if not examples:
@@ -68,35 +80,79 @@ def read_pairs(files: Sequence[Path]) -> list[Example]:
     return examples
 
 
+# ---------------------------------------------------------------- one record
+
+
 def parse_pair(record: dict[str, Any]) -> Example:
     """One record with anchor, positive and an optional negative (a text or a list). Raises DataError."""
     if "query" in record and "pos" in record and "anchor" not in record:
-        raise DataError("has 'query' and 'pos'; this reader wants 'anchor', 'positive' and optionally 'negative'")
-    for wrong, right in (("negatives", "negative"), ("neg", "negative"), ("positives", "positive"), ("pos", "positive")):
-        if wrong in record:
-            raise DataError(f"has {wrong!r}; the field is {right!r}")
-    negative = record.get("negative")
-    negatives = negative if isinstance(negative, list) else [] if negative is None else [negative]
+        raise DataError(
+            "has 'query' and 'pos', which `ebr train` (train.py) reads; "
+            "this reader wants 'anchor', 'positive' and optionally 'negative'"
+        )
+    _refuse_misspelt(record, {"negatives": "negative", "neg": "negative", "positives": "positive", "pos": "positive"})
     return Example(
-        query=_text("anchor", record.get("anchor")),
-        positives=(_text("positive", record.get("positive")),),
-        negatives=tuple(_text("negative", text) for text in negatives),
+        query=_text("'anchor'", record.get("anchor")),
+        positives=(_text("'positive'", record.get("positive")),),
+        negatives=_texts("'negative'", record.get("negative"), empty="leave it out or give a text"),
     )
 
 
-def _text(name: str, value: object) -> str:
+def parse_triplet(record: dict[str, Any]) -> Example:
+    """One record with query, pos (a text or a list, one at least) and an optional neg (likewise, none will do).
+
+    Other keys (FlagEmbedding's pos_scores, prompt, type, id, …) are passed over. Raises DataError; a list's element is named
+    by its place, 'pos'[0] being the first.
+    """
+    if "anchor" in record and "positive" in record and "query" not in record:
+        raise DataError(
+            "has 'anchor' and 'positive', which `ebr finetune` (ebr_finetune.py) reads; "
+            "this reader wants 'query', 'pos' and optionally 'neg'"
+        )
+    _refuse_misspelt(record, {"negatives": "neg", "negative": "neg", "positives": "pos", "positive": "pos"})
+    query = _text("'query'", record.get("query"))
+    needed = "every record needs at least one positive text"
+    positives = _texts("'pos'", record.get("pos"), empty=needed)
+    if not positives:
+        raise DataError(f"'pos' is {'missing' if record.get('pos') is None else 'empty'}; {needed}")
+    return Example(query, positives, _texts("'neg'", record.get("neg"), empty="leave it out or give a text"))
+
+
+def _refuse_misspelt(record: dict[str, Any], fields: Mapping[str, str]) -> None:
+    """fields: the right name by a wrong one. To pass over a wrong name would be to lose its texts."""
+    for wrong, right in fields.items():
+        if wrong in record:
+            raise DataError(f"has {wrong!r}; the field is {right!r}")
+
+
+def _texts(name: str, value: object, *, empty: str) -> tuple[str, ...]:
+    """A list of texts, or one text, or null for none; empty: how to mend a text that stands alone and is blank."""
     if value is None:
-        raise DataError(f"'{name}' is missing; give a text")
+        return ()
+    if not isinstance(value, list):
+        return (_text(name, value, empty=empty),)
+    return tuple(
+        _text(f"{name}[{place}]", "" if text is None else text, empty="give a text or take it out of the list")
+        for place, text in enumerate(value)
+    )
+
+
+def _text(name: str, value: object, *, empty: str = "give a text or remove the record") -> str:
+    if value is None:
+        raise DataError(f"{name} is missing; give a text")
     if not isinstance(value, str):
-        raise DataError(f"'{name}' is {type(value).__name__}, not a text; put it in quotes")
+        mend = "give a text" if isinstance(value, (list, dict)) else "put it in quotes"
+        raise DataError(f"{name} is {type(value).__name__}, not a text; {mend}")
     if not value.strip():
-        hint = "leave it out or give a text" if name == "negative" else "give a text or remove the record"
-        raise DataError(f"'{name}' is empty; {hint}")
+        raise DataError(f"{name} is empty; {empty}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DataError(f"'{name}' holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
+        raise DataError(f"{name} holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
     return value
+
+
+# ---------------------------------------------------------------- files
 
 
 def _collect(
@@ -153,6 +209,27 @@ def _report(problems: Sequence[str]) -> str:
     head = f"{len(problems)} wrong record{'s' if len(problems) > 1 else ''}; nothing was read:"
     more = [f"… and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
     return "\n  ".join([head, *problems[:_MOST_PROBLEMS], *more])
+
+
+# ---------------------------------------------------------------- batches of one
+
+
+def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> list[int]:
+    """Indices of the examples that teach nothing: alone in their batch, with no negative to tell the positive from.
+
+    neg_nums: negatives drawn a record. A negative that is, by its text, a positive of any record with the same query does
+    not count: BatchMaker masks it. In a batch of two or more the others' positives are negatives, and no row is lonely.
+    """
+    if batch_size > 1:
+        return []
+    right: dict[str, set[str]] = {}
+    for example in examples:
+        right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
+    return [
+        row
+        for row, example in enumerate(examples)
+        if neg_nums == 0 or {text.strip() for text in example.negatives} <= right[example.query.strip()]
+    ]
 
 
 # ---------------------------------------------------------------- validation split

@@ -24,7 +24,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield aside
-        _flush(aside)
+        flush(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def write_folder_aside(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         for file in aside.rglob("*"):
-            _flush(file)
+            flush(file)
         if folder.exists():
             folder.replace(old)
         aside.replace(folder)
@@ -52,7 +52,8 @@ def write_folder_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's content on the disk before a rename that promises it."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from transformers.pytorch_utils import Conv1D
 
 from ebr.errors import ModelError
 
@@ -18,13 +19,12 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def attach_lora(
     model: SentenceTransformer, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] | None = None
 ) -> None:
-    """Freeze the model and add a trainable LoRA adapter in float32 (Hu et al. 2021).
+    """Freeze the model, also a quantised one, and add a trainable LoRA adapter in float32 (Hu et al. 2021).
 
     target_modules: names, or ends of names, of layers; None = every linear layer that takes part in an embedding.
     Raises ModelError when no layer fits.
     """
-    if getattr(model[0].model, "peft_config", None):
-        raise ModelError("model_name: is a tuned adapter; tune its base instead, or merge the adapter first")
+    _refuse_adapter(model)
     # Dense layers behind the transformer would otherwise stay trainable.
     model.requires_grad_(False)
     targets = list(target_modules) if target_modules else used_linear_layers(model)
@@ -38,26 +38,49 @@ def attach_lora(
             parameter.data = parameter.data.float()
 
 
+def train_every_weight(model: SentenceTransformer) -> None:
+    """Make every weight trainable that an embedding depends on.
+
+    The others (BERT's pooler) stay frozen: no gradient would ever come, and several processes would wait for it.
+    """
+    _refuse_adapter(model)
+    model.requires_grad_(True).eval()
+    features = model.preprocess(["a"])
+    features = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
+    model(features)["sentence_embedding"].sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+
+
+def _refuse_adapter(model: SentenceTransformer) -> None:
+    if getattr(model[0].model, "peft_config", None):
+        raise ModelError("model_name: is a tuned adapter; tune its base instead, or merge the adapter first")
+
+
 def used_linear_layers(model: SentenceTransformer) -> list[str]:
-    """Names of the linear layers that an embedding passes through, sorted.
+    """The linear layers that an embedding passes through: ends of their names where these are clear, else whole names. Sorted.
 
     Found by embedding one text and watching, so that no list of architectures is needed and layers that never see it
     (a pooler that is not used, a language-model head) get no adapter that could never learn.
     """
     transformer = model[0].model
-    used: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: used.append(name))
-        for name, module in transformer.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
+    layers = {name: module for name, module in transformer.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    used: set[str] = set()
+    hooks = [module.register_forward_hook(lambda *_, name=name: used.add(name)) for name, module in layers.items()]
     try:
         model.encode(["a"], show_progress_bar=False)
     finally:
         for hook in hooks:
             hook.remove()
     # The pooler of BERT is computed, but nothing reads what it gives.
-    return sorted(name for name in set(used) if "pooler" not in name.split("."))
+    used = {name for name in used if "pooler" not in name.split(".")}
+    unclear = {_end(name) for name in layers if name not in used}
+    return sorted({name if _end(name) in unclear else _end(name) for name in used})
+
+
+def _end(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def trainable_share(model: SentenceTransformer) -> tuple[int, int]:

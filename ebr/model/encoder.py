@@ -13,14 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
 
 from ebr.data.files import hash_file, read_json, read_manifest, write_json
-from ebr.errors import ModelError
+from ebr.errors import EBRError, ModelError
+from ebr.model.lengths import set_lengths
+from ebr.model.plain import plain_encoder
+from ebr.model.quantization import keep_trainable, quantization_config
 
 log = logging.getLogger(__name__)
 
@@ -116,29 +121,79 @@ def _first_line(error: Exception) -> str:
 
 
 def load_encoder(
-    name: str, *, max_seq_length: int | None = None, trust_remote_code: bool = False, device: str | None = None
+    name: str,
+    *,
+    max_seq_length: int | None = None,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    pooling: str | None = None,
+    quantization_bits: int | None = None,
+    compute_dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
 ) -> SentenceTransformer:
-    """Load an encoder in float32.
+    """Load an encoder in float32, its base quantised where asked.
 
     max_seq_length: tokens kept of a text, lowered with one warning to what the model's positions allow; None = as saved.
-    device: None = the GPU where there is one. Raises ModelError when the model cannot be found or loaded.
+    device: None = the GPU where there is one. pooling, attn_implementation: None = the model's own, see plain_encoder.
+    quantization_bits: 4 or 8; 0 = none; None = as an adapter of ours was tuned, none for any other model.
+    compute_dtype: of a 4-bit base's matrix products; None = as the adapter was tuned, else float32.
+    Raises ModelError when the model cannot be found or loaded as asked; MissingPackageError without bitsandbytes.
     """
     source = resolve_model(name)
+    recorded_bits, recorded_dtype = _recorded_quantization(source)
+    bits = recorded_bits if quantization_bits is None else quantization_bits
+    # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
+    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
+    if bits:
+        model_kwargs["quantization_config"] = quantization_config(bits, compute_dtype=compute_dtype or recorded_dtype)
+        log.info("%s: the base is held in %d bits", name, bits)
+    if attn_implementation:
+        model_kwargs["attn_implementation"] = attn_implementation
     try:
-        with quiet_files():
-            with _with_base_in_reach(source) as location:
-                model = SentenceTransformer(
-                    location,
-                    trust_remote_code=trust_remote_code,
-                    device=device,
-                    # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
-                    model_kwargs={"dtype": torch.float32},
-                )
+        with quiet_files(), _with_base_in_reach(source) as location:
+            model = _load(location, pooling, trust_remote_code, device, model_kwargs)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, EBRError):
+            raise
         raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({_first_line(error)})") from error
+    keep_trainable(model)
+    if model.tokenizer is not None:
+        # Absolute positions count the padding in front; behind, it is out of every token's way.
+        model.tokenizer.padding_side = "right"
     if max_seq_length is not None:
-        model.max_seq_length = allowed_length(model, max_seq_length)
+        set_lengths(model, max_seq_length)
     return model
+
+
+def _load(
+    location: str, pooling: str | None, trust_remote_code: bool, device: str | None, model_kwargs: dict[str, Any]
+) -> SentenceTransformer:
+    if not is_sentence_transformer_model(location):
+        return plain_encoder(
+            location, pooling=pooling, trust_remote_code=trust_remote_code, device=device, model_kwargs=model_kwargs
+        )
+    model = SentenceTransformer(location, trust_remote_code=trust_remote_code, device=device, model_kwargs=model_kwargs)
+    if pooling and pooling != pooling_name(model):
+        _set_pooling(model, pooling)
+    return model
+
+
+def _set_pooling(model: SentenceTransformer, mode: str) -> None:
+    for module in model:
+        if isinstance(getattr(module, "pooling_mode", None), str):
+            module.pooling_mode = mode
+            return
+    raise ModelError(f"pooling {mode}: this model has no pooling layer with one mode that could be changed")
+
+
+def _recorded_quantization(source: ModelSource) -> tuple[int, torch.dtype]:
+    """The bits of the base that an adapter of ours was tuned on, and of its products; (0, float32) for any other model."""
+    config: dict[str, Any] = {}
+    if source.origin is Origin.FOLDER and (Path(source.location) / ADAPTER_CONFIG).is_file():
+        config = (read_manifest(Path(source.location)) or {}).get("config", {})
+    bits = config.get("quantization_bits", 0) if config.get("finetune_type") == "qlora" else 0
+    dtype = torch.bfloat16 if config.get("bf16") else torch.float16 if config.get("fp16") else torch.float32
+    return int(bits), dtype
 
 
 @contextmanager
@@ -195,28 +250,6 @@ def own_precision(model: SentenceTransformer) -> Iterator[None]:
         yield
     finally:
         model.forward = wrapped
-
-
-def allowed_length(model: SentenceTransformer, wanted: int) -> int:
-    """`wanted` tokens, or the most that the model has positions for, with a warning."""
-    most = position_limit(model)
-    if most is not None and wanted > most:
-        log.warning("max_seq_length %d lowered to %d: the model has no more positions", wanted, most)
-        return most
-    return wanted
-
-
-def position_limit(model: SentenceTransformer) -> int | None:
-    """How many tokens the model has positions for; None where its configuration does not say."""
-    positions = getattr(model[0].model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    # RoBERTa and its kin number positions from padding_idx + 1, which costs that many rows of the table.
-    for module in model[0].model.modules():
-        table, padding_idx = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
-        if isinstance(table, torch.nn.Embedding) and isinstance(padding_idx, int):
-            return positions - padding_idx - 1
-    return positions
 
 
 def prompt_for(model: SentenceTransformer, role: Role) -> str:

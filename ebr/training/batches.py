@@ -1,4 +1,4 @@
-"""Examples → the tensors of a batch: which positive and negatives are drawn, what noise they get, which pairs may repel."""
+"""Examples → the tensors of a batch: which positive and negatives are drawn, what noise they get, which candidates count."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class BatchMaker:
             self._right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-        """[{"row": 3}, …] → query_* and passage_* token columns (positives first, then negatives) and `label`, the mask."""
+        """[{"row": 3}, …] → query_* and passage_* token columns (positives, then negatives) and `label`, the rows (B,)."""
         indices = [row["row"] for row in rows]
         drawn = [self.draw(index) for index in indices]
-        passages = [item.positive for item in drawn] + [text for item in drawn for text in item.negatives]
-        batch: dict[str, Any] = {"label": self._allowed(indices)}
+        passages = _passages(drawn)
+        batch: dict[str, Any] = {"label": torch.tensor(indices)}
         for name, role, texts in (("query", "query", [item.query for item in drawn]), ("passage", "document", passages)):
             tokens = self.tokenize(texts, prompt=self.prompts[role], task=role)
             batch.update({f"{name}_{key}": value for key, value in tokens.items()})
@@ -101,12 +101,18 @@ class BatchMaker:
     def _example(self, row: int) -> Example:
         return self.train[row] if row < len(self.train) else self.validation[row - len(self.train)]
 
-    def _allowed(self, rows: Sequence[int]) -> torch.Tensor:
+    def allowed(self, rows: Sequence[int], others: Sequence[Sequence[int]] = ()) -> torch.Tensor:
         """(B, C) bool: False where a candidate is, by its text, right for the query although it stands in another place.
 
+        rows: the batch's own, whose passages are the first candidates; others: the rows of each batch whose passages follow.
         Judged by the texts before noise: noise does not make a right answer wrong.
         """
-        drawn = [self._draw_plain(row) for row in rows]
-        candidates = [item.positive for item in drawn] + [text for item in drawn for text in item.negatives]
-        allowed = torch.tensor([[text.strip() not in self._right[item.query.strip()] for text in candidates] for item in drawn])
-        return allowed.logical_or_(torch.eye(len(rows), len(candidates), dtype=torch.bool))
+        queries = [self._example(row).query.strip() for row in rows]
+        candidates = [text.strip() for group in (rows, *others) for text in _passages([self._draw_plain(row) for row in group])]
+        allowed = torch.tensor([[text not in self._right[query] for text in candidates] for query in queries])
+        return allowed.logical_or_(torch.eye(len(queries), len(candidates), dtype=torch.bool))
+
+
+def _passages(drawn: Sequence[Drawn]) -> list[str]:
+    """The candidates that a batch brings: every positive, then every negative."""
+    return [item.positive for item in drawn] + [text for item in drawn for text in item.negatives]

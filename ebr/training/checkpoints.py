@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not count.
 
-The trainer writes a checkpoint in place, file by file. A mark, written last, lists its files and sizes and what was trained;
-without a mark that fits, a checkpoint is never resumed from.
+A checkpoint is written aside. A mark, written last, lists its files and sizes, its step and what was trained; without a mark
+that fits, a checkpoint is never resumed from.
 """
 
 from __future__ import annotations
@@ -11,25 +11,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebr.data.files import read_json, write_json
+from ebr.data.files import flush, read_json, write_json
 from ebr.errors import ConfigError
 
 MARK = "ebr_checkpoint.json"
 # Options that may change between the runs: they move no weight, or the record compares what they point to.
 _FREE = {
     "data_path", "dataloader_num_workers", "dataloader_pin_memory", "eval_dataset", "model_name", "output_dir", "report_to",
-    "resume_from_checkpoint", "save_steps", "save_total_limit", "trust_remote_code",
+    "resume_from_checkpoint", "save_on_epoch_end", "save_steps", "save_total_limit", "trust_remote_code",
 }  # fmt: skip
 
 
-def mark_whole(checkpoint: Path, record: Mapping[str, Any]) -> None:
-    """Declare a checkpoint whole."""
-    write_json(checkpoint / MARK, {"files": _sizes(checkpoint), **record})
+def step_name(step: int) -> str:
+    """The folder of a checkpoint that is one of a series, of which the oldest go."""
+    return f"checkpoint-{step}"
 
 
-def unmark(checkpoint: Path) -> None:
-    """Take the mark away, before the files change."""
-    (checkpoint / MARK).unlink(missing_ok=True)
+def epoch_name(epoch: int) -> str:
+    """The folder of a checkpoint that was asked for at the end of an epoch, and stays."""
+    return f"checkpoint-epoch-{epoch}"
+
+
+def put_in_place(aside: Path, checkpoint: Path, record: Mapping[str, Any], step: int) -> None:
+    """Mark a checkpoint that was written aside as whole, and give it its name."""
+    write_json(aside / MARK, {"files": _sizes(aside), "step": step, **record})
+    for file in aside.rglob("*"):
+        flush(file)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    aside.replace(checkpoint)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -46,22 +55,29 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step after which a checkpoint was written."""
-    suffix = checkpoint.name.rsplit("-", 1)[-1]
-    return int(suffix) if suffix.isdigit() else -1
+    """The optimiser step after which a checkpoint was written; -1 when it does not say."""
+    try:
+        return int(read_json(checkpoint / MARK)["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, oldest step first."""
-    return sorted((path for path in folder.glob("checkpoint-*") if is_whole(path)), key=step_of)
+    return sorted((path for path in folder.glob("checkpoint-*") if is_whole(path)), key=lambda path: (step_of(path), path))
 
 
-def keep_newest(folder: Path, limit: int, best: str | None) -> None:
-    """Delete checkpoints beyond the `limit` newest whole ones; the best one stays."""
-    whole = whole_checkpoints(folder)
-    kept = {path.name for path in whole[-limit:]} | ({Path(best).name} if best else set())
-    for path in folder.glob("checkpoint-*"):
-        if path.name not in kept and step_of(path) <= step_of(whole[-1]):
+def checkpoint_at(folder: Path, step: int) -> Path | None:
+    """The whole checkpoint of a folder that was written after this step."""
+    return next((path for path in whole_checkpoints(folder) if step_of(path) == step), None)
+
+
+def keep_newest(folder: Path, limit: int, best_step: int | None) -> None:
+    """Delete step checkpoints beyond the `limit` newest whole ones; the best one stays, and so do those of epochs."""
+    series = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    whole = [path for path in whole_checkpoints(folder) if path in series]
+    for path in series:
+        if path not in whole[-limit:] and (best_step is None or step_of(path) != best_step):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -84,6 +100,8 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
     saved = read_json(checkpoint / MARK)
     what = {"data_sha256": "the training data", "base_sha256": "the base model's weights"}
     changed = [f"{text} changed" for key, text in what.items() if saved.get(key) != record[key]]
+    if saved.get("processes", 1) != record.get("processes", 1):
+        changed.append(f"there were {saved.get('processes', 1)} processes, are {record.get('processes', 1)}")
     before, now = saved.get("config", {}), record["config"]
     # Under early stopping the evaluation set picks the weights.
     free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ebr.data.files import write_json
+from ebr.data.files import read_json, write_json
 from ebr.training.batches import BatchMaker
+from ebr.training.layouts import EPOCHS, STEPS
+from ebr.training.processes import Processes
+
+_ROUND = 1e-6
+"""An epoch is a float in the trainer's state."""
 
 
 class EpochClock(TrainerCallback):
@@ -25,7 +34,7 @@ class EpochClock(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """The epoch is a fraction after a resume."""
-        self.batches.epoch = int((state.epoch or 0) + 1e-9)
+        self.batches.epoch = int((state.epoch or 0) + _ROUND)
 
 
 class ProgressBar(TrainerCallback):
@@ -67,11 +76,119 @@ class LogFile(TrainerCallback):
         write_json(self.path, state.log_history)
 
 
+class StepJournal(TrainerCallback):
+    """A record of every optimiser step, and the average loss of every epoch, as JSON in the run's folder.
+
+    The loss of a step is the mean over its examples, in all processes. Files are rewritten at checkpoints, at the ends of
+    epochs, and every hundredth of the run: between two writes only the records of a crash are lost, which a resume makes anew.
+    """
+
+    def __init__(
+        self, folder: Path, model_info: Mapping[str, Any], steps_per_epoch: int, n_steps: int, processes: Processes
+    ) -> None:
+        self.folder = folder
+        self.model_info = model_info
+        self.steps_per_epoch = steps_per_epoch
+        self.interval = max(50, n_steps // 100)
+        self.processes = processes
+        self.records: list[dict[str, Any]] = []
+        self._losses: list[torch.Tensor] = []  # of steps whose figures still wait on the device
+        self._parts: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor) -> None:
+        """One batch's share of the step's loss."""
+        self._parts.append(loss.detach())
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Take up the records of the steps before a resume."""
+        path = self.folder / STEPS
+        if state.global_step and self.processes.is_main and path.is_file():
+            self.records = [record for record in read_json(path)["steps"] if record["global_step"] <= state.global_step]
+        self._since = time.monotonic()
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: object,
+    ) -> None:
+        """The learning rate of the step in hand, before the scheduler moves it."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Note the step."""
+        now, done = time.monotonic(), state.global_step - 1
+        self.records.append(
+            {
+                "epoch": done // self.steps_per_epoch + 1,
+                "step": done % self.steps_per_epoch + 1,
+                "global_step": state.global_step,
+                "loss": None,
+                "learning_rate": self._learning_rate,
+                "step_duration": round(now - self._since, 4),
+                "timestamp": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+            }
+        )
+        self._losses.append(torch.stack(self._parts).sum())
+        self._parts.clear()
+        self._since = now
+        if state.global_step % self.interval == 0:
+            self.write()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """An epoch's average is known."""
+        self.write()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """What an evaluation takes is not the next step's time."""
+        self._since = time.monotonic()
+
+    def write(self) -> None:
+        """Bring the figures from the device, and the files up to date."""
+        if self._losses:
+            means = self.processes.mean(torch.stack(self._losses).double()).tolist()
+            for record, loss in zip(self.records[-len(means) :], means, strict=True):
+                record["loss"] = loss
+            self._losses.clear()
+        if self.processes.is_main:
+            write_json(self.folder / STEPS, {"model_info": self.model_info, "steps": self.records})
+            write_json(self.folder / EPOCHS, self.epochs())
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Average loss and number of steps of each epoch."""
+        by_epoch = groupby(self.records, key=lambda record: record["epoch"])
+        losses = {epoch: [record["loss"] for record in records] for epoch, records in by_epoch}
+        return [
+            {"epoch": epoch, "average_loss": sum(values) / len(values), "steps": len(values)}
+            for epoch, values in losses.items()
+        ]
+
+
+class EpochSaver(TrainerCallback):
+    """Asks for a checkpoint at the end of every N-th epoch, by a name of its own."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.due: int | None = None
+        """The epoch that the next checkpoint closes; None = it is one of the step series."""
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Only a whole epoch counts: max_steps and the brake may end one early."""
+        epoch = round(state.epoch or 0)
+        if self.every and epoch % self.every == 0 and abs((state.epoch or 0) - epoch) < _ROUND:
+            self.due = epoch
+            control.should_save = True
+
+
 class Brake(TrainerCallback):
     """Ctrl-C (or SIGTERM) ends the run after the step in hand, with a whole checkpoint; a second Ctrl-C ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes) -> None:
         self.pulled = False
+        self.processes = processes
 
     @contextmanager
     def armed(self) -> Iterator[None]:
@@ -92,7 +209,8 @@ class Brake(TrainerCallback):
         self.pulled = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Save, and stop."""
+        """Save, and stop: all processes at the same step, whichever heard the signal."""
+        self.pulled = self.processes.any(self.pulled)
         if self.pulled:
             control.should_save = True
             control.should_training_stop = True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.distributed.nn.functional import all_gather
+from torch.nn.functional import normalize, pad
+
+from ebr.training.processes import Processes
 
 
 def masked_info_nce(
@@ -37,28 +40,62 @@ def masked_info_nce(
 
 
 class ContrastiveLoss(nn.Module):
-    """In-batch contrastive loss over two texts columns, queries and candidates, plus an L1 penalty while training."""
+    """In-batch contrastive loss over two token columns, queries and candidates, plus an L1 penalty while training.
 
-    def __init__(self, model: SentenceTransformer, *, temperature: float, label_smoothing: float, l1: float) -> None:
+    allowed: rows of this batch, rows of each other one → the mask of masked_info_nce. gather_from: the processes whose
+    candidates every query sees while training; None = only its own batch's.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        allowed: Callable[[Sequence[int], Sequence[Sequence[int]]], Tensor],
+        *,
+        temperature: float,
+        label_smoothing: float,
+        l1: float,
+        gather_from: Processes | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.allowed = allowed
         self.temperature = temperature
         self.label_smoothing = label_smoothing
         self.l1 = l1
+        self.gather_from = gather_from
 
-    def forward(self, features: Sequence[dict[str, Any]], allowed: Tensor) -> dict[str, Tensor]:
+    def forward(self, features: Sequence[dict[str, Any]], rows: Tensor) -> dict[str, Tensor]:
         """Named parts of the objective; their sum is minimised, and each is logged by its name.
 
-        features: token columns of the queries, (B, …), and of the candidates, (C, …). allowed: see masked_info_nce.
+        features: token columns of the queries, (B, …), and of the candidates, (C, …). rows: (B,), see BatchMaker.
         """
         queries, candidates = (normalize(self.model(dict(column))["sentence_embedding"], dim=1) for column in features)
+        others: Sequence[Sequence[int]] = ()
+        # The trainer switches the model between training and evaluation, not the loss.
+        if self.gather_from and self.model.training:
+            candidates, others = _gathered(candidates, rows.tolist(), self.gather_from)
+        allowed = self.allowed(rows.tolist(), others).to(queries.device)
         parts = {
             "contrastive_loss": masked_info_nce(
                 queries, candidates, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing
             )
         }
-        # The trainer switches the model between training and evaluation, not the loss.
         if self.l1 and self.model.training:
             weights = [parameter.abs().sum() for parameter in self.model.parameters() if parameter.requires_grad]
             parts["l1_penalty"] = self.l1 * torch.stack(weights).sum()
         return parts
+
+
+def _gathered(candidates: Tensor, rows: list[int], processes: Processes) -> tuple[Tensor, list[list[int]]]:
+    """The candidates of every process, this one's first, and the rows that the others' belong to.
+
+    Gradients flow back to the process that a candidate came from; averaged over the processes, they are those of one process
+    with the whole batch.
+    """
+    everyone = processes.gather((rows, len(candidates)))
+    most = max(count for _, count in everyone)
+    padded = pad(candidates, (0, 0, 0, most - len(candidates)))
+    by_rank = list(all_gather(padded))
+    own_first = by_rank[processes.rank :] + by_rank[: processes.rank]
+    whole = torch.cat([part[:count] for part, (_, count) in zip(own_first, everyone, strict=True)])
+    return whole, [group for group, _ in everyone[1:]]

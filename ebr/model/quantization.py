@@ -1,0 +1,36 @@
+"""A base whose weights are held in 4 or 8 bits (Dettmers et al. 2022, 2023), through bitsandbytes, on CPU and GPU alike."""
+
+from __future__ import annotations
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from ebr.errors import MissingPackageError
+
+
+def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How transformers loads a base: nf4 with doubly quantised scales for 4 bits, int8 with outliers kept apart for 8.
+
+    compute_dtype: the precision of the matrix products, for 4 bits. Raises MissingPackageError without bitsandbytes.
+    """
+    check_bitsandbytes()
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
+    )
+
+
+def check_bitsandbytes() -> None:
+    """Raises MissingPackageError when bitsandbytes is absent."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(f"qlora needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.48'") from None
+
+
+def keep_trainable(model: torch.nn.Module) -> None:
+    """Forbid the inference-only packing of 4-bit weights on CPUs with AVX512-BF16: after it, gradients are silently zero."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010

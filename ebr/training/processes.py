@@ -1,0 +1,102 @@
+"""Several processes that train one model: one a GPU, gradients averaged, never DataParallel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+# The others wait while the first evaluates or saves; how long that takes is the user's data, not a fault.
+_PATIENCE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one speaks, evaluates and writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def leave(self) -> None:
+        """The work is done in every process."""
+        if self.count > 1:
+            self.wait()
+            torch.distributed.destroy_process_group()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: what decides about going on must be decided by all alike."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor([int(flag)], device=_device())
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """(n,) float: the mean over the processes."""
+        if self.count == 1:
+            return values
+        values = values.to(_device())
+        torch.distributed.all_reduce(values)
+        return values / self.count
+
+    def gather(self, value: Any) -> list[Any]:  # noqa: ANN401
+        """A small picklable value of every process, this one's first."""
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values[self.rank :] + values[: self.rank]
+
+
+ALONE = Processes()
+"""One process, the usual case."""
+
+
+def join_processes() -> Processes:
+    """Meet the other processes that torchrun or accelerate started; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    return Processes(state.process_index, state.num_processes)
+
+
+def relaunch_command(module: str, arguments: Sequence[str], n_gpus: int, environ: Mapping[str, str]) -> list[str] | None:
+    """What starts `python -m module arguments` once for each visible GPU; None for one GPU, or where that is done already."""
+    if n_gpus < 2 or "WORLD_SIZE" in environ:
+        return None
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpus}"]
+    return [sys.executable, *launcher, "--module", module, *arguments]
+
+
+def run_launcher(command: Sequence[str]) -> int:
+    """Run it to its end and return its exit code. Ctrl-C reaches the children by itself, and they finish their step first."""
+    with subprocess.Popen(command) as launcher:
+        while True:
+            try:
+                return launcher.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def visible_gpus() -> int:
+    """How many GPUs this process may use."""
+    return torch.cuda.device_count()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

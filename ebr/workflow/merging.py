@@ -1,0 +1,238 @@
+"""Merge: a base and its adapter in, one model that needs no peft out, compared with the two before it takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebr.config import MergeConfig
+from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
+from ebr.errors import ConfigError, DataError, ModelError
+from ebr.workflow.speech import Say, library_versions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedModel
+
+    from ebr.model.foreign_adapters import LoraAdapter
+
+_TRAINING_CONFIG = "training_config.json"
+_REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What would be merged, in which precision, and where it would go."""
+
+    config: MergeConfig
+    adapter: LoraAdapter
+    output: Path
+    precision: str
+    training: Mapping[str, Any]
+    """Options of the adapter's training run, as far as they are recorded."""
+    record: Mapping[str, Any]
+    """The adapter's manifest; empty for one that was made elsewhere."""
+
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        settings, adapter = self.adapter.config, self.adapter
+        tuned = f", {self.training['finetune_type']}" if "finetune_type" in self.training else ""
+        lines = [
+            f"base    {self.config.base_model_path}",
+            f"adapter {adapter.weights}: rank {settings.get('r')}, alpha {settings.get('lora_alpha')}{tuned}",
+            f"output  {self.output}: {self.precision}",
+        ]
+        trained = _trained_precision(self.training)
+        if trained not in (None, self.precision):
+            lines.append(f"warning: the adapter was trained in {trained}; the merged weights will be {self.precision}")
+        if not adapter.is_encoder:
+            lines.append(f"{adapter.folder} holds no modules.json: pooling, prompts and lengths are taken from the base")
+        elif not self.record:
+            lines.append(f"{adapter.folder} was not made by ebr: its pooling and prompts are taken as they are")
+        return lines
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged model, and how near it is to what it was merged from."""
+
+    model_path: Path
+    precision: str
+    smallest_cosine: float
+    """Over the sample texts, of the merged model with base + adapter in float32."""
+    quantised_cosine: float | None
+    """The same with the quantised base of training; None when the base was not quantised, or could not be here."""
+
+    def summary(self) -> str:
+        """What was made, where, and how exact it is."""
+        lines = [
+            f"model   {self.model_path} ({self.precision})",
+            f"cosine  {self.smallest_cosine:.7f} with base + adapter, the smallest of the sample texts",
+        ]
+        if self.quantised_cosine is not None:
+            lines.append(f"        {self.quantised_cosine:.7f} with the quantised base of training: the error of quantisation")
+        return "\n".join(lines)
+
+
+def plan_merge(config: MergeConfig) -> MergePlan:
+    """Check everything that can be checked without loading the base, and merge nothing."""
+    from ebr.model.encoder import ADAPTER_CONFIG, Origin, resolve_model
+    from ebr.model.foreign_adapters import find_adapter
+
+    adapter = find_adapter(config.lora_adapter_path)
+    base = resolve_model(config.base_model_path)
+    folders = {"lora_adapter_path": adapter.folder}
+    if base.origin is not Origin.HUB:
+        folders["base_model_path"] = Path(base.location)
+        if (Path(base.location) / ADAPTER_CONFIG).is_file():
+            raise ModelError(f"base_model_path {config.base_model_path}: is an adapter itself; give the model under it")
+    output = config.output_path.expanduser().resolve()
+    _check_output(output, folders)
+    record = read_manifest(adapter.folder) or {}
+    training = {**(record.get("config") or {}), **_options_beside(adapter.folder)}
+    precision = config.training_precision or _trained_precision(training) or "float32"
+    return MergePlan(config, adapter, output, precision, training, record)
+
+
+def _check_output(output: Path, folders: Mapping[str, Path]) -> None:
+    for name, folder in folders.items():
+        folder = folder.resolve()
+        if output == folder or output in folder.parents or folder in output.parents:
+            raise ConfigError(f"output_path {output}: is, holds or lies in the {name} {folder}; write elsewhere")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output_path {output}: is a file; give a folder")
+    is_model = any((output / file).is_file() for file in ("modules.json", "config.json"))
+    if output.is_dir() and not is_model and any(output.iterdir()):
+        raise ConfigError(f"output_path {output}: holds files, but no model that could be replaced; give a new folder")
+
+
+def _options_beside(folder: Path) -> dict[str, Any]:
+    """Options of the run that made an adapter, as a training_config.json beside it tells them."""
+    path = folder / _TRAINING_CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        options = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); mend or delete it") from None
+    if not isinstance(options, dict):
+        raise DataError(f"{path}: is not a JSON object of options; mend or delete it")
+    return options
+
+
+def _trained_precision(training: Mapping[str, Any]) -> str | None:
+    if "bf16" not in training:
+        return None
+    return "bfloat16" if training["bf16"] is True else "float32"
+
+
+def merge_adapter(config: MergeConfig, *, say: Say = print) -> MergeResult:
+    """Merge a LoRA or QLoRA adapter into its unquantised base, in float32, and save a whole sentence-transformers folder.
+
+    The saved model is loaded again and compared with base + adapter before it takes its place; what was at output_path stays
+    until then. Raises EBRError subclasses that say what to mend.
+    """
+    from ebr.model.merging import load_saved, pickles_in, save_merged
+
+    plan = plan_merge(config)
+    for line in plan.lines():
+        say(line)
+    encoder, base_sha256 = _merged(plan, say)
+    with write_folder_aside(plan.output) as aside:
+        save_merged(encoder, plan.adapter, aside, trust_remote_code=config.trust_remote_code)
+        del encoder  # its memory is needed for base and adapter once more
+        if pickles := pickles_in(aside):
+            raise ModelError(f"{plan.adapter.folder / pickles[0].relative_to(aside)}: is a pickle; save it as safetensors")
+        saved = load_saved(aside, trust_remote_code=config.trust_remote_code)
+        manifest = _manifest(plan, saved, base_sha256)
+        cosine, quantised = _compare(plan, saved, say)
+        write_json(aside / FOLDER_MANIFEST, {**manifest, "smallest_cosine": cosine, "quantised_cosine": quantised})
+    return MergeResult(plan.output, plan.precision, cosine, quantised)
+
+
+def _merged(plan: MergePlan, say: Say) -> tuple[SentenceTransformer, str]:
+    """The base with the adapter in its weights, and the base's fingerprint."""
+    from ebr.model.encoder import fingerprint
+    from ebr.model.foreign_adapters import attach_adapter
+    from ebr.model.merging import load_base, merge_layers
+
+    encoder = load_base(plan.config.base_model_path, trust_remote_code=plan.config.trust_remote_code)
+    base_sha256 = fingerprint(encoder)
+    # The fingerprint of a quantised base is another one.
+    known = plan.record.get("base_sha256") if plan.training.get("finetune_type") == "lora" else None
+    if known not in (None, base_sha256):
+        say(f"warning: {plan.config.base_model_path} is not the base that the adapter was trained on: its weights differ")
+    merged = merge_layers(attach_adapter(encoder[0].model, plan.adapter))
+    encoder[0].model = merged.bfloat16() if plan.precision == "bfloat16" else merged
+    return encoder, base_sha256
+
+
+def _compare(plan: MergePlan, saved: SentenceTransformer, say: Say) -> tuple[float, float | None]:
+    """Smallest cosines of the saved model with what it was merged from: in float32, and on the quantised base of training.
+
+    Raises ModelError when the first is too small. `saved` then carries other weights.
+    """
+    from ebr.model.merging import sample_vectors, smallest_cosine
+
+    merged = sample_vectors(saved)
+    cosine = smallest_cosine(merged, sample_vectors(saved, _unmerged(plan)))
+    required = _REQUIRED_COSINE[plan.precision]
+    say(f"smallest cosine of the merged model with base + adapter: {cosine:.7f} (at least {required} is required)")
+    if not cosine >= required:  # nan is refused too
+        raise ModelError(
+            f"the merged model differs from base + adapter: smallest cosine {cosine:.7f}, {required} is required; "
+            f"nothing was written to {plan.output}"
+        )
+    return cosine, _quantised_cosine(plan, saved, merged, say)
+
+
+def _unmerged(plan: MergePlan, *, bits: int = 0) -> PreTrainedModel:
+    from ebr.model.foreign_adapters import attach_adapter
+    from ebr.model.merging import load_base
+
+    encoder = load_base(plan.config.base_model_path, trust_remote_code=plan.config.trust_remote_code, bits=bits)
+    attach_adapter(encoder[0].model, plan.adapter)
+    return encoder[0].model
+
+
+def _quantised_cosine(plan: MergePlan, saved: SentenceTransformer, merged: NDArray[np.float32], say: Say) -> float | None:
+    from ebr.model.merging import sample_vectors, smallest_cosine
+
+    if plan.training.get("finetune_type") != "qlora":
+        return None
+    bits = plan.training.get("quantization_bits") or 4
+    try:
+        cosine = smallest_cosine(merged, sample_vectors(saved, _unmerged(plan, bits=bits)))
+    except Exception as error:  # this is information: an exact merge must not fail for it
+        reason = str(error).split("\n", 1)[0]
+        say(f"the comparison with the {bits}-bit base that the adapter was trained on is left out ({reason})")
+        return None
+    say(f"smallest cosine with the {bits}-bit base that the adapter was trained on: {cosine:.7f}: the error of quantisation")
+    return cosine
+
+
+def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str) -> dict[str, Any]:
+    from ebr.model.encoder import fingerprint, pooling_name
+
+    return {
+        "kind": "model",
+        "config": plan.config.to_json(),
+        "base_model": plan.config.base_model_path,
+        "base_sha256": base_sha256,
+        "adapter": str(plan.adapter.weights),
+        "adapter_sha256": hash_file(plan.adapter.weights),
+        "model_sha256": fingerprint(saved),
+        "training_precision": plan.precision,
+        "finetune_type": plan.training.get("finetune_type"),
+        "pooling": pooling_name(saved),
+        "prompts": saved.prompts,
+        "max_seq_length": saved.max_seq_length,
+        "query_length": saved[0].query_length,
+        "document_length": saved[0].document_length,
+        "dim": saved.get_embedding_dimension(),
+        "versions": library_versions(),
+    }

@@ -1,0 +1,104 @@
+"""The finished folder of a tuned model, and the report beside the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebr.config import FinetuneConfig
+from ebr.data.files import FOLDER_MANIFEST, write_folder_aside, write_json
+from ebr.workflow.planning import FinetunePlan
+from ebr.workflow.speech import library_versions
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from ebr.retrieval.evaluation import Comparison
+    from ebr.training.run import TrainingRecord
+
+TRAINING_CONFIG = "training_config.json"
+
+
+def model_manifest(
+    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, base_sha256: str, data_sha256: str
+) -> dict[str, Any]:
+    """Where a tuned model comes from, and what whoever uses it must know."""
+    from ebr.model.encoder import fingerprint, pooling_name
+
+    return {
+        "kind": "model",
+        "config": _rerun(config).to_json(),
+        "base_model": config.model_name,
+        "base_sha256": base_sha256,
+        "model_sha256": fingerprint(model),
+        "data_sha256": data_sha256,
+        "n_train": len(plan.train),
+        "n_validation": len(plan.validation),
+        "pooling": pooling_name(model),
+        "prompts": model.prompts,
+        "max_seq_length": model.max_seq_length,
+        "query_max_len": model[0].query_length,
+        "passage_max_len": model[0].document_length,
+        "dim": model.get_embedding_dimension(),
+        "versions": library_versions(),
+    }
+
+
+def _rerun(config: FinetuneConfig) -> FinetuneConfig:
+    """A record reruns the whole run, also when this one was resumed."""
+    return config.model_copy(update={"resume_from_checkpoint": None})
+
+
+def save_model(
+    model: SentenceTransformer,
+    config: FinetuneConfig,
+    folder: Path,
+    record: TrainingRecord,
+    comparison: Comparison | None,
+    manifest: Mapping[str, Any],
+) -> Path | None:
+    """Write the finished folder whole, then swap it with the one before; returns where the loss curve is."""
+    from ebr.model.encoder import save_encoder
+    from ebr.training.layouts import HISTORY
+    from ebr.visualization.plot import draw_loss_curve
+
+    with write_folder_aside(folder) as aside:
+        save_encoder(model, aside)
+        write_json(aside / HISTORY, record.history)
+        write_json(aside / TRAINING_CONFIG, _rerun(config).model_dump(mode="json", by_alias=True))
+        if comparison:
+            write_json(aside / "evaluation.json", comparison.to_json())
+        drawn = draw_loss_curve(_plain_history(record.history), aside / "loss_curve.png")
+        write_json(aside / FOLDER_MANIFEST, manifest)
+    return folder / "loss_curve.png" if drawn else None
+
+
+def _plain_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key.replace("eval_ndcg@10", "ndcg_at_10"): value for key, value in entry.items()} for entry in history]
+
+
+def write_report(plan: FinetunePlan, config: FinetuneConfig, record: TrainingRecord, comparison: Comparison | None) -> None:
+    """One JSON that says what a finished run did."""
+    from ebr.training.layouts import SUMMARY
+
+    write_json(
+        plan.layout.work / SUMMARY,
+        {
+            "model_path": str(plan.layout.final),
+            "base_model": config.model_name,
+            "finetune_type": config.finetune_type,
+            "n_train": len(plan.train),
+            "n_validation": len(plan.validation),
+            "total_steps": record.n_steps,
+            "weights_step": record.weights_step,
+            "stopped_early": record.stopped_early,
+            "duration_s": round(record.duration_s, 1),
+            "total_parameters": record.all_parameters,
+            "trainable_parameters": record.trainable_parameters,
+            "epochs": record.epochs,
+            "final_loss": record.epochs[-1]["average_loss"],
+            "best_epoch_loss": min(epoch["average_loss"] for epoch in record.epochs),
+            "evaluation": comparison.to_json() if comparison else None,
+        },
+    )

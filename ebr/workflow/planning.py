@@ -1,0 +1,95 @@
+"""What a fine-tuning run would train on and where it would write, checked before anything is loaded or made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ebr.config import FinetuneConfig, TrainConfig
+from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
+from ebr.data.examples import Example, find_training_files, lonely_rows, read_pairs, read_triplets, split_validation
+from ebr.errors import DataError
+
+if TYPE_CHECKING:
+    from ebr.training.layouts import Layout
+
+_SMALL_SET = 100
+_MOST_NAMED = 5
+_QUERY_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """What a run would train on, and where it would write."""
+
+    files: list[Path]
+    train: list[Example]
+    validation: list[Example]
+    dataset: EvaluationSet | None
+    layout: Layout
+    n_steps: int
+    checkpoint: Path | None
+    """Where to resume from; None = from the start."""
+
+    def lines(self) -> list[str]:
+        """The plan, for people. The first line is looked for by its exact words."""
+        lines = [f"训练集大小: {len(self.train)}", f"验证集大小: {len(self.validation)}", f"optimiser steps: {self.n_steps:,}"]
+        if self.dataset:
+            lines.append(f"evaluation: {len(self.dataset.queries):,} queries, {len(self.dataset.documents):,} documents")
+        if len(self.train) < _SMALL_SET:
+            lines.append(f"warning: fewer than {_SMALL_SET} training records; expect little, and noise in every figure")
+        return [*lines, f"result goes to {self.layout.final}"]
+
+
+def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
+    """Read and check everything that a run needs, and train nothing.
+
+    The class of the config says which front end it is: TrainConfig reads query / pos / neg and writes to output_dir itself,
+    FinetuneConfig reads anchor / positive / negative and writes to a folder named after the model.
+    """
+    from ebr.model.encoder import resolve_model
+    from ebr.training.arguments import count_steps
+    from ebr.training.checkpoints import find_checkpoint
+    from ebr.training.layouts import pair_layout, triplet_layout
+    from ebr.training.run import check_machine
+
+    config.check()
+    files, examples = _read(config)
+    if n_processes == 1 or not config.gather_negatives:
+        _refuse_batches_without_negatives(examples, config)
+    train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
+    dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
+    check_machine(config)
+    model = resolve_model(config.model_name)
+    triplets = isinstance(config, TrainConfig)
+    layout = (
+        triplet_layout(config.output_dir)
+        if triplets
+        else pair_layout(config.output_dir, model.short_name, config.finetune_type)
+    )
+    layout.check()
+    wanted = config.resume_from_checkpoint
+    checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
+    return FinetunePlan(files, train, validation, dataset, layout, count_steps(len(train), config, n_processes), checkpoint)
+
+
+def _read(config: FinetuneConfig) -> tuple[list[Path], list[Example]]:
+    files = find_training_files(config.data_path, option=config.spelling("data_path"))
+    return files, (read_triplets if isinstance(config, TrainConfig) else read_pairs)(files)
+
+
+def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneConfig) -> None:
+    """A batch of one record has only that record's negatives; without any its loss is zero, and it teaches nothing."""
+    rows = lonely_rows(examples, config.train_batch_size, config.neg_nums)
+    if not rows:
+        return
+    shown = ", ".join(f"{row + 1} ({examples[row].query[:_QUERY_SHOWN]!r})" for row in rows[:_MOST_NAMED])
+    more = f" and {len(rows) - _MOST_NAMED:,} more" if len(rows) > _MOST_NAMED else ""
+    size = config.spelling("train_batch_size")
+    raise DataError(
+        f"{size} 1: a batch of one record has no other record's texts as negatives, and these have none to draw of their own, "
+        f"so their loss would be zero: records {shown}{more}; raise {size}, give them negatives, or leave them out"
+    )
