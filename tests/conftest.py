@@ -156,3 +156,17 @@ def _byte_tokenizer(words: list[str]) -> Any:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
     return tokenizer
+
+
+@pytest.fixture
+def triplets_file(tmp_path: Path) -> Path:
+    """Thirty-one queries with one to three positives and up to two negatives; every third has none."""
+    records = []
+    for index, (size, colour, thing) in enumerate((s, c, t) for s in SIZES for c in COLOURS for t in THINGS):
+        positives = [f"the {colour} {size} {thing}", f"{thing}, {size}, {colour}", f"a {colour} {thing}: {size}"]
+        negatives = [f"the {colour} {size} {other}!" for other in THINGS if other != thing][: (index + 2) % 3]
+        records.append({"query": f"buy a {size} {colour} {thing}", "pos": positives[: index % 3 + 1], "neg": negatives})
+    records.append({"query": "这是一个大国", "pos": ["一个大的国"]})
+    path = tmp_path / "triplets.jsonl"
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return path

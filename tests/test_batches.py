@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,8 +144,21 @@ def test_batch_holds_queries_then_positives_then_negatives_each_with_its_prompt(
     assert set(batch) == {"label", "query_ids", "passage_ids"}
 
 
+def test_label_is_the_rows_in_the_order_of_the_batch():
+    label = maker()([{"row": 2}, {"row": 0}])["label"]
+    assert label.dtype == torch.int64
+    assert label.tolist() == [2, 0]
+
+
+# ---------------------------------------------------------------- which candidates may repel
+
+
 def mask(*examples, noise=None):
-    allowed = maker(examples, noise=noise)([{"row": row} for row in range(len(examples))])["label"]
+    return mask_of(maker(examples, noise=noise), range(len(examples)))
+
+
+def mask_of(batches, rows, others=()):
+    allowed = batches.allowed(rows, others)
     assert allowed.dtype == torch.bool
     return allowed.int().tolist()
 
@@ -176,3 +190,107 @@ def test_mask_is_judged_by_the_texts_before_noise():
     everything = Noise("random_delete", 1.0, frozenset({"anchor", "positive", "negative"}))
     examples = [Example("a x y", ("b x y",)), Example("a x y", ("c x y",)), Example("d x y", ("e x y",), ("b x y",))]
     assert mask(*examples, noise=everything) == mask(*examples) == [[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_mask_has_a_row_a_query_and_a_column_a_passage_of_the_batch():
+    batches = maker([Example("a", ("b",), ("c", "d")), Example("e", ("f",)), Example("g", ("h",), ("i",))])
+    rows = [2, 0]
+    # h, b, then i, c and d in the order drawn.
+    assert len(batches([{"row": row} for row in rows])["passage_ids"]) == 5
+    assert mask_of(batches, rows) == [[1] * 5] * 2
+
+
+# Right answers: a: b and c; d: e; f: g; h: i; j: c.
+CROWD = [
+    Example("a", ("b",), ("x",)),
+    Example("d", ("e",), ("b",)),
+    Example("a", ("c",), ("e",)),
+    Example("f", ("g",), ("x", "y")),
+    Example("h", ("i",)),
+    Example("j", ("c",), ("g",)),
+]
+
+
+def test_candidates_of_other_batches_come_after_own_positives_and_own_negatives_in_their_order():
+    batches = maker(CROWD)
+    # Own rows 0, 1: b e | x b; then rows 2, 3: c g | e and x, y; then rows 4, 5: i c | g.
+    own = [[1, 1, 1, 0], [1, 1, 1, 1]]
+    first = [[0, 1, 1, 1, 1], [1, 1, 0, 1, 1]]
+    second = [[1, 0, 1], [1, 1, 1]]
+    assert mask_of(batches, [0, 1]) == own
+    assert mask_of(batches, [0, 1], [[2, 3]]) == [a + b for a, b in zip(own, first, strict=True)]
+    assert mask_of(batches, [0, 1], [[2, 3], [4, 5]]) == [a + b + c for a, b, c in zip(own, first, second, strict=True)]
+    assert mask_of(batches, [0, 1], [[4, 5], [2, 3]]) == [a + c + b for a, b, c in zip(own, first, second, strict=True)]
+
+
+def test_own_place_is_counted_within_the_own_batch_whatever_else_follows():
+    # Row 2 as the only one of its batch: a's own c may attract; b, in another batch, may not repel it, nor may c of row 5.
+    # c | e; then b e | x b; then i c | g.
+    assert mask_of(maker(CROWD), [2], [[0, 1], [4, 5]]) == [[1, 1, 0, 1, 1, 0, 1, 0, 1]]
+
+
+def test_batches_of_other_lengths_are_laid_one_after_the_other():
+    batches = maker(CROWD)
+    # g | x y; then i; then b e c | x b e.
+    assert mask_of(batches, [3], [[4], [0, 1, 2]]) == [[1] * (3 + 1 + 6)]
+    assert mask_of(batches, [0, 1, 2], [[3], [4]]) == [
+        [1, 1, 0, 1, 0, 1, 1, 1, 1, 1],  # a: c is right too, and b stands among the negatives
+        [1, 1, 1, 1, 1, 0, 1, 1, 1, 1],  # d: e stands among the negatives
+        [0, 1, 1, 1, 0, 1, 1, 1, 1, 1],  # a again: b is right, in both places
+    ]
+
+
+def hand_made(examples, rows, others, epoch):
+    """The mask in plain loops: a candidate counts unless some record with this query holds its text for right."""
+    batches = maker(examples, epoch=epoch)
+    candidates = []
+    for group in (rows, *others):
+        candidates += [batches.draw(row).positive for row in group]
+        candidates += [text for row in group for text in batches.draw(row).negatives]
+    whole = []
+    for place, row in enumerate(rows):
+        right = {text for example in examples if example.query == examples[row].query for text in example.positives}
+        whole.append([int(column == place or text not in right) for column, text in enumerate(candidates)])
+    return whole
+
+
+@pytest.mark.parametrize("epoch", range(4))
+@pytest.mark.parametrize("noise", [None, Noise("char_delete", 1.0, frozenset({"anchor", "positive", "negative"}))])
+def test_mask_equals_the_hand_made_one_when_right_answers_sit_in_other_batches(epoch, noise):
+    rng = np.random.default_rng(3)
+    # Six queries and twelve texts over forty records: nearly every batch holds a right answer of a query of another.
+    examples = [
+        Example(
+            f"q{rng.integers(6)}",
+            tuple(f"text {t}" for t in rng.choice(6, 2, replace=False)),
+            tuple(f"text {t}" for t in rng.choice(12, rng.integers(4), replace=False)),
+        )
+        for _ in range(40)
+    ]
+    batches = maker(examples, epoch=epoch, noise=noise)
+    order = rng.permutation(40).tolist()
+    groups = [order[:7], order[7:10], order[10:22]]
+    for mine in range(3):
+        others = groups[mine + 1 :] + groups[:mine]
+        wanted = hand_made(examples, groups[mine], others, epoch)
+        n_own = len(hand_made(examples, groups[mine], (), epoch)[0])
+        assert any(0 in row[n_own:] for row in wanted)
+        assert mask_of(batches, groups[mine], others) == wanted
+
+
+def test_spaces_around_a_text_do_not_hide_that_it_is_right():
+    # Candidates: b, c, d, then the negative b with spaces.
+    assert mask(Example("a", ("b",)), Example(" a ", ("c\n",)), Example("e", ("d",), (" b",))) == [
+        [1, 0, 1, 0],
+        [0, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
+
+
+def test_mask_of_validation_rows_is_of_the_texts_that_epoch_0_draws_and_that_of_training_rows_changes():
+    # Candidates: b, e and one of the three negatives of d: hidden from a when it is b.
+    examples = [Example("a", ("b",)), Example("d", ("e",), ("b", "x", "y"))]
+    in_training = [mask_of(maker(examples, epoch=epoch, n_negatives=1), [0, 1]) for epoch in range(20)]
+    in_validation = [mask_of(maker([], examples, epoch=epoch, n_negatives=1), [0, 1]) for epoch in range(20)]
+    assert {str(one) for one in in_training} == {"[[1, 1, 0], [1, 1, 1]]", "[[1, 1, 1], [1, 1, 1]]"}
+    assert in_validation == [in_training[0]] * 20

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
+from ebr.data.files import FOLDER_MANIFEST
 from ebr.errors import ConfigError
 from ebr.training.checkpoints import (
     MARK,
     check_same_run,
+    checkpoint_at,
+    epoch_name,
     find_checkpoint,
     is_whole,
     keep_newest,
-    mark_whole,
+    put_in_place,
+    step_name,
     step_of,
     whole_checkpoints,
 )
-from ebr.training.layouts import Layout, pair_layout
+from ebr.training.layouts import Layout, pair_layout, triplet_layout
 
 RECORD = {
     "data_sha256": "d1",
@@ -27,14 +30,21 @@ RECORD = {
 }
 
 
-def checkpoint(folder, step, *, whole=True, record=RECORD):
-    """A checkpoint of two files, one in a subfolder, and its mark."""
-    path = folder / f"checkpoint-{step}"
+def written(path, weights=b"12345678"):
+    """The two files of a checkpoint, one in a subfolder, without a mark."""
     (path / "sub").mkdir(parents=True)
-    (path / "weights.bin").write_bytes(b"12345678")
+    (path / "weights.bin").write_bytes(weights)
     (path / "sub" / "rng.pth").write_bytes(b"1")
-    if whole:
-        mark_whole(path, record)
+    return path
+
+
+def checkpoint(folder, step, *, name=None, whole=True, record=RECORD):
+    """A checkpoint in its place: whole, or torn, as if it had been written there and not aside."""
+    path = folder / (name or step_name(step))
+    if not whole:
+        return written(path)
+    put_in_place(written(folder / ".partial" / path.name), path, record, step)
+    (folder / ".partial").rmdir()
     return path
 
 
@@ -45,7 +55,37 @@ def names(paths):
 def test_marked_checkpoint_is_whole(tmp_path):
     path = checkpoint(tmp_path, 1)
     assert is_whole(path)
-    assert json.loads((path / MARK).read_text())["files"] == {"sub/rng.pth": 1, "weights.bin": 8}
+    assert json.loads((path / MARK).read_text()) == {"files": {"sub/rng.pth": 1, "weights.bin": 8}, "step": 1, **RECORD}
+
+
+def test_checkpoint_is_written_aside_and_gets_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    from ebr.training import checkpoints
+
+    aside, place = written(tmp_path / ".partial" / "checkpoint-1"), tmp_path / "checkpoint-1"
+    seen = []
+    monkeypatch.setattr(checkpoints, "flush", lambda file: seen.append((file.name, place.exists(), is_whole(aside))))
+    put_in_place(aside, place, RECORD, 1)
+    # Every file is flushed, the mark is there already, and the name is not.
+    assert {name for name, _, _ in seen} >= {"rng.pth", "weights.bin", MARK}
+    assert {(named, whole) for _, named, whole in seen} == {(False, True)}
+    assert is_whole(place)
+    assert not aside.exists()
+
+
+def test_checkpoint_aside_does_not_count_and_is_not_resumed_from(tmp_path):
+    checkpoint(tmp_path, 1)
+    checkpoint(tmp_path, 2).rename(written(tmp_path / ".partial" / "x").parent / "checkpoint-2")
+    assert is_whole(tmp_path / ".partial" / "checkpoint-2")
+    assert names(whole_checkpoints(tmp_path)) == ["checkpoint-1"]
+    assert find_checkpoint(True, tmp_path).name == "checkpoint-1"
+
+
+def test_checkpoint_of_the_same_name_is_replaced_whole(tmp_path):
+    old = checkpoint(tmp_path, 1)
+    (old / "left over").touch()
+    put_in_place(written(tmp_path / "aside", b"new"), old, RECORD, 1)
+    assert is_whole(old)
+    assert (old / "weights.bin").read_bytes() == b"new"
 
 
 BREAKS = {
@@ -72,9 +112,58 @@ def test_folder_that_is_absent_is_no_checkpoint(tmp_path):
     assert whole_checkpoints(tmp_path / "absent") == []
 
 
-def test_step_is_a_number_not_a_text():
-    steps = {"run/checkpoint-20": 20, "checkpoint-100": 100, "checkpoint-best": -1}
-    assert {name: step_of(Path(name)) for name in steps} == steps
+def test_step_is_what_the_mark_says_whatever_the_name(tmp_path):
+    assert step_of(checkpoint(tmp_path, 20)) == 20
+    assert step_of(checkpoint(tmp_path, 27, name=epoch_name(3))) == 27
+    copied = checkpoint(tmp_path, 5).rename(tmp_path / "my favourite")
+    assert step_of(copied) == 5
+
+
+MARKS = {
+    "none": None,
+    "torn": "{",
+    "a list": "[1]",
+    "no step": '{"files": {}}',
+    "no number": '{"step": "x"}',
+    "null": '{"step": null}',
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_step_is_minus_one_where_the_mark_does_not_say(tmp_path, mark):
+    path = checkpoint(tmp_path, 7, whole=False)
+    if MARKS[mark] is not None:
+        (path / MARK).write_text(MARKS[mark])
+    assert step_of(path) == -1
+
+
+def test_names_of_the_two_series():
+    assert (step_name(20), epoch_name(3)) == ("checkpoint-20", "checkpoint-epoch-3")
+
+
+def test_both_series_are_sorted_together_by_step(tmp_path):
+    for step, name in ((100, None), (20, None), (9, None), (90, epoch_name(2)), (45, epoch_name(1)), (10, None)):
+        checkpoint(tmp_path, step, name=name)
+    order = ["checkpoint-9", "checkpoint-10", "checkpoint-20", "checkpoint-epoch-1", "checkpoint-epoch-2", "checkpoint-100"]
+    assert names(whole_checkpoints(tmp_path)) == order
+    assert [step_of(path) for path in whole_checkpoints(tmp_path)] == [9, 10, 20, 45, 90, 100]
+
+
+def test_epoch_checkpoint_is_the_newest_when_its_step_is(tmp_path):
+    checkpoint(tmp_path, 20)
+    checkpoint(tmp_path, 21, name=epoch_name(1))
+    assert find_checkpoint(True, tmp_path).name == "checkpoint-epoch-1"
+    checkpoint(tmp_path, 22)
+    assert find_checkpoint(True, tmp_path).name == "checkpoint-22"
+
+
+def test_checkpoint_is_found_by_its_step(tmp_path):
+    checkpoint(tmp_path, 20)
+    checkpoint(tmp_path, 30, name=epoch_name(1))
+    checkpoint(tmp_path, 40, whole=False)
+    assert checkpoint_at(tmp_path, 20).name == "checkpoint-20"
+    assert checkpoint_at(tmp_path, 30).name == "checkpoint-epoch-1"
+    assert (checkpoint_at(tmp_path, 40), checkpoint_at(tmp_path, 1)) == (None, None)
 
 
 def test_newest_whole_checkpoint_is_chosen_by_step(tmp_path):
@@ -104,8 +193,9 @@ def test_nothing_to_resume_from_is_said(tmp_path):
     [
         (2, None, {"checkpoint-20", "checkpoint-100"}),
         (1, None, {"checkpoint-100"}),
-        (2, "checkpoint-3", {"checkpoint-3", "checkpoint-20", "checkpoint-100"}),
-        (1, "elsewhere/checkpoint-20", {"checkpoint-20", "checkpoint-100"}),
+        (2, 3, {"checkpoint-3", "checkpoint-20", "checkpoint-100"}),
+        (1, 20, {"checkpoint-20", "checkpoint-100"}),
+        (1, 100, {"checkpoint-100"}),
         (9, None, {"checkpoint-3", "checkpoint-20", "checkpoint-100"}),
     ],
 )
@@ -116,13 +206,33 @@ def test_the_newest_whole_ones_and_the_best_are_kept(tmp_path, limit, best, kept
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
+def test_epoch_checkpoints_stay_and_do_not_count(tmp_path):
+    for step in (10, 20, 30, 40):
+        checkpoint(tmp_path, step)
+    for epoch in (1, 2, 3):
+        checkpoint(tmp_path, 15 * epoch, name=epoch_name(epoch))  # 15, 30 and 45: before, beside and after the others
+    keep_newest(tmp_path, 2, None)
+    epochs = {"checkpoint-epoch-1", "checkpoint-epoch-2", "checkpoint-epoch-3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-30", "checkpoint-40", *epochs}
+
+
 def test_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path):
     for step in (1, 2, 4):
         checkpoint(tmp_path, step)
-    checkpoint(tmp_path, 3, whole=False)  # torn, and behind the newest whole one: removed
-    checkpoint(tmp_path, 5, whole=False)  # being written at this moment: left alone
+    for step in (3, 5):  # none is being written at this moment: that would be aside
+        checkpoint(tmp_path, step, whole=False)
     keep_newest(tmp_path, 2, None)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_folders_that_are_no_step_checkpoints_are_left_alone(tmp_path):
+    for step in (1, 2):
+        checkpoint(tmp_path, step)
+    others = {"checkpoint-best", "checkpoint-", "checkpoints", "final", ".partial"}
+    for name in others:
+        (tmp_path / name).mkdir()
+    keep_newest(tmp_path, 1, None)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", *others}
 
 
 # ---------------------------------------------------------------- the same run
@@ -167,6 +277,30 @@ def test_other_run_is_refused_and_every_change_is_named(tmp_path, record, what):
     assert str(caught.value) == f"resume_from_checkpoint {path}: {what}; set them back, or start without it"
 
 
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (4, 3)])
+def test_another_number_of_processes_is_another_run(tmp_path, before, now):
+    path = checkpoint(tmp_path, 1, record=changed(processes=before))
+    check_same_run(path, changed(processes=before))
+    with pytest.raises(ConfigError, match=f": there were {before} processes, are {now}; set them back, or start without it"):
+        check_same_run(path, changed(processes=now))
+
+
+def test_mark_that_does_not_count_processes_is_of_one(tmp_path):
+    path = checkpoint(tmp_path, 1)
+    assert "processes" not in json.loads((path / MARK).read_text())
+    check_same_run(path, changed(processes=1))
+    with pytest.raises(ConfigError, match="there were 1 processes, are 2"):
+        check_same_run(path, changed(processes=2))
+
+
+def test_evaluation_set_is_free_unless_early_stopping_picks_the_weights_by_it(tmp_path):
+    free = checkpoint(tmp_path, 1, record=with_options(eval_dataset="a", early_stopping_patience=0))
+    check_same_run(free, with_options(eval_dataset="b", early_stopping_patience=0))
+    bound = checkpoint(tmp_path, 2, record=with_options(eval_dataset="a", early_stopping_patience=2))
+    with pytest.raises(ConfigError, match="eval_dataset was 'a', is 'b'"):
+        check_same_run(bound, with_options(eval_dataset="b", early_stopping_patience=2))
+
+
 # ---------------------------------------------------------------- where a run lies
 
 
@@ -175,8 +309,11 @@ def layout(tmp_path):
     return pair_layout(tmp_path, "MiniLM", "lora")
 
 
-def test_layout_of_the_pair_front_end(tmp_path, layout):
-    assert layout == Layout(final=tmp_path / "MiniLM-peft-lora", work=tmp_path / "MiniLM-peft-lora.run")
+@pytest.mark.parametrize(
+    ("finetune_type", "name"), [("lora", "MiniLM-peft-lora"), ("qlora", "MiniLM-peft-qlora"), ("full", "MiniLM-full")]
+)
+def test_layout_of_the_pair_front_end(tmp_path, finetune_type, name):
+    assert pair_layout(tmp_path, "MiniLM", finetune_type) == Layout(final=tmp_path / name, work=tmp_path / f"{name}.run")
 
 
 def test_first_run_gets_an_empty_folder_and_no_notice(layout):
@@ -244,3 +381,140 @@ def test_finished_model_is_not_touched_by_a_new_run(layout):
     (layout.final / "weights").write_text("old")
     layout.begin()
     assert (layout.final / "weights").read_text() == "old"
+
+
+def test_going_on_drops_later_checkpoints_of_both_series(layout):
+    layout.begin()
+    for step, name in ((3, None), (4, epoch_name(1)), (6, None), (8, epoch_name(2))):
+        checkpoint(layout.work, step, name=name)
+    layout.go_on(layout.work / "checkpoint-epoch-1")
+    assert names(whole_checkpoints(layout.work)) == ["checkpoint-3", "checkpoint-epoch-1"]
+
+
+# ---------------------------------------------------------------- where a run lies beside the model that it made
+
+PRODUCTS = {"training_log.json", "detailed_training_logs.json", "training_losses.json", "training_summary_report.json"}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An output_dir with a finished model and things of a stranger's, which no run may touch."""
+    folder = tmp_path / "out"
+    (folder / "final").mkdir(parents=True)
+    (folder / "final" / FOLDER_MANIFEST).write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "my checkpoints").mkdir()
+    (folder / "my checkpoints" / "a").write_text("mine")
+    return folder
+
+
+STAYS = {"final", "notes.txt", "my checkpoints"}
+
+
+def untouched(folder):
+    return (
+        (folder / "final" / FOLDER_MANIFEST).read_text() == "{}"
+        and (folder / "notes.txt").read_text() == "mine"
+        and (folder / "my checkpoints" / "a").read_text() == "mine"
+    )
+
+
+def entries(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def run_in(folder, *steps):
+    """What a run leaves behind: checkpoints, logs, the tracker's folder."""
+    for step in steps:
+        checkpoint(folder, step)
+    for name in PRODUCTS:
+        (folder / name).write_text(str(steps))
+    (folder / "runs").mkdir()
+    (folder / "runs" / "events").touch()
+
+
+def test_layout_of_the_triplet_front_end(tmp_path):
+    assert triplet_layout(tmp_path) == Layout(final=tmp_path / "final", work=tmp_path)
+
+
+def test_interrupted_run_is_set_aside_and_the_model_and_a_strangers_files_stay(out):
+    layout = triplet_layout(out)
+    assert layout.begin() is None
+    run_in(out, 3, 5)
+    notice = layout.begin()
+    aside = out.with_name("out.interrupted-1")
+    assert notice == f"an interrupted run was set aside in {aside}; to go on with one, use resume_from_checkpoint"
+    assert entries(out) == STAYS
+    assert untouched(out)
+    assert entries(aside) == {"checkpoint-3", "checkpoint-5", "runs", *PRODUCTS}
+    assert names(whole_checkpoints(aside)) == ["checkpoint-3", "checkpoint-5"]
+
+
+def test_going_on_with_it_moves_it_back_and_leaves_no_empty_folder(out):
+    layout = triplet_layout(out)
+    run_in(out, 3, 5)
+    layout.begin()
+    aside = out.with_name("out.interrupted-1")
+    assert layout.go_on(aside / "checkpoint-3") == out / "checkpoint-3"
+    assert entries(out) == {*STAYS, "checkpoint-3", "runs", *PRODUCTS}
+    assert untouched(out)
+    assert entries(out.parent) == {"out"}
+
+
+def test_going_on_with_it_sets_the_present_run_aside_in_turn(out):
+    layout = triplet_layout(out)
+    run_in(out, 3)
+    layout.begin()
+    run_in(out, 7)
+    layout.go_on(out.with_name("out.interrupted-1") / "checkpoint-3")
+    assert names(whole_checkpoints(out)) == ["checkpoint-3"]
+    assert (out / "training_log.json").read_text() == "(3,)"
+    assert names(whole_checkpoints(out.with_name("out.interrupted-2"))) == ["checkpoint-7"]
+    assert untouched(out)
+
+
+def test_strangers_file_beside_a_run_that_was_set_aside_stays_there(out):
+    layout = triplet_layout(out)
+    run_in(out, 3)
+    layout.begin()
+    aside = out.with_name("out.interrupted-1")
+    (aside / "why.txt").write_text("mine")
+    layout.go_on(aside / "checkpoint-3")
+    assert entries(aside) == {"why.txt"}
+
+
+def test_finished_runs_products_go_and_nothing_else(out):
+    layout = triplet_layout(out)
+    run_in(out, 3)
+    checkpoint(out, 4, name=epoch_name(1))
+    layout.end()
+    assert layout.begin() is None
+    assert entries(out) == STAYS
+    assert untouched(out)
+    assert entries(out.parent) == {"out"}
+
+
+def test_half_written_checkpoint_of_a_crash_goes_with_the_next_run(out):
+    written(out / ".partial" / "checkpoint-9")
+    assert triplet_layout(out).begin() is None
+    assert entries(out) == STAYS
+
+
+def test_absent_output_folder_is_made(tmp_path):
+    assert triplet_layout(tmp_path / "a" / "b").begin() is None
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("front_end", [triplet_layout, lambda folder: pair_layout(folder, "MiniLM", "full")])
+def test_result_folder_that_is_not_ours_is_refused_and_ours_or_an_empty_one_is_not(tmp_path, front_end):
+    layout = front_end(tmp_path)
+    layout.check()
+    layout.final.mkdir()
+    layout.check()
+    (layout.final / "thesis.tex").touch()
+    with pytest.raises(ConfigError) as caught:
+        layout.check()
+    what = "holds something that is not a model of ours; move it, or choose another"
+    assert str(caught.value) == f"output_dir: {layout.final} {what}"
+    (layout.final / FOLDER_MANIFEST).write_text("{}")
+    layout.check()

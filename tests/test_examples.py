@@ -290,6 +290,7 @@ BAD_TRIPLETS = {
     '{"anchor": "a", "positive": "b"}': "has 'anchor' and 'positive', which `ebr finetune` (ebr_finetune.py) reads; "
     "this reader wants 'query', 'pos' and optionally 'neg'",
     '{"query": "a", "positive": ["b"]}': "has 'positive'; the field is 'pos'",
+    '{"query": "a", "anchor": "a", "positive": "b"}': "has 'positive'; the field is 'pos'",
     '{"query": "a", "positives": ["b"]}': "has 'positives'; the field is 'pos'",
     '{"query": "a", "pos": ["b"], "negative": ["n"]}': "has 'negative'; the field is 'neg'",
     '{"query": "a", "pos": ["b"], "negatives": ["n"]}': "has 'negatives'; the field is 'neg'",

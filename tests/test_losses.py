@@ -48,26 +48,97 @@ def test_two_orthogonal_pairs_cost_log_one_plus_exp_of_minus_the_inverse_tempera
     assert loss == pytest.approx(math.log(1 + math.exp(-2)))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_loss_and_gradient_equal_the_plain_reference_in_float64(smoothing):
-    queries, candidates = unit(4, 6, 1).requires_grad_(), unit(7, 6, 2).requires_grad_()
+def reference_gradients(queries, candidates, allowed, temperature, smoothing):
+    """(dL/dqueries, dL/dcandidates) as lists of rows, by hand: dL/dlogit = (softmax − target) / B, dlogit/dq_i = c_j / T."""
+    queries_, candidates_ = queries.tolist(), candidates.tolist()
+    of_queries = [[0.0] * len(row) for row in queries_]
+    of_candidates = [[0.0] * len(row) for row in candidates_]
+    for i, query in enumerate(queries_):
+        visible = [j for j in range(len(candidates_)) if allowed[i, j]]
+        logits = {j: sum(a * b for a, b in zip(query, candidates_[j], strict=True)) / temperature for j in visible}
+        whole = sum(math.exp(logit) for logit in logits.values())
+        for j in visible:
+            target = (1 - smoothing) * (i == j) + smoothing / len(visible)
+            slope = (math.exp(logits[j]) / whole - target) / len(queries_) / temperature
+            for k in range(len(query)):
+                of_queries[i][k] += slope * candidates_[j][k]
+                of_candidates[j][k] += slope * query[k]
+    return of_queries, of_candidates
+
+
+def small_case():
+    """Four queries, seven candidates in six dimensions; five cells hidden, one query's row nearly full, one nearly empty."""
     allowed = all_allowed(4, 7)
-    allowed[0, 1] = allowed[2, 6] = allowed[3, 4] = False
+    allowed[0, 1] = allowed[2, 6] = False
+    allowed[3] = torch.tensor([0, 0, 0, 1, 0, 1, 0], dtype=torch.bool)
+    return unit(4, 6, 1), unit(7, 6, 2), allowed
+
+
+CASES = [(temperature, smoothing) for temperature in (0.05, 0.2, 1.0) for smoothing in (0.0, 0.1, 0.5)]
+
+
+@pytest.mark.parametrize(("temperature", "smoothing"), CASES)
+def test_loss_equals_the_plain_reference_in_float64(temperature, smoothing):
+    queries, candidates, allowed = small_case()
+    loss = masked_info_nce(queries, candidates, allowed, temperature=temperature, label_smoothing=smoothing)
+    assert loss.dtype == torch.float64
+    assert loss.item() == pytest.approx(reference(queries, candidates, allowed, temperature, smoothing), rel=1e-12)
+
+
+@pytest.mark.parametrize(("temperature", "smoothing"), CASES)
+def test_gradient_equals_softmax_minus_target_chained_by_hand(temperature, smoothing):
+    queries, candidates, allowed = small_case()
+    leaves = queries.clone().requires_grad_(), candidates.clone().requires_grad_()
+    masked_info_nce(*leaves, allowed, temperature=temperature, label_smoothing=smoothing).backward()
+    by_hand = reference_gradients(queries, candidates, allowed, temperature, smoothing)
+    for leaf, wanted in zip(leaves, by_hand, strict=True):
+        torch.testing.assert_close(leaf.grad, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient_equals_the_central_differences_of_the_plain_reference(smoothing):
+    queries, candidates, allowed = small_case()
+    leaves = queries.clone().requires_grad_(), candidates.clone().requires_grad_()
+    masked_info_nce(*leaves, allowed, temperature=0.2, label_smoothing=smoothing).backward()
+    step = 1e-5
+    for which, leaf in enumerate(leaves):
+        for cell in range(leaf.numel()):
+            costs = []
+            for sign in (1, -1):
+                moved = [queries.clone(), candidates.clone()]
+                moved[which].view(-1)[cell] += sign * step
+                costs.append(reference(*moved, allowed, 0.2, smoothing))
+            # Wrong by step² times the third derivative, here at most about 1 / 0.2³ = 125.
+            assert leaf.grad.view(-1)[cell].item() == pytest.approx((costs[0] - costs[1]) / (2 * step), abs=1e-7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_torchs_own_gradient_check_agrees(smoothing):
+    queries, candidates, allowed = small_case()
 
     def loss(q, c):
         return masked_info_nce(q, c, allowed, temperature=0.2, label_smoothing=smoothing)
 
-    # The loss works in float32 from the logits on.
-    expected = reference(queries.detach(), candidates.detach(), allowed, 0.2, smoothing)
-    assert loss(queries, candidates).item() == pytest.approx(expected, rel=1e-6)
-    loss(queries, candidates).backward()
-    step = 1e-6
-    for tensor in (queries, candidates):
-        bumped = tensor.detach().clone()
-        bumped[1, 2] += step
-        moved = (bumped, candidates.detach()) if tensor is queries else (queries.detach(), bumped)
-        numeric = (reference(*moved, allowed, 0.2, smoothing) - expected) / step
-        assert tensor.grad[1, 2].item() == pytest.approx(numeric, abs=1e-4)
+    assert torch.autograd.gradcheck(loss, (queries.requires_grad_(), candidates.requires_grad_()), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_less_exact_than_float32_is_summed_up_in_float32(dtype):
+    queries, candidates, allowed = small_case()
+    queries, candidates = queries.to(dtype), candidates.to(dtype)
+    loss = masked_info_nce(queries, candidates, allowed, temperature=0.05)
+    assert loss.dtype == torch.float32
+    logits = (queries @ candidates.T).double() * 0.05  # rounded as the product rounds them, and no further
+    exact = reference(logits, 20 * 20 * torch.eye(7, dtype=torch.float64), allowed, 1.0, 0.0)
+    assert loss.item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_smoothing_costs_the_share_of_the_mean_distance_to_the_others():
+    # Logits 2 and 0, log-sum log(e² + 1): the right one costs log_sum − 2, the other log_sum; even is their mean.
+    axes = torch.eye(2, dtype=torch.float64)
+    loss = masked_info_nce(axes, axes, all_allowed(2, 2), temperature=0.5, label_smoothing=0.3).item()
+    log_sum = math.log(math.exp(2) + 1)
+    assert loss == pytest.approx(0.7 * (log_sum - 2) + 0.3 * (log_sum - 1), rel=1e-6)
 
 
 def test_a_hidden_candidate_gets_no_gradient():

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from ebr.config import FinetuneConfig, VisualizationConfig
+from ebr.model.encoder import pooling_name
+from ebr.training import arguments
 from ebr.training import run as training
+from ebr.training.processes import ALONE, Processes
 from ebr.workflow import finetuning, plan_finetune, visualize_embeddings
 
 # Values of the trainer's arguments that carry the time or the machine.
@@ -19,9 +22,9 @@ def flat(prefix, record):
     return {f"{prefix}.{name}": repr(value) for name, value in record.items() if name not in VOLATILE}
 
 
-def observe(config):
+def observe(config, processes=ALONE):
     """Everything that a run is made of, by name, without training."""
-    plan = plan_finetune(config)
+    plan = plan_finetune(config, processes.count)
     model = finetuning.load_for_training(config)
     training.prepare_model(model, config)
     built = training._build(
@@ -32,20 +35,35 @@ def observe(config):
         Path("work"),
         "sha",
         (lambda *_: {}) if plan.dataset else None,
-        training.Brake(),
+        processes,
     )
     loss, batches = built.loss, built.data_collator
     seen = flat("args", built.args.to_dict())
-    seen |= flat("lora", model[0].model.peft_config["default"].to_dict())
+    seen |= flat("lora", lora(model))
     seen |= flat("loss", {"temperature": loss.temperature, "smoothing": loss.label_smoothing, "l1": loss.l1})
+    seen |= flat("loss", {"gather_from": loss.gather_from})
     seen |= flat(
         "batches", {"prompts": batches.prompts, "negatives": batches.n_negatives, "seed": batches.seed, "noise": batches.noise}
     )
     seen |= flat("model", {"length": model.max_seq_length, "weights": training.fingerprint(model), "modules": len(model)})
+    seen |= flat("model", {"query_length": model[0].query_length, "passage_length": model[0].document_length})
+    seen |= flat("model", {"pooling": pooling_name(model), "attention": model[0].model.config._attn_implementation})
+    seen |= flat("model", {"trained": [name for name, weight in model.named_parameters() if weight.requires_grad]})
     seen |= flat("plan", {"files": plan.files, "train": plan.train, "dataset": plan.dataset and plan.dataset.name})
     seen |= flat("plan", {"final": plan.layout.final, "n_steps": plan.n_steps})
-    seen |= flat("run", {"kept": built.checkpoints_kept, "callbacks": callbacks(built)})
+    seen |= flat("run", {"kept": built.checkpoints_kept, "callbacks": callbacks(built), "epoch_saver": built.epoch_saver.every})
+    seen |= flat("run", {"info": built.journal.model_info, "steps_per_epoch": built.journal.steps_per_epoch})
     return seen
+
+
+def lora(model):
+    """The adapter's configuration, by the names of our options, and all else of it as one."""
+    adapters = getattr(model[0].model, "peft_config", None)
+    if not adapters:
+        return {}
+    rest = adapters["default"].to_dict()
+    ours = {name: rest.pop(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+    return {**ours, "target_modules": sorted(ours["target_modules"]), "rest": rest}
 
 
 def callbacks(built):
@@ -59,29 +77,48 @@ def callbacks(built):
 
 # option → (another value, what must change; anything else that changes fails the test)
 CHANGES = {
-    "data_path": ("SUBSET", {"plan.files", "plan.train", "plan.n_steps"}),
+    "data_path": ("SUBSET", {"plan.files", "plan.train", "plan.n_steps", "run.steps_per_epoch"}),
     "eval_dataset": ("EVALUATION", {"plan.dataset"}),
     "output_dir": ("elsewhere", {"plan.final"}),
+    "finetune_type": (
+        "full",
+        {
+            "lora.r",
+            "lora.lora_alpha",
+            "lora.lora_dropout",
+            "lora.target_modules",
+            "lora.rest",
+            "model.weights",
+            "model.trained",
+            "plan.final",
+            "run.info",
+        },
+    ),
+    "pooling": ("cls", {"model.pooling"}),
+    "attn_implementation": ("eager", {"model.attention"}),
     "num_epochs": (3, {"args.num_train_epochs", "plan.n_steps"}),
     "max_steps": (7, {"args.max_steps", "plan.n_steps"}),
-    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps"}),
+    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps", "run.steps_per_epoch"}),
     "eval_batch_size": (3, {"args.per_device_eval_batch_size"}),
     "learning_rate": (1e-3, {"args.learning_rate"}),
     "max_seq_length": (16, {"model.length"}),
+    # One length set, the other is settled too: it no longer follows max_seq_length.
+    "query_max_len": (16, {"model.query_length", "model.passage_length"}),
+    "passage_max_len": (16, {"model.query_length", "model.passage_length"}),
     "prompt": ("both: ", {"batches.prompts"}),
     "query_prompt": ("q: ", {"batches.prompts"}),
     "passage_prompt": ("p: ", {"batches.prompts"}),
     "neg_nums": (1, {"batches.negatives"}),
     "temperature": (0.1, {"loss.temperature"}),
-    "lora_r": (4, {"lora.r", "model.weights"}),
+    "lora_r": (4, {"lora.r", "model.weights", "run.info"}),
     "lora_alpha": (16, {"lora.lora_alpha"}),
     "lora_dropout": (0.2, {"lora.lora_dropout"}),
-    "target_modules": (["query"], {"lora.target_modules", "model.weights"}),
+    "target_modules": (["query"], {"lora.target_modules", "model.weights", "model.trained", "run.info"}),
     "weight_decay": (0.1, {"args.weight_decay"}),
     "l1_regularization": (0.1, {"loss.l1"}),
     "max_grad_norm": (0.5, {"args.max_grad_norm"}),
     "label_smoothing": (0.1, {"loss.smoothing"}),
-    "validation_split": (0.5, {"plan.train", "plan.n_steps"}),
+    "validation_split": (0.5, {"plan.train", "plan.n_steps", "run.steps_per_epoch"}),
     "eval_steps": (7, {"args.eval_steps"}),
     "early_stopping_patience": (
         2,
@@ -89,12 +126,13 @@ CHANGES = {
     ),
     "lr_scheduler_type": ("cosine", {"args.lr_scheduler_type"}),
     "warmup_ratio": (0.25, {"args.warmup_steps"}),
-    "gradient_accumulation_steps": (2, {"args.gradient_accumulation_steps", "plan.n_steps"}),
+    "gradient_accumulation_steps": (2, {"args.gradient_accumulation_steps", "plan.n_steps", "run.steps_per_epoch"}),
     "gradient_checkpointing": (True, {"args.activation_checkpointing", "args.gradient_checkpointing"}),
     "dataloader_num_workers": (1, {"args.dataloader_num_workers"}),
     "bf16": (True, {"args.bf16"}),
     "seed": (7, {"args.seed", "batches.seed", "model.weights", "plan.train"}),
     "save_steps": (7, {"args.save_steps"}),
+    "save_on_epoch_end": (2, {"run.epoch_saver"}),
     "save_total_limit": (5, {"run.kept"}),
     "report_to": (["none"], {"run.callbacks"}),
     "noise_enabled": (True, {"batches.noise"}),
@@ -103,7 +141,8 @@ CHANGES = {
 ELSEWHERE = {
     "model_name": "test_encoder.py",
     "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
-    "finetune_type": "one value until the other ways of tuning come",
+    "quantization_bits": "test_train.py, and so does finetune_type qlora",
+    "gather_negatives": "test_gathered_negatives_need_several_processes",
     "early_stopping_threshold": "test_options_that_need_another_one",
     "noise_type": "test_options_that_need_another_one",
     "noise_prob": "test_options_that_need_another_one",
@@ -155,6 +194,44 @@ def test_options_that_need_another_one(base, switch, option, value, expected, tm
     assert changed(first, observe(FinetuneConfig(**base, **switch, **{option: value}))) == expected
 
 
+def test_gathered_negatives_need_several_processes(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone, gathers = FinetuneConfig(**base), FinetuneConfig(**base, gather_negatives=True)
+    assert changed(observe(alone), observe(gathers)) == set()
+    two = Processes(0, 2)
+    first, second = observe(alone, two), observe(gathers, two)
+    assert changed(first, second) == {"loss.gather_from"}
+    assert (first["loss.gather_from"], second["loss.gather_from"]) == ("None", repr(two))
+
+
+def test_two_processes_share_the_steps(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # 27 of the 30 records train, in batches of 6: 5 for one process, ceil(27 / 12) = 3 for each of two.
+    one, two = observe(FinetuneConfig(**base)), observe(FinetuneConfig(**base), Processes(0, 2))
+    assert changed(one, two) == {"plan.n_steps", "run.steps_per_epoch"}
+    assert (one["plan.n_steps"], two["plan.n_steps"]) == ("5", "3")
+
+
+@pytest.mark.parametrize(
+    ("options", "query", "passage"),
+    [
+        ({"max_seq_length": 6}, 6, 6),
+        ({"query_max_len": 4, "passage_max_len": 5}, 4, 5),
+        ({"max_seq_length": 6, "query_max_len": 4}, 4, 6),
+        ({"max_seq_length": 4, "passage_max_len": 6}, 4, 6),
+    ],
+)
+def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = FinetuneConfig(**base, **options)
+    plan, model = plan_finetune(config), finetuning.load_for_training(config)
+    training.prepare_model(model, config)
+    built = training._build(model, plan.train, [], config, Path("work"), "sha", None, ALONE)
+    batch = built.data_collator([{"row": 0}, {"row": 1}])
+    # Every text is longer: buy a small red shoe, the red small shoe! and [CLS], [SEP].
+    assert (batch["query_input_ids"].shape, batch["passage_input_ids"].shape) == ((2, query), (4, passage))
+
+
 @pytest.mark.parametrize("option", ["dataloader_pin_memory", "fp16"])
 def test_pinned_memory_and_float16_need_a_gpu(base, option, tmp_path, monkeypatch):
     import torch
@@ -165,9 +242,9 @@ def test_pinned_memory_and_float16_need_a_gpu(base, option, tmp_path, monkeypatc
         def __init__(self, **arguments):
             self.arguments = arguments
 
-    monkeypatch.setattr(training, "SentenceTransformerTrainingArguments", Recorder)
+    monkeypatch.setattr(arguments, "SentenceTransformerTrainingArguments", Recorder)
     seen = [
-        training._arguments(
+        arguments.training_arguments(
             FinetuneConfig(**base, **{option: value}),
             tmp_path,
             10,

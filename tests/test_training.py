@@ -221,6 +221,8 @@ def test_early_stopping_keeps_the_best_weights_not_the_last(config, evaluation_f
     assert record.n_steps == record.weights_step + 2
     assert record.weights_step == max(scores, key=lambda step: (scores[step], -step))
     assert result.comparison.changes[0].tuned == pytest.approx(scores[record.weights_step])
+    work = result.model_path.with_name(result.model_path.name + ".run")
+    assert_same_weights(weights(result.model_path), weights(work / f"checkpoint-{record.weights_step}"))
 
 
 def test_training_lowers_its_own_loss(config):

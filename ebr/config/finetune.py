@@ -110,9 +110,13 @@ class FinetuneConfig(Config):
     prompt: str | None = option(
         None, "put before every text, query and passage; '' = none", "加在所有文本（查询与段落）之前的提示；'' 表示不加"
     )
-    query_prompt: str | None = option(None, "put before anchors instead of prompt", "加在 anchor 之前的提示，优先于 prompt")
+    query_prompt: str | None = option(
+        None, "put before queries (anchors) instead of prompt", "加在查询（anchor）之前的提示，优先于 prompt"
+    )
     passage_prompt: str | None = option(
-        None, "put before positives and negatives instead of prompt", "加在 positive/negative 之前的提示，优先于 prompt"
+        None,
+        "put before passages (positives and negatives) instead of prompt",
+        "加在段落（正例与负例）之前的提示，优先于 prompt",
     )
     neg_nums: int = option(
         2,
@@ -218,7 +222,9 @@ class FinetuneConfig(Config):
         le=1,
     )
     noise_apply_to_fields: Words = option(
-        ["anchor", "positive"], "which of anchor, positive, negative get noise", "加噪的字段：anchor、positive、negative"
+        ["anchor", "positive"],
+        "which get noise: anchor (the query), positive, negative",
+        "加噪的字段：anchor（查询）、positive（正例）、negative（负例）",
     )
 
     def check(self) -> None:
@@ -230,7 +236,7 @@ class FinetuneConfig(Config):
         length = self.max_seq_length != type(self).model_fields["max_seq_length"].default
         if length and self.query_max_len and self.passage_max_len:
             raise ConfigError(
-                "max_seq_length: query_max_len and passage_max_len leave it no text to apply to; drop one of the three"
+                "max_seq_length: query_max_len and passage_max_len leave no text to it; set them instead, or one of them to none"
             )
         if self.fp16 and self.bf16:
             raise ConfigError("fp16, bf16: choose one of the two")

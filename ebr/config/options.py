@@ -55,6 +55,7 @@ class Config(BaseModel):
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401
         """Validate values. Raises ConfigError that lists every wrong option at once."""
+        values = self._by_field_name(values)
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -69,6 +70,9 @@ class Config(BaseModel):
 
     @classmethod
     def _by_field_name(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        twice = sorted(name for name in values if cls.field_name(name) != name and cls.field_name(name) in values)
+        if twice:
+            raise ConfigError("\n".join(f"{name}, {cls.field_name(name)}: one option by two names; give one" for name in twice))
         return {cls.field_name(name): value for name, value in values.items()}
 
     @classmethod

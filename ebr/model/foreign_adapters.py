@@ -152,22 +152,22 @@ def _starts(path: str) -> list[int]:
 def _named_as_in_base(config: LoraConfig, prefix: str, transformer: PreTrainedModel, layers: set[str]) -> LoraConfig:
     """The adapter's settings, with the layers that they choose, under the names of training, by their names in the base.
 
-    The names of training are those in the base behind some tail of the prefix: that one under which settings and weights agree.
+    The names of training are those in the base behind some tail of the prefix: the one under which settings and weights agree.
     """
     names = [name for name, _ in transformer.named_modules() if name]
-    naming = prefix
+    tails = [prefix[start:] for start in _starts(prefix)]  # the last is ''
     targets = config.target_modules
     if targets and targets != "all-linear" and not config.target_parameters:
         if not isinstance(targets, str):
             config.target_modules = {_known(entry, prefix, names) for entry in targets}
-        for naming in [*(prefix[start:] for start in _starts(prefix) if start < len(prefix)), ""]:
-            chosen = {name for name in names if check_target_module_exists(config, naming + name)}
+        for tail in tails:
+            chosen = {name for name in names if check_target_module_exists(config, tail + name)}
             if chosen == layers:
                 break
         config.target_modules = chosen
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    config.rank_pattern = _patterns(config.rank_pattern, naming, layers)
-    config.alpha_pattern = _patterns(config.alpha_pattern, naming, layers)
+    config.rank_pattern = _patterns(config.rank_pattern, tails, layers)
+    config.alpha_pattern = _patterns(config.alpha_pattern, tails, layers)
     return config
 
 
@@ -179,9 +179,13 @@ def _known(entry: str, prefix: str, names: Iterable[str]) -> str:
     return next((entry[start:] for start in _starts(entry) if entry[start:] in names), entry)
 
 
-def _patterns(patterns: Mapping[str, int], naming: str, layers: Iterable[str]) -> dict[str, int]:
-    keys = {layer: get_pattern_key(list(patterns), naming + layer) for layer in layers}
-    return {f"^{re.escape(layer)}": patterns[key] for layer, key in keys.items() if key in patterns}
+def _patterns(patterns: Mapping[str, int], tails: list[str], layers: Iterable[str]) -> dict[str, int]:
+    """Ranks or alphas of single layers, by the layers' names in the base."""
+    found = {}
+    for layer in layers:
+        keys = [get_pattern_key(list(patterns), tail + layer) for tail in tails]
+        found.update({f"^{re.escape(layer)}": patterns[key] for key in keys if key in patterns})
+    return found
 
 
 def _check_places(

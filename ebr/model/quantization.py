@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from transformers import BitsAndBytesConfig
 
@@ -15,6 +17,8 @@ def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndByte
     """
     check_bitsandbytes()
     if bits == 8:
+        # It says at every layer of every step that its products are of float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype

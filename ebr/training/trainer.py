@@ -93,7 +93,9 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         epoch, self.epoch_saver.due = self.epoch_saver.due, None
         name = checkpoints.epoch_name(epoch) if epoch else checkpoints.step_name(step)
         self.journal.write()
-        self.state.best_model_checkpoint = None  # a path would be of the folder aside; the step says it all
+        if self.state.best_global_step:
+            # Whether there is a best one is all that the trainer asks; its path is found by the step.
+            self.state.best_model_checkpoint = checkpoints.step_name(self.state.best_global_step)
         with quiet_files():
             super()._save_checkpoint(model, trial)
         self.processes.wait()  # each writes its own random state

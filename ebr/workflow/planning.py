@@ -33,6 +33,8 @@ class FinetunePlan:
     n_steps: int
     checkpoint: Path | None
     """Where to resume from; None = from the start."""
+    lonely_rest: bool = False
+    """Whether the last batch of an epoch is one record, which may have no negative at all."""
 
     def lines(self) -> list[str]:
         """The plan, for people. The first line is looked for by its exact words."""
@@ -41,6 +43,10 @@ class FinetunePlan:
             lines.append(f"evaluation: {len(self.dataset.queries):,} queries, {len(self.dataset.documents):,} documents")
         if len(self.train) < _SMALL_SET:
             lines.append(f"warning: fewer than {_SMALL_SET} training records; expect little, and noise in every figure")
+        if self.lonely_rest:
+            lines.append(
+                "warning: the last batch of each epoch is one record; without a negative of its own it teaches nothing"
+            )
         return [*lines, f"result goes to {self.layout.final}"]
 
 
@@ -73,7 +79,9 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     layout.check()
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
-    return FinetunePlan(files, train, validation, dataset, layout, count_steps(len(train), config, n_processes), checkpoint)
+    n_steps = count_steps(len(train), config, n_processes)
+    lonely_rest = len(train) % config.train_batch_size == 1 and bool(lonely_rows(train, 1, config.neg_nums))
+    return FinetunePlan(files, train, validation, dataset, layout, n_steps, checkpoint, lonely_rest)
 
 
 def _read(config: FinetuneConfig) -> tuple[list[Path], list[Example]]:
