@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from ebr.training import losses
 from ebr.training.losses import ContrastiveLoss, masked_info_nce
 
 
@@ -17,19 +18,45 @@ def unit(rows, dim, seed):
     return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
 
 
-def reference(queries, candidates, allowed, temperature, smoothing):
+def logits_of(queries, candidates, temperature):
+    """Cosines / temperature, in loops: a list of rows."""
+    return [
+        [sum(a * b for a, b in zip(query, candidate, strict=True)) / temperature for candidate in candidates.tolist()]
+        for query in queries.tolist()
+    ]
+
+
+def cost_of(logits, allowed, smoothing):
     """Loops and logarithms, no tensor algebra."""
     total = 0.0
-    for i, query in enumerate(queries.tolist()):
-        logits = {
-            j: sum(a * b for a, b in zip(query, candidate, strict=True)) / temperature
-            for j, candidate in enumerate(candidates.tolist())
-            if allowed[i, j]
-        }
-        log_sum = math.log(sum(math.exp(logit) for logit in logits.values()))
-        costs = {j: log_sum - logit for j, logit in logits.items()}
+    for i, row in enumerate(logits):
+        visible = [j for j in range(len(row)) if allowed[i, j]]
+        log_sum = math.log(sum(math.exp(row[j]) for j in visible))
+        costs = {j: log_sum - row[j] for j in visible}
         total += (1 - smoothing) * costs[i] + smoothing * sum(costs.values()) / len(costs)
-    return total / len(queries)
+    return total / len(logits)
+
+
+def reference(queries, candidates, allowed, temperature, smoothing):
+    """The loss."""
+    return cost_of(logits_of(queries, candidates, temperature), allowed, smoothing)
+
+
+def reference_gradients(queries, candidates, allowed, temperature, smoothing):
+    """(dL/dqueries, dL/dcandidates) as lists of rows, by hand: dL/dlogit = (softmax − target) / B, dlogit/dq_i = c_j / T."""
+    logits, queries, candidates = logits_of(queries, candidates, temperature), queries.tolist(), candidates.tolist()
+    of_queries = [[0.0] * len(row) for row in queries]
+    of_candidates = [[0.0] * len(row) for row in candidates]
+    for i, row in enumerate(logits):
+        visible = [j for j in range(len(row)) if allowed[i, j]]
+        whole = sum(math.exp(row[j]) for j in visible)
+        for j in visible:
+            target = (1 - smoothing) * (i == j) + smoothing / len(visible)
+            slope = (math.exp(row[j]) / whole - target) / len(logits) / temperature
+            for k in range(len(queries[i])):
+                of_queries[i][k] += slope * candidates[j][k]
+                of_candidates[j][k] += slope * queries[i][k]
+    return of_queries, of_candidates
 
 
 def test_loss_is_log_of_candidate_count_when_all_tie():
@@ -48,26 +75,8 @@ def test_two_orthogonal_pairs_cost_log_one_plus_exp_of_minus_the_inverse_tempera
     assert loss == pytest.approx(math.log(1 + math.exp(-2)))
 
 
-def reference_gradients(queries, candidates, allowed, temperature, smoothing):
-    """(dL/dqueries, dL/dcandidates) as lists of rows, by hand: dL/dlogit = (softmax − target) / B, dlogit/dq_i = c_j / T."""
-    queries_, candidates_ = queries.tolist(), candidates.tolist()
-    of_queries = [[0.0] * len(row) for row in queries_]
-    of_candidates = [[0.0] * len(row) for row in candidates_]
-    for i, query in enumerate(queries_):
-        visible = [j for j in range(len(candidates_)) if allowed[i, j]]
-        logits = {j: sum(a * b for a, b in zip(query, candidates_[j], strict=True)) / temperature for j in visible}
-        whole = sum(math.exp(logit) for logit in logits.values())
-        for j in visible:
-            target = (1 - smoothing) * (i == j) + smoothing / len(visible)
-            slope = (math.exp(logits[j]) / whole - target) / len(queries_) / temperature
-            for k in range(len(query)):
-                of_queries[i][k] += slope * candidates_[j][k]
-                of_candidates[j][k] += slope * query[k]
-    return of_queries, of_candidates
-
-
 def small_case():
-    """Four queries, seven candidates in six dimensions; five cells hidden, one query's row nearly full, one nearly empty."""
+    """Four queries, seven candidates in six dimensions; seven cells hidden, five of them in one row."""
     allowed = all_allowed(4, 7)
     allowed[0, 1] = allowed[2, 6] = False
     allowed[3] = torch.tensor([0, 0, 0, 1, 0, 1, 0], dtype=torch.bool)
@@ -128,9 +137,9 @@ def test_what_is_less_exact_than_float32_is_summed_up_in_float32(dtype):
     queries, candidates = queries.to(dtype), candidates.to(dtype)
     loss = masked_info_nce(queries, candidates, allowed, temperature=0.05)
     assert loss.dtype == torch.float32
-    logits = (queries @ candidates.T).double() * 0.05  # rounded as the product rounds them, and no further
-    exact = reference(logits, 20 * 20 * torch.eye(7, dtype=torch.float64), allowed, 1.0, 0.0)
-    assert loss.item() == pytest.approx(exact, rel=1e-5)
+    # The product rounds to its type; what comes after must not round to it again.
+    logits = [[cosine / 0.05 for cosine in row] for row in (queries @ candidates.T).tolist()]
+    assert loss.item() == pytest.approx(cost_of(logits, allowed, 0.0), rel=1e-5)
 
 
 def test_smoothing_costs_the_share_of_the_mean_distance_to_the_others():
@@ -138,7 +147,7 @@ def test_smoothing_costs_the_share_of_the_mean_distance_to_the_others():
     axes = torch.eye(2, dtype=torch.float64)
     loss = masked_info_nce(axes, axes, all_allowed(2, 2), temperature=0.5, label_smoothing=0.3).item()
     log_sum = math.log(math.exp(2) + 1)
-    assert loss == pytest.approx(0.7 * (log_sum - 2) + 0.3 * (log_sum - 1), rel=1e-6)
+    assert loss == pytest.approx(0.7 * (log_sum - 2) + 0.3 * (log_sum - 1), rel=1e-12)
 
 
 def test_a_hidden_candidate_gets_no_gradient():
@@ -169,10 +178,115 @@ class Lookup(torch.nn.Module):
         return {"sentence_embedding": self.table[features["rows"]]}
 
 
+class Mask:
+    """Stands in for BatchMaker.allowed: remembers what it was asked, and hides one candidate of the first query if told so."""
+
+    def __init__(self, n_candidates=2, hidden=None):
+        self.n_candidates, self.hidden, self.asked = n_candidates, hidden, []
+
+    def __call__(self, rows, others):
+        self.asked.append((rows, others))
+        allowed = all_allowed(len(rows), self.n_candidates)
+        if self.hidden is not None:
+            allowed[0, self.hidden] = False
+        return allowed
+
+
+ROWS = torch.tensor([5, 9])
+
+
+def columns():
+    return [{"rows": torch.tensor([0, 1])}, {"rows": torch.tensor([0, 1])}]
+
+
 def test_the_l1_penalty_is_a_part_of_its_own_and_only_while_training():
-    loss = ContrastiveLoss(Lookup(), temperature=0.5, label_smoothing=0.0, l1=0.1)
-    columns = [{"rows": torch.tensor([0, 1])}, {"rows": torch.tensor([0, 1])}]
-    parts = loss.train()(columns, all_allowed(2, 2))
+    loss = ContrastiveLoss(Lookup(), Mask(), temperature=0.5, label_smoothing=0.0, l1=0.1)
+    parts = loss.train()(columns(), ROWS)
     assert parts["l1_penalty"].item() == pytest.approx(0.1 * 3)
     assert parts["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))
-    assert set(loss.eval()(columns, all_allowed(2, 2))) == {"contrastive_loss"}
+    assert set(loss.eval()(columns(), ROWS)) == {"contrastive_loss"}
+
+
+def test_frozen_weights_are_not_penalised():
+    model = Lookup()
+    model.other = torch.nn.Parameter(torch.tensor([[-4.0]]), requires_grad=False)
+    parts = ContrastiveLoss(model, Mask(), temperature=0.5, label_smoothing=0.0, l1=0.1).train()(columns(), ROWS)
+    assert parts["l1_penalty"].item() == pytest.approx(0.1 * 3)
+
+
+def test_the_mask_is_asked_for_by_the_rows_of_the_batch_and_obeyed():
+    mask = Mask(hidden=1)
+    parts = ContrastiveLoss(Lookup(), mask, temperature=0.5, label_smoothing=0.0, l1=0.0)(columns(), ROWS)
+    assert mask.asked == [([5, 9], ())]
+    # The first query has nothing to lose, the second log(1 + e⁻²).
+    assert parts["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)) / 2)
+
+
+def test_temperature_and_smoothing_reach_the_loss():
+    def loss(**settings):
+        return ContrastiveLoss(Lookup(), Mask(), l1=0.0, **settings)(columns(), ROWS)["contrastive_loss"].item()
+
+    log_sum = math.log(math.exp(4) + 1)
+    assert loss(temperature=0.25, label_smoothing=0.0) == pytest.approx(log_sum - 4, rel=1e-5)
+    assert loss(temperature=0.25, label_smoothing=0.2) == pytest.approx(0.8 * (log_sum - 4) + 0.2 * (log_sum - 2))
+
+
+# ---------------------------------------------------------------- candidates of other processes
+
+
+class Meeting:
+    """Three processes of which this is one; what the others would bring is given."""
+
+    def __init__(self, rank, groups):
+        self.rank, self.count, self.groups = rank, len(groups), groups
+
+    def gather(self, value):
+        values = [(rows, len(vectors)) for rows, vectors in self.groups]
+        assert value == values[self.rank]
+        return values[self.rank :] + values[: self.rank]
+
+    def all_gather(self, padded):
+        """Every process's candidates by rank, padded with rows of nan: none of these may be used."""
+        parts = [torch.full_like(padded, torch.nan) for _ in self.groups]
+        for part, (_, vectors) in zip(parts, self.groups, strict=True):
+            part[: len(vectors)] = vectors
+        n_own = len(self.groups[self.rank][1])
+        assert padded.shape[0] == max(len(vectors) for _, vectors in self.groups)
+        assert padded[n_own:].abs().sum() == 0
+        torch.testing.assert_close(padded[:n_own], self.groups[self.rank][1])
+        return parts
+
+
+GROUPS = [
+    ([5, 9], torch.tensor([[1.0, 0.0], [0.0, -1.0]])),
+    ([2], torch.tensor([[0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])),
+    ([7, 8], torch.tensor([[-0.6, 0.8], [0.8, 0.6]])),
+]
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_gathered_candidates_come_own_first_then_by_rank_from_there_on_with_their_rows(rank, monkeypatch):
+    meeting = Meeting(rank, GROUPS)
+    monkeypatch.setattr(losses, "all_gather", meeting.all_gather)
+    rows, candidates = GROUPS[rank]
+    whole, others = losses._gathered(candidates, rows, meeting)
+    order = [rank, (rank + 1) % 3, (rank + 2) % 3]
+    assert whole.tolist() == [row for index in order for row in GROUPS[index][1].tolist()]
+    assert others == [GROUPS[index][0] for index in order[1:]]
+
+
+def test_gathered_candidates_repel_while_the_model_trains_and_not_while_it_is_evaluated(monkeypatch):
+    meeting, mask = Meeting(0, GROUPS), Mask(n_candidates=7)
+    monkeypatch.setattr(losses, "all_gather", meeting.all_gather)
+    loss = ContrastiveLoss(Lookup(), mask, temperature=0.5, label_smoothing=0.0, l1=0.0, gather_from=meeting)
+    cost = loss.train()(columns(), ROWS)["contrastive_loss"].item()
+    assert mask.asked == [([5, 9], [[2], [7, 8]])]
+    # Cosines of (1, 0): 1 0 | 0 −1 0.6 | −0.6 0.8; of (0, −1): 0 1 | −1 0 −0.8 | −0.8 −0.6.
+    rows = ([1, 0, 0, -1, 0.6, -0.6, 0.8], [1, 0, -1, 0, -0.8, -0.8, -0.6])
+    by_hand = sum(math.log(sum(math.exp(2 * cosine) for cosine in row)) - 2 for row in rows) / 2
+    assert cost == pytest.approx(by_hand)
+    # The trainer switches the model, not the loss.
+    loss.model.eval()
+    mask.n_candidates = 2
+    assert loss(columns(), ROWS)["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert mask.asked[1] == ([5, 9], ())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
 
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.errors import DataError
@@ -141,64 +142,68 @@ def test_the_same_examples_through_both_front_ends_give_bit_identical_losses(opt
     assert same_weights(one.model_path / "adapter_model.safetensors", other.model_path / "adapter_model.safetensors")
 
 
+class Seen(TrainerCallback):
+    """What each optimiser step started from, and the gradients that it took."""
+
+    def __init__(self):
+        self.rows, self.starts, self.gradients = [], [], []
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        self.starts.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+
+
 def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(options, monkeypatch):
     """31 examples in batches of 4, three to a step: steps of 12, 12 and 7 examples, the last batch one of 3."""
     from ebr.training import run as module
     from ebr.training.losses import masked_info_nce
 
-    seen = {"rows": [], "gradients": [], "starts": []}
-
-    class Recorder(module.EpochSaver):
-        def on_step_begin(self, args, state, control, model, **kwargs):
-            seen["starts"].append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-
-        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            seen["gradients"].append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    seen = Seen()
 
     class Watching(module.BatchMaker):
         def __call__(self, rows):
-            seen["maker"] = self
-            seen["rows"].append([row["row"] for row in rows])
+            seen.maker = self
+            seen.rows.append([row["row"] for row in rows])
             return super().__call__(rows)
 
-    def prepare_without_dropout(model, config, prepare=module.prepare_model):
-        prepare(model, config)
-        for part in model.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
-
-    monkeypatch.setattr(module, "prepare_model", prepare_without_dropout)
-    monkeypatch.setattr(module, "EpochSaver", Recorder)
+    monkeypatch.setattr(module, "EpochClock", lambda batches: seen)
     monkeypatch.setattr(module, "BatchMaker", Watching)
     changes = {"gradient_accumulation_steps": 3, "epochs": 1, "lora_dropout": 0.0, "max_grad_norm": 0.0}
     config = TrainConfig.from_dict(options, changes)
     train_sentence_transformer(config, say=lambda _: None)
-    assert [len(rows) for rows in seen["rows"]] == [4] * 7 + [3]
+    assert [len(rows) for rows in seen.rows] == [4] * 7 + [3]
 
     from ebr.workflow.finetuning import load_for_training
 
     model = load_for_training(config)
     module.prepare_model(model, config)
-    for step, groups in enumerate((seen["rows"][0:3], seen["rows"][3:6], seen["rows"][6:8])):
+    for step, groups in enumerate((seen.rows[0:3], seen.rows[3:6], seen.rows[6:8])):
         named = dict(model.named_parameters())
         with torch.no_grad():
-            for name, value in seen["starts"][step].items():
+            for name, value in seen.starts[step].items():
                 named[name].copy_(value)
         model.zero_grad()
         costs = []
         for rows in groups:
-            batch = seen["maker"]([{"row": row} for row in rows])
+            batch = seen.maker([{"row": row} for row in rows])
             columns = [
                 {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
                 for prefix in ("query_", "passage_")
             ]
             queries, candidates = (model(column)["sentence_embedding"] for column in columns)
             # Negatives come from each batch alone; each example costs the same, whatever the size of its batch.
-            mean = masked_info_nce(queries, candidates, seen["maker"].allowed(rows), temperature=config.temperature)
+            mean = masked_info_nce(queries, candidates, seen.maker.allowed(rows), temperature=config.temperature)
             costs.append(mean * len(rows))
         (sum(costs) / sum(map(len, groups))).backward()
-        assert len(seen["gradients"][step]) > 10
-        for name, gradient in seen["gradients"][step].items():
+        assert len(seen.gradients[step]) > 10
+        for name, gradient in seen.gradients[step].items():
             assert torch.allclose(named[name].grad, gradient, rtol=1e-4, atol=1e-6), (step, name)
 
 

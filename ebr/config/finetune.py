@@ -236,7 +236,7 @@ class FinetuneConfig(Config):
         length = self.max_seq_length != type(self).model_fields["max_seq_length"].default
         if length and self.query_max_len and self.passage_max_len:
             raise ConfigError(
-                "max_seq_length: query_max_len and passage_max_len leave no text to it; set them instead, or one of them to none"
+                "max_seq_length: query_max_len and passage_max_len leave no text to it; set them, or one of them to none"
             )
         if self.fp16 and self.bf16:
             raise ConfigError("fp16, bf16: choose one of the two")

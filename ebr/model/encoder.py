@@ -23,9 +23,9 @@ from sentence_transformers.util import is_sentence_transformer_model
 
 from ebr.data.files import hash_file, read_json, read_manifest, write_json
 from ebr.errors import EBRError, ModelError
+from ebr.model import quantization
 from ebr.model.lengths import set_lengths
 from ebr.model.plain import plain_encoder
-from ebr.model.quantization import keep_trainable, quantization_config
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,9 @@ def load_encoder(
     # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
     model_kwargs: dict[str, Any] = {"dtype": torch.float32}
     if bits:
-        model_kwargs["quantization_config"] = quantization_config(bits, compute_dtype=compute_dtype or recorded_dtype)
+        model_kwargs["quantization_config"] = quantization.quantization_config(
+            bits, compute_dtype=compute_dtype or recorded_dtype
+        )
         log.info("%s: the base is held in %d bits", name, bits)
     if attn_implementation:
         model_kwargs["attn_implementation"] = attn_implementation
@@ -156,7 +158,7 @@ def load_encoder(
         if isinstance(error, EBRError):
             raise
         raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({_first_line(error)})") from error
-    keep_trainable(model)
+    quantization.keep_trainable(model)
     if model.tokenizer is not None:
         # Absolute positions count the padding in front; behind, it is out of every token's way.
         model.tokenizer.padding_side = "right"
@@ -192,8 +194,7 @@ def _recorded_quantization(source: ModelSource) -> tuple[int, torch.dtype]:
     if source.origin is Origin.FOLDER and (Path(source.location) / ADAPTER_CONFIG).is_file():
         config = (read_manifest(Path(source.location)) or {}).get("config", {})
     bits = config.get("quantization_bits", 0) if config.get("finetune_type") == "qlora" else 0
-    dtype = torch.bfloat16 if config.get("bf16") else torch.float16 if config.get("fp16") else torch.float32
-    return int(bits), dtype
+    return int(bits), quantization.compute_dtype(bf16=config.get("bf16", False), fp16=config.get("fp16", False))
 
 
 @contextmanager

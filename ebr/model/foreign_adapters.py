@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ebr.model.encoder import ADAPTER_CONFIG
 _PART_OF_LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|magnitude_vector)")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LoraAdapter:
     """A LoRA adapter on disk: its weights, and its folder with adapter_config.json."""
 
@@ -65,7 +65,8 @@ def find_adapter(path: Path) -> LoraAdapter:
         raise ModelError(f"{file}: peft_type is {kind!r}; only LORA adapters can be merged")
     if not n_tensors:
         raise ModelError(f"{weights}: holds no weights; copy the adapter again")
-    return LoraAdapter(weights.resolve(), config)
+    # The folder only: in the hub's cache the file itself is a link to where no settings lie.
+    return LoraAdapter(weights.parent.resolve() / weights.name, config)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -86,7 +87,7 @@ def attach_adapter(transformer: PreTrainedModel, adapter: LoraAdapter) -> LoraMo
     weights = _read_weights(adapter)
     prefix, layers = _place(transformer, weights, adapter)
     try:
-        config = _named_as_in_base(LoraConfig.from_pretrained(str(adapter.folder)), prefix, transformer, layers)
+        config = _named_as_in_base(_lora_config(adapter), prefix, transformer, layers)
         tuner = LoraModel(transformer, config, "default")
         places = get_peft_model_state_dict(transformer, save_embedding_layers=True)
         _check_places(weights, places, get_peft_model_state_dict(transformer, save_embedding_layers=False), prefix, adapter)
@@ -127,6 +128,14 @@ def plain_key(key: str) -> str:
         if _PART_OF_LORA.fullmatch(part):
             return ".".join([*parts[: index + 1], parts[-1]])
     return key
+
+
+def _lora_config(adapter: LoraAdapter) -> LoraConfig:
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    # peft would warn and leave them out: then what is merged is not what was trained.
+    if lost := sorted(key for key, value in adapter.config.items() if key not in known and value):
+        raise ModelError(f"{adapter.folder / ADAPTER_CONFIG}: this peft does not know {', '.join(lost)}; pip install -U peft")
+    return LoraConfig(**{key: value for key, value in adapter.config.items() if key in known - {"runtime_config"}})
 
 
 def _place(transformer: PreTrainedModel, weights: Iterable[str], adapter: LoraAdapter) -> tuple[str, set[str]]:

@@ -25,6 +25,11 @@ def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndByte
     )
 
 
+def compute_dtype(*, bf16: bool, fp16: bool) -> torch.dtype:
+    """The precision of matrix products under mixed precision, or without."""
+    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
+
+
 def check_bitsandbytes() -> None:
     """Raises MissingPackageError when bitsandbytes is absent."""
     try:

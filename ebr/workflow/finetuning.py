@@ -140,18 +140,16 @@ def _begin_or_go_on(plan: FinetunePlan, record: Mapping[str, Any], processes: Pr
 
 def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
     """The base model, quantised for qlora, with the pooling and at the lengths that it is tuned with."""
-    import torch
-
     from ebr.model.encoder import load_encoder
     from ebr.model.lengths import set_lengths
+    from ebr.model.quantization import compute_dtype
 
-    precision = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
     model = load_encoder(
         config.model_name,
         trust_remote_code=config.trust_remote_code,
         pooling=config.pooling,
         quantization_bits=config.quantization_bits if config.finetune_type == "qlora" else 0,
-        compute_dtype=precision,
+        compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
         attn_implementation=config.attn_implementation,
     )
     set_lengths(model, config.max_seq_length, query=config.query_max_len, passage=config.passage_max_len)

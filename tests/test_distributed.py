@@ -1,0 +1,67 @@
+"""Two processes on gloo: with gathered negatives they are one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPO
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
+
+
+@pytest.fixture
+def run(tiny_decoder, triplets_file, tmp_path):
+    """`ebr train` in a process of its own, without dropout (this base has none either)."""
+
+    def call(name, *flags, launcher=("-m",), wanted=0):
+        folder = tmp_path / name
+        command = [
+            sys.executable, *launcher, "ebr", "train", f"--model_name_or_path={tiny_decoder}", "--finetune_type=lora",
+            f"--train_dataset={triplets_file}", f"--output_dir={folder}", "--lora_dropout=0", "--lr=0.001", "--log_with=none",
+            "--gradient_accumulation_steps=1", "--warmup_proportion=0", "--passage_max_len=64", *flags,
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == wanted, done.stderr[-2000:]
+        return folder, done
+
+    return call
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_two_processes_with_gathered_negatives_equal_one_with_the_whole_batch(run):
+    one, _ = run("one", "--batch_size=8", "--max_steps=3")
+    two, done = run("two", "--batch_size=4", "--max_steps=3", "--gather_negatives", launcher=TORCHRUN)
+    losses = [[step["loss"] for step in read(folder / "detailed_training_logs.json")["steps"]] for folder in (one, two)]
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    norms = [
+        [entry["grad_norm"] for entry in read(folder / "final" / "training_log.json") if "loss" in entry]
+        for folder in (one, two)
+    ]
+    assert len(norms[0]) == 3
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    weights = [load_file(folder / "final" / "adapter_model.safetensors") for folder in (one, two)]
+    assert all(torch.allclose(weights[1][name], weights[0][name], atol=2e-5) for name in weights[0])
+    assert any(weights[0][name].abs().max() > 1e-3 for name in weights[0] if "lora_B" in name)
+    assert done.stdout.count("训练集大小") == 1  # one process speaks
+
+
+def test_a_resumed_run_of_two_processes_is_exact_and_one_process_cannot_take_it_up(run):
+    flags = ("--batch_size=4", "--max_steps=4", "--save_steps=2")
+    folder, _ = run("run", *flags, launcher=TORCHRUN)
+    kept = (folder / "final" / "adapter_model.safetensors").read_bytes()
+    checkpoint = f"--resume_from_checkpoint={folder / 'checkpoint-2'}"
+    run("run", *flags, checkpoint, launcher=TORCHRUN)
+    assert (folder / "final" / "adapter_model.safetensors").read_bytes() == kept
+    _, refused = run("run", *flags, checkpoint, wanted=2)
+    assert "there were 2 processes, are 1" in refused.stderr
