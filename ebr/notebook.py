@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,15 @@ def run_notebook(path: Path, executed: Path) -> None:
     Raises nbclient's CellExecutionError when a cell fails; what ran until then is written all the same.
     """
     notebook = nbformat.read(path, as_version=4)
-    # The kernel is reached through the file system: no port is opened.
-    private = Config({"KernelManager": {"transport": "ipc"}})
     folder = {"metadata": {"path": str(path.resolve().parent)}}
-    client = StreamingClient(notebook, timeout=None, resources=folder, config=private)
-    try:
-        client.execute()
-    finally:
-        nbformat.write(notebook, executed)
+    with tempfile.TemporaryDirectory() as sockets:
+        # The kernel is reached through the file system: no port is opened.
+        private = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        client = StreamingClient(notebook, timeout=None, resources=folder, config=private)
+        try:
+            client.execute()
+        finally:
+            nbformat.write(notebook, executed)
 
 
 if __name__ == "__main__":

@@ -327,9 +327,11 @@ def test_brake_asks_all_processes_after_every_step():
 
 @pytest.mark.parametrize(("own", "others"), [(True, False), (False, True), (True, True)])
 def test_all_save_and_stop_whichever_heard_the_signal(own, others):
-    brake = Brake(Fellows(others=others))
+    fellows = Fellows(others=others)
+    brake = Brake(fellows)
     brake.pulled = own
     assert end_step(brake) == (True, True)
+    assert fellows.asked == [("any", own)], "one that did not ask would leave the others waiting"
     assert brake.pulled, "fine_tune raises Interrupted in every process"
 
 

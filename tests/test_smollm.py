@@ -1,4 +1,4 @@
-"""A real decoder, SmolLM2-135M: tuned by LoRA and QLoRA on Traditional Chinese questions, merged, reloaded. Minutes: -m slow."""
+"""A real decoder, SmolLM2-135M: LoRA and QLoRA on Traditional Chinese questions, merged, reloaded. Minutes: -m slow."""
 
 import importlib.util
 import json
