@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +25,7 @@ from ebr.training.checkpoints import (
     step_of,
     whole_checkpoints,
 )
-from ebr.training.layouts import Layout, pair_layout, triplet_layout
+from ebr.training.layouts import RUN, Layout, pair_layout, triplet_layout
 
 RECORD = {
     "data_sha256": "d1",
@@ -50,6 +54,25 @@ def checkpoint(folder, step, *, name=None, whole=True, record=RECORD):
 
 def names(paths):
     return [path.name for path in paths]
+
+
+def entries(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def finished(folder):
+    """What the mark of the run in a folder says."""
+    record = json.loads((folder / RUN).read_text())
+    assert record.keys() == {"finished"}
+    return record["finished"]
+
+
+def tree(folder):
+    """Everything below a folder, with its content: a file's bytes, a link's target."""
+    return {
+        path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
 
 
 def test_marked_checkpoint_is_whole(tmp_path):
@@ -318,7 +341,8 @@ def test_layout_of_the_pair_front_end(tmp_path, finetune_type, name):
 
 def test_first_run_gets_an_empty_folder_and_no_notice(layout):
     assert layout.begin() is None
-    assert list(layout.work.iterdir()) == []
+    assert entries(layout.work) == {RUN}
+    assert finished(layout.work) is False
 
 
 def test_interrupted_runs_are_set_aside_each_with_its_checkpoints(layout):
@@ -326,20 +350,23 @@ def test_interrupted_runs_are_set_aside_each_with_its_checkpoints(layout):
     for step in (3, 5):
         checkpoint(layout.work, step)
         notice = layout.begin()
-        assert list(layout.work.iterdir()) == []
+        assert entries(layout.work) == {RUN}
         (aside,) = (path for path in layout.work.parent.iterdir() if str(path) + ";" in notice)
         assert names(whole_checkpoints(aside)) == [f"checkpoint-{step}"]
+        assert finished(aside) is False
     # The first is still there after the second: never deleted.
-    assert names(sorted(layout.work.parent.glob("*.interrupted*/*"))) == ["checkpoint-3", "checkpoint-5"]
+    assert names(sorted(layout.work.parent.glob("*.interrupted*/*"))) == ["checkpoint-3", RUN, "checkpoint-5", RUN]
 
 
 def test_finished_run_is_wiped_without_a_word(layout):
     layout.begin()
     checkpoint(layout.work, 3)
     layout.end()
+    assert finished(layout.work) is True
     assert layout.begin() is None
     assert list(layout.work.parent.iterdir()) == [layout.work]
-    assert list(layout.work.iterdir()) == []
+    assert entries(layout.work) == {RUN}
+    assert finished(layout.work) is False
 
 
 def test_finished_run_that_goes_on_can_be_lost_again(layout):
@@ -347,6 +374,7 @@ def test_finished_run_that_goes_on_can_be_lost_again(layout):
     checkpoint(layout.work, 3)
     layout.end()
     layout.go_on(layout.work / "checkpoint-3")
+    assert finished(layout.work) is False
     assert "set aside" in layout.begin()
 
 
@@ -378,6 +406,7 @@ def test_run_without_a_whole_checkpoint_is_nothing_to_set_aside(layout):
 
 def test_finished_model_is_not_touched_by_a_new_run(layout):
     layout.final.mkdir()
+    (layout.final / FOLDER_MANIFEST).write_text("{}")
     (layout.final / "weights").write_text("old")
     layout.begin()
     assert (layout.final / "weights").read_text() == "old"
@@ -419,10 +448,6 @@ def untouched(folder):
     )
 
 
-def entries(folder):
-    return {path.name for path in folder.iterdir()}
-
-
 def run_in(folder, *steps):
     """What a run leaves behind: checkpoints, logs, the tracker's folder."""
     for step in steps:
@@ -434,7 +459,7 @@ def run_in(folder, *steps):
 
 
 def test_layout_of_the_triplet_front_end(tmp_path):
-    assert triplet_layout(tmp_path) == Layout(final=tmp_path / "final", work=tmp_path)
+    assert triplet_layout(tmp_path) == Layout(final=tmp_path.resolve() / "final", work=tmp_path.resolve())
 
 
 def test_interrupted_run_is_set_aside_and_the_model_and_a_strangers_files_stay(out):
@@ -444,25 +469,27 @@ def test_interrupted_run_is_set_aside_and_the_model_and_a_strangers_files_stay(o
     notice = layout.begin()
     aside = out.with_name("out.interrupted-1")
     assert notice == f"an interrupted run was set aside in {aside}; to go on with one, use resume_from_checkpoint"
-    assert entries(out) == STAYS
+    assert entries(out) == {*STAYS, RUN}
     assert untouched(out)
-    assert entries(aside) == {"checkpoint-3", "checkpoint-5", "runs", *PRODUCTS}
+    assert entries(aside) == {"checkpoint-3", "checkpoint-5", "runs", RUN, *PRODUCTS}
     assert names(whole_checkpoints(aside)) == ["checkpoint-3", "checkpoint-5"]
 
 
 def test_going_on_with_it_moves_it_back_and_leaves_no_empty_folder(out):
     layout = triplet_layout(out)
+    layout.begin()
     run_in(out, 3, 5)
     layout.begin()
     aside = out.with_name("out.interrupted-1")
     assert layout.go_on(aside / "checkpoint-3") == out / "checkpoint-3"
-    assert entries(out) == {*STAYS, "checkpoint-3", "runs", *PRODUCTS}
+    assert entries(out) == {*STAYS, "checkpoint-3", "runs", RUN, *PRODUCTS}
     assert untouched(out)
     assert entries(out.parent) == {"out"}
 
 
 def test_going_on_with_it_sets_the_present_run_aside_in_turn(out):
     layout = triplet_layout(out)
+    layout.begin()
     run_in(out, 3)
     layout.begin()
     run_in(out, 7)
@@ -475,6 +502,7 @@ def test_going_on_with_it_sets_the_present_run_aside_in_turn(out):
 
 def test_strangers_file_beside_a_run_that_was_set_aside_stays_there(out):
     layout = triplet_layout(out)
+    layout.begin()
     run_in(out, 3)
     layout.begin()
     aside = out.with_name("out.interrupted-1")
@@ -485,24 +513,27 @@ def test_strangers_file_beside_a_run_that_was_set_aside_stays_there(out):
 
 def test_finished_runs_products_go_and_nothing_else(out):
     layout = triplet_layout(out)
+    layout.begin()
     run_in(out, 3)
     checkpoint(out, 4, name=epoch_name(1))
     layout.end()
     assert layout.begin() is None
-    assert entries(out) == STAYS
+    assert entries(out) == {*STAYS, RUN}
     assert untouched(out)
     assert entries(out.parent) == {"out"}
 
 
 def test_half_written_checkpoint_of_a_crash_goes_with_the_next_run(out):
+    layout = triplet_layout(out)
+    layout.begin()
     written(out / ".partial" / "checkpoint-9")
-    assert triplet_layout(out).begin() is None
-    assert entries(out) == STAYS
+    assert layout.begin() is None
+    assert entries(out) == {*STAYS, RUN}
 
 
 def test_absent_output_folder_is_made(tmp_path):
     assert triplet_layout(tmp_path / "a" / "b").begin() is None
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+    assert entries(tmp_path / "a" / "b") == {RUN}
 
 
 @pytest.mark.parametrize("front_end", [triplet_layout, lambda folder: pair_layout(folder, "MiniLM", "full")])
@@ -518,3 +549,257 @@ def test_result_folder_that_is_not_ours_is_refused_and_ours_or_an_empty_one_is_n
     assert str(caught.value) == f"output_dir: {layout.final} {what}"
     (layout.final / FOLDER_MANIFEST).write_text("{}")
     layout.check()
+
+
+# ---------------------------------------------------------------- what a run of ours did not make
+
+FRONT_ENDS = {"triplets": triplet_layout, "pairs": lambda folder: pair_layout(folder, "MiniLM", "full")}
+
+
+@pytest.fixture(params=FRONT_ENDS)
+def either(request, tmp_path):
+    """The layout of one front end and of the other, so deep that what lies two folders above its work is still the test's."""
+    return FRONT_ENDS[request.param](tmp_path / "deep" / "out")
+
+
+def other_trainers_checkpoint(path):
+    path.mkdir(parents=True)
+    (path / "optimizer.pt").write_bytes(b"weeks of work")
+    (path / "trainer_state.json").write_text('{"global_step": 500}')
+    return path
+
+
+# Names of ours: in a folder without the mark they are of another trainer, or of a run from elsewhere.
+WITHOUT_A_MARK = {
+    "checkpoint-500": other_trainers_checkpoint,
+    "checkpoint-7": lambda path: checkpoint(path.parent, 7),
+    "checkpoint-epoch-2": other_trainers_checkpoint,
+    "runs": other_trainers_checkpoint,
+    ".partial": other_trainers_checkpoint,
+    **dict.fromkeys(sorted(PRODUCTS), lambda path: path.write_text("mine")),
+}
+REFUSED = "output_dir: {} holds {}, but not of a run of ours (ebr_run.json is absent); move that, or choose another folder"
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_MARK)
+def test_products_without_a_mark_are_refused_and_nothing_is_touched(either, name):
+    either.work.mkdir(parents=True)
+    WITHOUT_A_MARK[name](either.work / name)
+    before = tree(either.work.parent)
+    for refused in (either.check, either.begin):
+        with pytest.raises(ConfigError) as caught:
+            refused()
+        assert str(caught.value) == REFUSED.format(either.work, name)
+    assert tree(either.work.parent) == before
+    shutil.move(either.work / name, either.work.parent.parent / "moved")
+    assert either.begin() is None
+
+
+def test_refusal_names_three_products_in_order(either):
+    for name in ("runs", "checkpoint-9", "notes", "checkpoint-500", "checkpoint-epoch-1"):
+        (either.work / name).mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught:
+        either.check()
+    assert str(caught.value) == REFUSED.format(either.work, "checkpoint-500, checkpoint-9, checkpoint-epoch-1")
+
+
+def test_run_that_was_set_aside_does_not_move_back_among_products_without_a_mark(either):
+    either.begin()
+    checkpoint(either.work, 3)
+    either.begin()
+    (either.work / RUN).unlink()
+    other_trainers_checkpoint(either.work / "checkpoint-500")
+    before = tree(either.work.parent)
+    with pytest.raises(ConfigError, match="holds checkpoint-500, but not of a run of ours"):
+        either.go_on(either.work.with_name(either.work.name + ".interrupted-1") / "checkpoint-3")
+    assert tree(either.work.parent) == before
+
+
+STRANGERS = [
+    "eval", "checkpoint-best", "checkpoint-", "checkpoint-5-old", "old-checkpoint-5", "checkpoint-epoch-", "checkpoint-epoch-x",
+    "runs2", "my runs", "training_log.json.bak", "training_logxjson", "x.partial", "finished",
+]  # fmt: skip
+
+
+def test_strangers_names_stay_whatever_becomes_of_the_run(either):
+    for name in STRANGERS:
+        other_trainers_checkpoint(either.work / name)
+    before = tree(either.work)
+
+    def strangers():
+        return {path: content for path, content in tree(either.work).items() if path.split("/")[0] in STRANGERS}
+
+    either.check()  # they are no reason to refuse
+    assert either.begin() is None
+    assert strangers() == before
+    checkpoint(either.work, 3)
+    checkpoint(either.work, 5)
+    assert "set aside" in either.begin()
+    aside = either.work.with_name(either.work.name + ".interrupted-1")
+    assert strangers() == before
+    assert entries(aside) == {"checkpoint-3", "checkpoint-5", RUN}
+    either.go_on(aside / "checkpoint-3")
+    assert strangers() == before
+    assert entries(either.work) == {*STRANGERS, "checkpoint-3", RUN}
+    either.end()
+    assert either.begin() is None
+    assert strangers() == before
+    assert entries(either.work) == {*STRANGERS, RUN}
+
+
+def with_linked_runs(layout):
+    """A run with one checkpoint, whose tracker writes on another disk; returns where."""
+    layout.begin()
+    checkpoint(layout.work, 3)
+    elsewhere = layout.work.parent.parent / "other disk"
+    elsewhere.mkdir()
+    (elsewhere / "events").write_text("mine")
+    (layout.work / "runs").symlink_to(elsewhere, target_is_directory=True)
+    return elsewhere
+
+
+def test_link_of_a_finished_run_goes_and_its_target_stays(either):
+    elsewhere = with_linked_runs(either)
+    either.end()
+    assert either.begin() is None
+    assert entries(either.work) == {RUN}
+    assert tree(elsewhere) == {"events": b"mine"}
+
+
+def test_link_of_an_interrupted_run_moves_as_a_link(either):
+    elsewhere = with_linked_runs(either)
+    either.begin()
+    aside = either.work.with_name(either.work.name + ".interrupted-1")
+    assert (aside / "runs").readlink() == elsewhere
+    either.go_on(aside / "checkpoint-3")
+    assert (either.work / "runs").readlink() == elsewhere
+    assert tree(elsewhere) == {"events": b"mine"}
+
+
+def test_going_on_unlinks_a_later_checkpoint_that_lies_elsewhere(either):
+    either.begin()
+    checkpoint(either.work, 3)
+    elsewhere = checkpoint(either.work, 5).rename(either.work.parent.parent / "other disk")
+    (either.work / "checkpoint-5").symlink_to(elsewhere, target_is_directory=True)
+    either.go_on(either.work / "checkpoint-3")
+    assert entries(either.work) == {"checkpoint-3", RUN}
+    assert is_whole(elsewhere)
+
+
+def test_going_on_leaves_a_copy_of_a_later_checkpoint_alone(either):
+    either.begin()
+    checkpoint(either.work, 3)
+    shutil.copytree(checkpoint(either.work, 5), either.work / "checkpoint-best")
+    either.go_on(either.work / "checkpoint-3")
+    assert entries(either.work) == {"checkpoint-3", "checkpoint-best", RUN}
+
+
+def test_copy_of_the_newest_checkpoint_is_not_what_true_resumes_from(either):
+    either.begin()
+    shutil.copytree(checkpoint(either.work, 3), either.work / "checkpoint-best")
+    assert either.go_on(find_checkpoint(True, either.work)) == either.work / "checkpoint-3"
+
+
+def test_run_moves_to_another_file_system(either, monkeypatch):
+    def rename(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    elsewhere = with_linked_runs(either)
+    before = tree(either.work)
+    monkeypatch.setattr(os, "rename", rename)
+    either.begin()
+    aside = either.work.with_name(either.work.name + ".interrupted-1")
+    assert tree(aside) == before
+    assert entries(either.work) == {RUN}
+    either.go_on(aside / "checkpoint-3")
+    assert tree(either.work) == before
+    assert not aside.exists()
+    assert tree(elsewhere) == {"events": b"mine"}
+
+
+# ---------------------------------------------------------------- a checkpoint that belongs to no run
+
+
+def copied_elsewhere(work):
+    shutil.copytree(work / "checkpoint-3", work.parent.parent / "copies" / "checkpoint-3")
+    return work.parent.parent / "copies" / "checkpoint-3"
+
+
+def of_a_run_without_a_mark(work):
+    (work / RUN).unlink()
+    return work / "checkpoint-3"
+
+
+def written_aside(work):
+    (work / ".partial").mkdir()
+    return (work / "checkpoint-3").rename(work / ".partial" / "checkpoint-3")
+
+
+OUTSIDE = {
+    "outside any run": copied_elsewhere,
+    "mark lost": of_a_run_without_a_mark,
+    "renamed": lambda work: (work / "checkpoint-3").rename(work / "my favourite"),
+    "renamed to the best": lambda work: (work / "checkpoint-3").rename(work / "checkpoint-best"),
+    "still aside": written_aside,
+}
+
+
+@pytest.mark.parametrize("state", ["its own run", "another run"])
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_checkpoint_that_belongs_to_no_run_is_refused_and_nothing_is_touched(either, case, state):
+    either.begin()
+    checkpoint(either.work, 3)
+    checkpoint(either.work, 5)
+    given = OUTSIDE[case](either.work)
+    layout = either if state == "its own run" else pair_layout(either.work.parent, "Other", "lora")
+    if state == "another run":
+        layout.begin()
+        checkpoint(layout.work, 8)
+    root = either.work.parent.parent
+    before = tree(root)
+    with pytest.raises(ConfigError) as caught:
+        layout.go_on(given)
+    what = "does not lie under its own name in the folder of its run, with ebr_run.json; put it back there"
+    assert str(caught.value) == f"resume_from_checkpoint {given}: {what}"
+    assert tree(root) == before
+
+
+# ---------------------------------------------------------------- the working directory as output_dir
+
+
+def test_working_directory_as_output_folder_is_known_by_its_name(out, monkeypatch):
+    monkeypatch.chdir(out)
+    whole_path = triplet_layout(out)
+    assert triplet_layout(Path()) == whole_path
+    assert triplet_layout(Path("../out")) == whole_path
+    monkeypatch.setenv("HOME", str(out.parent))
+    assert triplet_layout(Path("~/out")) == whole_path
+
+
+def test_interrupted_run_in_the_working_directory_is_set_aside_beside_it(out, monkeypatch):
+    monkeypatch.chdir(out)
+    layout = triplet_layout(Path())
+    layout.begin()
+    run_in(out, 3)
+    notice = layout.begin()
+    aside = out.with_name("out.interrupted-1")
+    assert f" {aside.resolve()};" in notice
+    assert entries(out.parent) == {"out", "out.interrupted-1"}
+    assert entries(out) == {*STAYS, RUN}
+    assert entries(aside) == {"checkpoint-3", "runs", RUN, *PRODUCTS}
+    # And back, by the path that a user types there.
+    assert layout.go_on(Path("../out.interrupted-1/checkpoint-3")) == out.resolve() / "checkpoint-3"
+    assert entries(out.parent) == {"out"}
+    assert untouched(out)
+
+
+def test_working_directory_that_holds_only_the_run_is_still_there_after_begin(tmp_path, monkeypatch):
+    here = tmp_path / "out"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    layout = triplet_layout(Path())
+    layout.begin()
+    checkpoint(here, 3)
+    layout.begin()
+    assert entries(tmp_path) == {"out", "out.interrupted-1"}
+    assert entries(Path()) == {RUN}

@@ -16,8 +16,9 @@ ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 READMES = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=lambda path: path.name)
 
 EVERY_COMMAND = {"config", "dry_run"}
-OF_OTHER_TOOLS = {"--help", "--no-deps", "--local-dir", "--logdir"}
-"""Flags of argparse, pip, hf and tensorboard."""
+OF_OTHER_TOOLS = {"--help", "--no-deps", "--local-dir", "--logdir", "--nproc_per_node"}
+"""Flags of argparse, pip, hf, tensorboard and torchrun."""
+SCRIPTS = {"ebr_finetune.py": "finetune", "train.py": "train", "merge.py": "merge"}
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -50,10 +51,11 @@ def our_commands(text):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.split(" > ")[0])
             words = words[1:] if words[:1] == ["nohup"] else words
-            if words[:2] == ["python", "ebr_finetune.py"]:
-                yield "finetune", words[2:]
-            elif words[:1] == ["ebr"]:
+            words = ["python", *words[3:]] if words[:2] == ["torchrun", "--nproc_per_node"] else words
+            if words[:1] == ["ebr"]:
                 yield words[1], words[2:]
+            elif words[:1] == ["python"] and words[1] in SCRIPTS:
+                yield SCRIPTS[words[1]], words[2:]
 
 
 @READMES
@@ -95,16 +97,12 @@ def test_both_languages_show_the_same_result_of_the_demo():
 
 @READMES
 def test_every_flag_exists(readme):
-    names = {name for command in COMMANDS.values() for name in command.config.model_fields} | EVERY_COMMAND
-    switches = {
-        f"no_{name}"
-        for command in COMMANDS.values()
-        for name, field in command.config.model_fields.items()
-        if field.annotation is bool
-    }
+    configs = [command.config for command in COMMANDS.values()]
+    names = {name for config in configs for name in {*config.model_fields, *config.spellings()}} | EVERY_COMMAND
+    switches = {f"no_{name}" for config in configs for name, field in config.model_fields.items() if field.annotation is bool}
     known = {f"--{name}" for name in names | switches} | OF_OTHER_TOOLS
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", read(readme))))
-    assert "--num_epochs" in flags
+    assert flags >= {"--num_epochs", "--lr"}
     assert {flag for flag in flags if flag not in known and flag_to_name(flag) not in known} == set()
 
 

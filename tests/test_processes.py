@@ -1,5 +1,6 @@
 """Who this process is among how many, and how one command becomes one process a GPU."""
 
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,7 @@ def test_alone_needs_no_group(monkeypatch):
     assert ALONE.wait() is None
     assert [ALONE.any(True), ALONE.any(False)] == [True, False]
     assert ALONE.mean(values) is values
+    assert ALONE.gather("a") == ["a"]
     assert ALONE.leave() is None
 
 
@@ -132,46 +134,133 @@ def test_with_a_launcher_the_place_is_taken_that_it_gave(monkeypatch):
 # ---------------------------------------------------------------- the launcher
 
 
-@pytest.mark.parametrize("code", [0, 1, 130])
-def test_launchers_exit_code_is_ours(code):
+@pytest.fixture
+def handlers():
+    """Handlers of ours that no signal may reach while a launcher runs, and that must be back after it."""
+    reached = []
+
+    def interrupt(number, frame):
+        reached.append(number)
+
+    def terminate(number, frame):
+        reached.append(number)
+
+    ours = {signal.SIGINT: interrupt, signal.SIGTERM: terminate}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    try:
+        yield ours
+    finally:
+        now = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert now == ours
+    assert reached == []
+
+
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+folder, code = Path(sys.argv[1]), int(sys.argv[2])
+def on_terminate(number, frame):
+    (folder / "terminated").touch()
+    sys.exit(5)
+signal.signal(signal.SIGTERM, on_terminate)
+(folder / "ready").touch()
+deadline = time.monotonic() + 15
+while time.monotonic() < deadline and not (folder / "sent").exists():
+    time.sleep(0.01)
+time.sleep(0.2)
+(folder / "done").touch()
+sys.exit(code)
+"""
+
+
+def run_child(folder, *signals, code, handlers):
+    """Run a child, and send the signals to this process alone once the child works; returns the launcher's code.
+
+    The child's work is done only after they were sent, and not before long when it is asked to end.
+    """
+
+    def send():
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not (
+            (folder / "ready").exists() and all(signal.getsignal(number) != handlers[number] for number in signals)
+        ):
+            time.sleep(0.01)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        if signal.SIGTERM not in signals:
+            (folder / "sent").touch()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return run_launcher([sys.executable, "-c", CHILD, str(folder), str(code)])
+    finally:
+        sender.join()
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 130])
+def test_launchers_exit_code_is_ours(code, handlers):
     assert run_launcher([sys.executable, "-c", f"raise SystemExit({code})"]) == code
 
 
-def test_ctrl_c_waits_until_the_children_have_finished_their_step(monkeypatch):
-    class Launcher:
-        """Interrupted twice while it is waited for, then done."""
+@pytest.mark.parametrize(("code", "wanted"), [(7, 130), (1, 130), (130, 130), (0, 0)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_until_the_child_has_finished_its_step(tmp_path, handlers, code, wanted, times):
+    assert run_child(tmp_path, *[signal.SIGINT] * times, code=code, handlers=handlers) == wanted
+    # It was waited for, and it was left alone: the terminal, not we, passes Ctrl-C on.
+    assert {path.name for path in tmp_path.iterdir()} == {"ready", "sent", "done"}
 
-        def __init__(self, command):
-            self.command, self.waits = command, 0
+
+def test_request_to_end_is_passed_on_and_waited_for(tmp_path, handlers):
+    assert run_child(tmp_path, signal.SIGTERM, code=0, handlers=handlers) == 5
+    assert {path.name for path in tmp_path.iterdir()} == {"ready", "terminated"}
+
+
+def test_launcher_gives_its_processes_as_long_as_they_need_to_save(tmp_path, monkeypatch, handlers):
+    monkeypatch.setenv("EBR_TEST_PASSED_ON", "yes")
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    child = "import json, os, sys; from pathlib import Path; Path(sys.argv[1]).write_text(json.dumps(dict(os.environ)))"
+    assert run_launcher([sys.executable, "-c", child, str(tmp_path / "environment")]) == 0
+    environment = json.loads((tmp_path / "environment").read_text())
+    assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == str(24 * 3600)
+    assert environment["EBR_TEST_PASSED_ON"] == "yes"
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ
+
+
+def test_launcher_knows_the_variable(monkeypatch):
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if "shutdown_timeout" not in LaunchConfig.__dataclass_fields__:
+        pytest.skip("this torch does not let one choose")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "86400")
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == 86400
+
+
+def test_handlers_are_back_after_an_exception_too(monkeypatch, handlers):
+    class Launcher:
+        def __init__(self, command, env):
+            seen.append(command)
 
         def __enter__(self):
             return self
 
         def __exit__(self, *_):
-            seen.append((self.command, self.waits))
+            seen.append("left")
 
         def wait(self):
-            self.waits += 1
-            if self.waits < 3:
-                raise KeyboardInterrupt
-            return 130
+            seen.append([signal.getsignal(number) == handler for number, handler in handlers.items()])
+            raise OSError("no more")
 
     seen = []
     monkeypatch.setattr(subprocess, "Popen", Launcher)
-    assert run_launcher(["run", "this"]) == 130
-    assert seen == [(["run", "this"], 3)]
+    with pytest.raises(OSError, match="no more"):
+        run_launcher(["run", "this"])
+    assert seen == [["run", "this"], [False, False], "left"]
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
-def test_ctrl_c_while_a_real_child_works_loses_neither_its_work_nor_its_code(tmp_path):
-    done = tmp_path / "done"
-    child = f"import time, pathlib; time.sleep(1); pathlib.Path({str(done)!r}).touch(); raise SystemExit(7)"
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        # To this process alone, so that only its own waiting is tested.
-        threading.Timer(0.4, os.kill, [os.getpid(), signal.SIGINT]).start()
-        started = time.monotonic()
-        assert run_launcher([sys.executable, "-c", child]) == 7
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert time.monotonic() - started > 0.9
-    assert done.exists()
+def test_launcher_that_cannot_be_started_leaves_the_handlers(tmp_path, handlers):
+    with pytest.raises(FileNotFoundError):
+        run_launcher([str(tmp_path / "absent")])
+    assert {number: signal.getsignal(number) for number in handlers} == handlers

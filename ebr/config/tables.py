@@ -17,12 +17,12 @@ CONFIGS: dict[str, type[Config]] = {
     "infer": InferenceConfig,
     "visualize": VisualizationConfig,
 }
-_MARK = re.compile(r"(<!-- options: (\w+) -->\n).*?(\n<!-- /options -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- options: (\w+) -->\n)(?:(?!<!--).)*?(\n?<!-- /options -->)", re.DOTALL)
 
 
 def with_tables(text: str, language: Language) -> str:
     """The text with the table between each pair of `<!-- options: finetune -->` and `<!-- /options -->` made anew."""
-    return _MARK.sub(lambda match: match[1] + options_table(CONFIGS[match[2]], language) + match[3], text)
+    return _MARK.sub(lambda match: match[1] + options_table(CONFIGS[match[2]], language) + "\n<!-- /options -->", text)
 
 
 def language_of(path: Path) -> Language:

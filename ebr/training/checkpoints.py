@@ -6,6 +6,7 @@ that fits, a checkpoint is never resumed from.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ebr.data.files import flush, read_json, write_json
 from ebr.errors import ConfigError
 
 MARK = "ebr_checkpoint.json"
+NAME = re.compile(r"checkpoint-(epoch-)?\d+")
 # Options that may change between the runs: they move no weight, or the record compares what they point to.
 _FREE = {
     "data_path", "dataloader_num_workers", "dataloader_pin_memory", "eval_dataset", "model_name", "output_dir", "report_to",
@@ -64,7 +66,8 @@ def step_of(checkpoint: Path) -> int:
 
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, oldest step first."""
-    return sorted((path for path in folder.glob("checkpoint-*") if is_whole(path)), key=lambda path: (step_of(path), path))
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and is_whole(path)]
+    return sorted(found, key=lambda path: (step_of(path), path))
 
 
 def checkpoint_at(folder: Path, step: int) -> Path | None:
@@ -84,11 +87,11 @@ def keep_newest(folder: Path, limit: int, best_step: int | None) -> None:
 def find_checkpoint(wanted: bool | Path, folder: Path) -> Path:
     """The checkpoint to resume from: the newest whole one of the folder, or the one named. Raises ConfigError."""
     if isinstance(wanted, Path):
-        if not is_whole(wanted):
+        if not is_whole(wanted.expanduser()):
             raise ConfigError(
                 f"resume_from_checkpoint {wanted}: is no whole checkpoint of ours ({MARK} is absent or does not fit)"
             )
-        return wanted
+        return wanted.expanduser().resolve()
     whole = whole_checkpoints(folder)
     if not whole:
         raise ConfigError(f"resume_from_checkpoint: no whole checkpoint in {folder}; start without it")

@@ -102,7 +102,7 @@ class StepJournal(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Take up the records of the steps before a resume."""
         path = self.folder / STEPS
-        if state.global_step and self.processes.is_main and path.is_file():
+        if self.processes.is_main and path.is_file():
             self.records = [record for record in read_json(path)["steps"] if record["global_step"] <= state.global_step]
         self._since = time.monotonic()
 

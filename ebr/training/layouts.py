@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ebr.data.files import FOLDER_MANIFEST
+from ebr.data.files import FOLDER_MANIFEST, read_json, write_json
 from ebr.errors import ConfigError
-from ebr.training.checkpoints import step_of, whole_checkpoints
+from ebr.training.checkpoints import NAME, step_of, whole_checkpoints
 
 HISTORY = "training_log.json"
 STEPS = "detailed_training_logs.json"
@@ -19,73 +19,109 @@ SUMMARY = "training_summary_report.json"
 TRACKING = "runs"
 PARTIAL = ".partial"
 """A checkpoint while it is written."""
-FINISHED = "finished"
-_OWN = {HISTORY, STEPS, EPOCHS, SUMMARY, TRACKING, PARTIAL, FINISHED, "eval"}
+RUN = "ebr_run.json"
+"""Says that the files around it are a run's, and whether it is finished."""
+_FILES = {HISTORY, STEPS, EPOCHS, SUMMARY, TRACKING, PARTIAL, RUN}
 
 
 @dataclass(frozen=True)
 class Layout:
     """`final` is the finished model; `work` holds checkpoints and logs while, and after, it is made.
 
-    `work` may hold other things too, `final` among them: only what a run makes is ever moved or deleted.
+    `work` may hold other things too, `final` among them: only what a run of ours made is ever moved or deleted.
     """
 
     final: Path
     work: Path
 
     def check(self) -> None:
-        """Refuse to replace a folder that is not a result of ours. Raises ConfigError."""
+        """Refuse to replace what is not a result of ours. Raises ConfigError."""
         if self.final.is_dir() and any(self.final.iterdir()) and not (self.final / FOLDER_MANIFEST).is_file():
             raise ConfigError(
                 f"output_dir: {self.final} holds something that is not a model of ours; move it, or choose another"
+            )
+        if strange := [] if _is_run(self.work) else sorted(path.name for path in _products(self.work)):
+            raise ConfigError(
+                f"output_dir: {self.work} holds {', '.join(strange[:3])}, but not of a run of ours ({RUN} is absent); "
+                "move that, or choose another folder"
             )
 
     def begin(self) -> str | None:
         """Make room for a new run. An interrupted run is set aside, never deleted: returns one line that says so."""
         notice = None
-        if not (self.work / FINISHED).exists() and whole_checkpoints(self.work):
+        self.check()
+        if _is_run(self.work) and not _is_finished(self.work) and whole_checkpoints(self.work):
             names = (self.work.with_name(f"{self.work.name}.interrupted-{number}") for number in count(1))
-            aside = next(name for name in names if not name.exists())
+            aside = next(name for name in names if not name.exists() and not name.is_symlink())
             _move(self.work, aside)
             notice = f"an interrupted run was set aside in {aside}; to go on with one, use resume_from_checkpoint"
         for path in _products(self.work):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.work.mkdir(parents=True, exist_ok=True)
+            _remove(path)
+        self._note(finished=False)
         return notice
 
     def go_on(self, checkpoint: Path) -> Path:
         """Take up the run that a checkpoint belongs to, and return where the checkpoint is then.
 
         A run that was set aside moves back; what is in its place is set aside in turn. Later checkpoints go: the run writes
-        them again, and until then they would pass for its newest.
+        them again, and until then they would pass for its newest. Raises ConfigError for a checkpoint outside any run.
         """
-        step = step_of(checkpoint)
-        if checkpoint.resolve().parent != self.work.resolve():
+        step, run = step_of(checkpoint), checkpoint.resolve().parent
+        if not _is_run(run) or not NAME.fullmatch(checkpoint.name):
+            raise ConfigError(
+                f"resume_from_checkpoint {checkpoint}: does not lie under its own name in the folder of its run, with {RUN}; "
+                "put it back there"
+            )
+        if run != self.work.resolve():
             self.begin()
-            _move(checkpoint.parent, self.work)
-        for later in self.work.glob("checkpoint-*"):
+            (self.work / RUN).unlink()
+            _move(run, self.work)
+            with suppress(OSError):
+                run.rmdir()  # unless it holds anything else
+        for later in whole_checkpoints(self.work):
             if step_of(later) > step:
-                shutil.rmtree(later)
-        (self.work / FINISHED).unlink(missing_ok=True)
+                _remove(later)
+        self._note(finished=False)
         return self.work / checkpoint.name
 
     def end(self) -> None:
         """Mark the run finished: its checkpoints are no longer work that could be lost."""
-        (self.work / FINISHED).touch()
+        self._note(finished=True)
+
+    def _note(self, *, finished: bool) -> None:
+        write_json(self.work / RUN, {"finished": finished})
 
 
-def _products(folder: Path) -> Iterator[Path]:
-    """What a run made in a folder."""
-    if folder.is_dir():
-        yield from [path for path in folder.iterdir() if path.name in _OWN or path.name.startswith("checkpoint-")]
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN).is_file()
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / RUN)["finished"])
+    except (ValueError, KeyError, TypeError):
+        return False  # torn: whatever is there could be lost
+
+
+def _products(folder: Path) -> list[Path]:
+    """What a run makes in a folder, by its names; what says that it is a run comes last."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name in _FILES or NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.name == RUN)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _move(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in _products(source):
-        path.replace(target / path.name)
-    if not any(source.iterdir()):
-        source.rmdir()
+        shutil.move(path, target / path.name)
 
 
 def pair_layout(output_dir: Path, model_short_name: str, finetune_type: str) -> Layout:
@@ -96,4 +132,5 @@ def pair_layout(output_dir: Path, model_short_name: str, finetune_type: str) -> 
 
 def triplet_layout(output_dir: Path) -> Layout:
     """Where `ebr train` writes: <output_dir>/final, and checkpoints and logs beside it."""
-    return Layout(final=output_dir / "final", work=output_dir)
+    folder = output_dir.expanduser().resolve()
+    return Layout(final=folder / "final", work=folder)

@@ -30,7 +30,8 @@ def masked_info_nce(
         raise ValueError(f"{n_queries} queries, {n_candidates} candidates, mask {tuple(allowed.shape)}: shapes disagree")
     if not allowed.diagonal().all():
         raise ValueError("a query's own positive is hidden by the mask")
-    logits = (queries @ candidates.T).float() / temperature
+    logits = queries @ candidates.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     log_odds = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=1)
     cost = -log_odds.diagonal()
     if label_smoothing:

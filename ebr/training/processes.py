@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
@@ -58,6 +60,8 @@ class Processes:
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401
         """A small picklable value of every process, this one's first."""
+        if self.count == 1:
+            return [value]
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values[self.rank :] + values[: self.rank]
@@ -84,13 +88,30 @@ def relaunch_command(module: str, arguments: Sequence[str], n_gpus: int, environ
 
 
 def run_launcher(command: Sequence[str]) -> int:
-    """Run it to its end and return its exit code. Ctrl-C reaches the children by itself, and they finish their step first."""
-    with subprocess.Popen(command) as launcher:
-        while True:
-            try:
-                return launcher.wait()
-            except KeyboardInterrupt:
-                continue
+    """Run it to its end and return its exit code; 130 after Ctrl-C.
+
+    The launcher passes Ctrl-C on, and its processes finish their step and save: it must wait for them, and so does this one.
+    """
+    stopped: list[int] = []
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(_PATIENCE.total_seconds())), **os.environ}
+    with subprocess.Popen(command, env=environment) as launcher:
+
+        def on_terminate(number: int, frame: FrameType | None) -> None:
+            launcher.send_signal(number)
+
+        # Python's own handler would break off the wait, and with it the exit code.
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number)),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, on_terminate),
+        }
+        try:
+            code = launcher.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if stopped and code:
+        return 130
+    return 128 - code if code < 0 else code  # as a shell counts a death by a signal
 
 
 def visible_gpus() -> int:

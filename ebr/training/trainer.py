@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,4 +133,7 @@ class RetrievalEvaluator(SentenceEvaluator):
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
         """Metrics by name."""
+        if output_path:
+            with suppress(OSError):
+                Path(output_path).rmdir()  # made for a table that is not written
         return self.evaluate(model, steps)

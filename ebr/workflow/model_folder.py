@@ -97,8 +97,8 @@ def write_report(plan: FinetunePlan, config: FinetuneConfig, record: TrainingRec
             "total_parameters": record.all_parameters,
             "trainable_parameters": record.trainable_parameters,
             "epochs": record.epochs,
-            "final_loss": record.epochs[-1]["average_loss"],
-            "best_epoch_loss": min(epoch["average_loss"] for epoch in record.epochs),
+            "final_loss": record.epochs[-1]["average_loss"] if record.epochs else None,
+            "best_epoch_loss": min((epoch["average_loss"] for epoch in record.epochs), default=None),
             "evaluation": comparison.to_json() if comparison else None,
         },
     )
