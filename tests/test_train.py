@@ -161,7 +161,7 @@ class Seen(TrainerCallback):
 
 
 def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(options, monkeypatch):
-    """31 examples in batches of 4, three to a step: steps of 12, 12 and 7 examples, the last batch one of 3."""
+    """31 examples in batches of 2, four to a step: steps of 8, 8, 8 and 7 examples, the last batch a single one."""
     from ebr.training import run as module
     from ebr.training.losses import masked_info_nce
 
@@ -175,16 +175,18 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
 
     monkeypatch.setattr(module, "EpochClock", lambda batches: seen)
     monkeypatch.setattr(module, "BatchMaker", Watching)
-    changes = {"gradient_accumulation_steps": 3, "epochs": 1, "lora_dropout": 0.0, "max_grad_norm": 0.0}
+    changes = {
+        "batch_size": 2, "gradient_accumulation_steps": 4, "epochs": 1, "lora_dropout": 0.0, "max_grad_norm": 0.0,
+    }  # fmt: skip
     config = TrainConfig.from_dict(options, changes)
     train_sentence_transformer(config, say=lambda _: None)
-    assert [len(rows) for rows in seen.rows] == [4] * 7 + [3]
+    assert [len(rows) for rows in seen.rows] == [2] * 15 + [1]
 
     from ebr.workflow.finetuning import load_for_training
 
     model = load_for_training(config)
     module.prepare_model(model, config)
-    for step, groups in enumerate((seen.rows[0:3], seen.rows[3:6], seen.rows[6:8])):
+    for step, groups in enumerate(seen.rows[start : start + 4] for start in (0, 4, 8, 12)):
         named = dict(model.named_parameters())
         with torch.no_grad():
             for name, value in seen.starts[step].items():

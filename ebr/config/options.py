@@ -201,8 +201,8 @@ def add_arguments(parser: argparse.ArgumentParser, config: type[Config]) -> None
 
 
 def _shape(field: FieldInfo) -> dict[str, Any]:
-    if field.annotation is bool:
-        return {"nargs": "?", "const": True, "metavar": "true|false"}
+    if bool in _inner_types(field):
+        return {"nargs": "?", "const": True, "metavar": "true|false" if field.annotation is bool else "true|FOLDER"}
     if _is_list(field):
         return {"nargs": "*", "metavar": "WORD"}
     return {"metavar": type_name(field).upper() if not _choices(field) else "|".join(_choices(field))}
