@@ -116,7 +116,9 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
         print("dry run: nothing was written")
         return 0
     if command.on_every_gpu:
-        exit_code = workflow.relaunch_on_every_gpu(name, arguments, lambda: getattr(workflow, command.plan)(config))
+        exit_code = workflow.relaunch_on_every_gpu(
+            name, arguments, lambda n_gpus: getattr(workflow, command.plan)(config, n_gpus)
+        )
         if exit_code is not None:
             return exit_code
     result = getattr(workflow, command.run)(config)

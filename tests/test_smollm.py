@@ -1,4 +1,4 @@
-"""A real decoder, SmolLM2-135M: LoRA and QLoRA on Traditional Chinese questions, merged, reloaded. Minutes: -m slow."""
+"""A real decoder, SmolLM2-135M: LoRA and QLoRA on Chinese questions, merged, reloaded. Minutes: -m slow."""
 
 import importlib.util
 import json
@@ -11,10 +11,11 @@ import torch
 from ebr.config import MergeConfig, TrainConfig
 from ebr.model.encoder import load_encoder, pooling_name
 from ebr.workflow import merge_adapter, train_sentence_transformer
-from tests.conftest import SHARED_DATA
+from tests.conftest import REPO, SHARED_DATA
 
 pytestmark = pytest.mark.slow
-RECORDS = SHARED_DATA / "zh_drcd" / "train.jsonl"
+DRCD = SHARED_DATA / "zh_drcd" / "train.jsonl"
+RECORDS = DRCD if DRCD.is_file() else REPO / "datasets" / "sample_data.jsonl"
 TEXTS = ["哪一種運動需要橡膠製空心球還有球網？", "What is the capital of France?", "北京是中國的首都。"]
 
 
@@ -39,9 +40,7 @@ def smollm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    if not RECORDS.is_file():
-        pytest.skip(f"needs {RECORDS}")
-    path = tmp_path_factory.mktemp("drcd") / "slice.jsonl"
+    path = tmp_path_factory.mktemp("records") / "slice.jsonl"
     path.write_text("\n".join(RECORDS.read_text(encoding="utf-8").split("\n")[:64]), encoding="utf-8")
     return str(path)
 

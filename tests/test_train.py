@@ -315,6 +315,15 @@ def test_qlora_learns_on_a_base_that_stays_quantised(decoder_options, tmp_path, 
     assert not (result.model_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(("finetune_type", "folder"), [("qlora", "tiny-qwen2-peft-qlora"), ("full", "tiny-qwen2-full")])
+def test_the_first_front_end_tunes_in_every_way_too(tiny_decoder, pairs_file, tmp_path, finetune_type, folder):
+    options = {"model_name": tiny_decoder, "data_path": str(pairs_file), "output_dir": tmp_path, "finetune_type": finetune_type}
+    result = train_sentence_transformer(FinetuneConfig(**options, max_steps=2, report_to=["none"]), say=lambda _: None)
+    assert result.model_path == tmp_path / folder
+    plain = SentenceTransformer(str(result.model_path), device="cpu")
+    assert np.isfinite(plain.encode(TEXTS)).all()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_resumed_qlora_is_uninterrupted_qlora(decoder_options, tmp_path, bits):
     whole, _ = train(decoder_options, quantization_bits=bits, save_steps=3, save_total_limit=3)

@@ -101,17 +101,18 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     return FinetuneResult(plan.layout.final, record, comparison, curve)
 
 
-def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[], object]) -> int | None:
+def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[int], object]) -> int | None:
     """Run `ebr command arguments` again with one process a visible GPU, and return its exit code; None = go on in this one.
 
-    check: called first, so that a mistake is told once and not by every process.
+    check: called first with the number of GPUs, so that a mistake is told once and not by every process.
     """
     from ebr.training.processes import relaunch_command, run_launcher, visible_gpus
 
-    launcher = relaunch_command("ebr", [command, *arguments], visible_gpus(), os.environ)
+    n_gpus = visible_gpus()
+    launcher = relaunch_command("ebr", [command, *arguments], n_gpus, os.environ)
     if launcher is None:
         return None
-    check()
+    check(n_gpus)
     return run_launcher(launcher)
 
 
