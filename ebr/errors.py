@@ -1,6 +1,11 @@
 """Errors that a user can mend. Each message says where, what, and how; the command line prints it and exits with 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as far as it fits into one of ours."""
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
 class EBRError(Exception):
     """The base of every error that EBR raises on purpose."""
 

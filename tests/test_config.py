@@ -228,7 +228,7 @@ def test_fp16_and_bf16_exclude_each_other():
 @pytest.mark.parametrize("config", [FinetuneConfig, TrainConfig])
 def test_one_length_for_all_texts_needs_a_text_to_apply_to(config):
     both = {"query_max_len": 32, "passage_max_len": 64}
-    with pytest.raises(ConfigError, match=r"^max_seq_length: query_max_len and passage_max_len leave it no text to apply to"):
+    with pytest.raises(ConfigError, match=r"^max_seq_length: query_max_len and passage_max_len leave no text to it"):
         made(config, max_seq_length=128, **both).check()
     made(config, **both).check()
     for name in both:
@@ -505,3 +505,21 @@ def test_option_has_a_line_of_help_in_english_and_in_chinese(config, name):
     assert "\n" not in english + chinese
     assert not re.search("[\u4e00-\u9fff]", english)
     assert re.search("[\u4e00-\u9fff]", chinese)
+
+
+@pytest.mark.parametrize(
+    ("finetune_type", "option", "value"),
+    [
+        ("full", "lora_r", 4),
+        ("full", "lora_alpha", 8),
+        ("full", "lora_dropout", 0.0),
+        ("full", "target_modules", ["query"]),
+        ("full", "quantization_bits", 8),
+        ("lora", "quantization_bits", 8),
+    ],
+)
+def test_an_option_that_the_way_of_tuning_never_reads_is_refused(finetune_type, option, value):
+    with pytest.raises(ConfigError, match=f"^{option}: has no meaning with finetune_type {finetune_type}"):
+        FinetuneConfig(finetune_type=finetune_type, **{option: value}).check()
+    FinetuneConfig(finetune_type=finetune_type).check()
+    FinetuneConfig(finetune_type="qlora", **{option: value}).check()

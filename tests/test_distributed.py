@@ -73,8 +73,11 @@ def test_with_two_gpus_the_command_starts_two_processes_that_equal_one_with_the_
 
 
 def test_a_resumed_run_of_two_processes_is_exact_and_one_process_cannot_take_it_up(run):
-    flags = ("--batch_size=4", "--max_steps=4", "--save_steps=2")
+    flags = ("--batch_size=4", "--epochs=1", "--save_steps=2")
     folder, _ = run("run", *flags, launcher=TORCHRUN)
+    # One epoch: 31 records are eight batches of four, dealt to two; the last round is filled up.
+    steps = read(folder / "detailed_training_logs.json")["steps"]
+    assert [(step["epoch"], step["step"]) for step in steps] == [(1, 1), (1, 2), (1, 3), (1, 4)]
     kept = (folder / "final" / "adapter_model.safetensors").read_bytes()
     checkpoint = f"--resume_from_checkpoint={folder / 'checkpoint-2'}"
     run("run", *flags, checkpoint, launcher=TORCHRUN)

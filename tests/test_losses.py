@@ -290,3 +290,29 @@ def test_gathered_candidates_repel_while_the_model_trains_and_not_while_it_is_ev
     mask.n_candidates = 2
     assert loss(columns(), ROWS)["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))
     assert mask.asked[1] == ([5, 9], ())
+
+
+class Wrapper(torch.nn.Module):
+    """What several processes put around a model; nobody switches the wrapper itself to evaluation."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments):
+        return self.module(*arguments)
+
+
+def test_neither_gathering_nor_the_penalty_is_in_the_evaluation_of_a_wrapped_model(monkeypatch):
+    meeting, mask = Meeting(0, GROUPS), Mask(n_candidates=7)
+    monkeypatch.setattr(losses, "all_gather", meeting.all_gather)
+    model = Lookup()
+    model.weight = torch.nn.Parameter(torch.ones(3))
+    loss = ContrastiveLoss(Wrapper(model), mask, temperature=0.5, label_smoothing=0.0, l1=1.0, gather_from=meeting)
+    assert set(loss.train()(columns(), ROWS)) == {"contrastive_loss", "l1_penalty"}
+    model.eval()  # as the trainer does it
+    assert loss.model.training
+    mask.n_candidates = 2
+    parts = loss(columns(), ROWS)
+    assert set(parts) == {"contrastive_loss"}
+    assert parts["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))

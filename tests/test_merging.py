@@ -252,6 +252,17 @@ def test_pickle_among_the_settings_is_refused(tiny_model, adapter):
     refuse(tiny_model, adapter, "1_Pooling/pytorch_model.bin: is a pickle")
 
 
+def test_module_path_that_leads_out_of_the_adapter_is_refused(tiny_model, adapter):
+    modules = json.loads((adapter / "modules.json").read_text())
+    modules[1]["path"] = "../elsewhere"
+    (adapter / "modules.json").write_text(json.dumps(modules))
+    (adapter.parent / "elsewhere").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in adapter.parent.rglob("*")}
+    with pytest.raises(ModelError, match=r"modules\.json: path '\.\./elsewhere' leads out of the folder"):
+        merge(tiny_model, adapter, output_path=adapter.parent / "again")
+    assert {path: path.stat().st_mtime_ns for path in adapter.parent.rglob("*")} == before
+
+
 def test_smallest_cosine_is_of_the_worst_row_and_nan_stays():
     first = np.array([[1, 0], [1, 1]], dtype=np.float32)
     assert merging_model.smallest_cosine(first, np.array([[2, 0], [1, 0]], dtype=np.float32)) == pytest.approx(0.5**0.5)

@@ -33,7 +33,7 @@ def observe(config, processes=ALONE):
         plan.validation,
         config,
         Path("work"),
-        "sha",
+        {},
         (lambda *_: {}) if plan.dataset else None,
         processes,
     )
@@ -127,7 +127,10 @@ CHANGES = {
     "lr_scheduler_type": ("cosine", {"args.lr_scheduler_type"}),
     "warmup_ratio": (0.25, {"args.warmup_steps"}),
     "gradient_accumulation_steps": (2, {"args.gradient_accumulation_steps", "plan.n_steps", "run.steps_per_epoch"}),
-    "gradient_checkpointing": (True, {"args.activation_checkpointing", "args.gradient_checkpointing"}),
+    "gradient_checkpointing": (
+        True,
+        {f"args.{kind}_checkpointing{rest}" for kind in ("activation", "gradient") for rest in ("", "_kwargs")},
+    ),
     "dataloader_num_workers": (1, {"args.dataloader_num_workers"}),
     "bf16": (True, {"args.bf16"}),
     "seed": (7, {"args.seed", "batches.seed", "model.weights", "plan.train"}),
@@ -155,7 +158,7 @@ ELSEWHERE = {
 
 @pytest.fixture
 def base(tiny_model, pairs_file):
-    return {"model_name": tiny_model, "data_path": str(pairs_file), "lora_r": 2, "output_dir": "saved"}
+    return {"model_name": tiny_model, "data_path": str(pairs_file), "output_dir": "saved"}
 
 
 def changed(first, second):
@@ -226,7 +229,7 @@ def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage, tmp_
     config = FinetuneConfig(**base, **options)
     plan, model = plan_finetune(config), finetuning.load_for_training(config)
     training.prepare_model(model, config)
-    built = training._build(model, plan.train, [], config, Path("work"), "sha", None, ALONE)
+    built = training._build(model, plan.train, [], config, Path("work"), {}, None, ALONE)
     batch = built.data_collator([{"row": 0}, {"row": 1}])
     # Every text is longer: buy a small red shoe, the red small shoe! and [CLS], [SEP].
     assert (batch["query_input_ids"].shape, batch["passage_input_ids"].shape) == ((2, query), (4, passage))

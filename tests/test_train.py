@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,46 @@ def test_resuming_from_an_epochs_checkpoint_gives_the_same_weights(options, tmp_
     resumed, _ = train(options, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-epoch-1"))
     assert (resumed.model_path / "adapter_model.safetensors").read_bytes() == first
     assert len(step_losses(tmp_path / "run")) == 8
+
+
+def break_off_at_the_end(run):
+    """As if the run had been killed after its last checkpoint, before its model was saved."""
+    (run / "ebr_run.json").write_text('{"finished": false}')
+    shutil.rmtree(run / "final")
+
+
+@pytest.mark.parametrize("max_steps", [3, 8])
+def test_resuming_from_the_last_checkpoint_takes_no_further_step(options, tmp_path, max_steps):
+    flags = {"max_steps": max_steps, "save_steps": max_steps, "save_on_epoch_end": 0, "lr_scheduler_type": "constant"}
+    whole, _ = train(options, **flags)
+    kept = (whole.model_path / "adapter_model.safetensors").read_bytes()
+    break_off_at_the_end(tmp_path / "run")
+    resumed, _ = train(options, **flags, resume_from_checkpoint=True)
+    assert (resumed.model_path / "adapter_model.safetensors").read_bytes() == kept
+    assert resumed.record.n_steps == max_steps
+
+
+def test_resuming_from_the_last_checkpoint_of_early_stopping_still_finds_the_best(options, evaluation_folder, tmp_path):
+    flags = {
+        "eval_dataset": str(evaluation_folder), "early_stopping_patience": 2, "eval_steps": 1, "lr": 3.0, "max_grad_norm": 0,
+        "lr_scheduler_type": "constant", "epochs": 20, "warmup_proportion": 0, "save_on_epoch_end": 0,
+    }  # fmt: skip
+    whole, _ = train(options, **flags)
+    kept = (whole.model_path / "adapter_model.safetensors").read_bytes()
+    break_off_at_the_end(tmp_path / "run")
+    resumed, _ = train(options, **flags, resume_from_checkpoint=True)
+    assert resumed.record.stopped_early
+    assert (resumed.record.n_steps, resumed.record.weights_step) == (whole.record.n_steps, whole.record.weights_step)
+    assert (resumed.model_path / "adapter_model.safetensors").read_bytes() == kept
+
+
+def test_an_adapter_asked_for_on_a_layer_that_no_embedding_reads_is_not_trained(options):
+    result, _ = train(options, target_modules=["query", "dense"])
+    weights = load_file(result.model_path / "adapter_model.safetensors")
+    pooler = [name for name in weights if "pooler" in name and "lora_B" in name]
+    assert pooler
+    assert not any(weights[name].any() for name in pooler)
+    assert all(weights[name].any() for name in weights if "lora_B" in name and name not in pooler)
 
 
 def test_a_batch_of_one_without_a_negative_is_refused_and_its_rows_are_named(options, tmp_path):

@@ -70,10 +70,10 @@ class FinetuneConfig(Config):
         "how token vectors become one; not set = the model's own, else lasttoken for decoders and mean for encoders",
         "词元向量的池化方式；未设置时沿用模型自带的，否则解码器用 lasttoken、编码器用 mean",
     )
-    attn_implementation: str | None = option(
+    attn_implementation: Literal["eager", "sdpa"] | None = option(
         None,
-        "attention kernel: eager, sdpa, flash_attention_2; not set = the library's choice",
-        "注意力实现：eager、sdpa、flash_attention_2；未设置时由库决定",
+        "how attention is computed; not set = the library's choice",
+        "注意力的计算方式；未设置时由库决定",
     )
     num_epochs: int = option(1, "passes over the training split", "训练轮数", ge=1)
     max_steps: int = option(
@@ -238,8 +238,18 @@ class FinetuneConfig(Config):
             raise ConfigError(
                 "max_seq_length: query_max_len and passage_max_len leave no text to it; set them, or one of them to none"
             )
+        self._refuse_idle_options()
         if self.fp16 and self.bf16:
             raise ConfigError("fp16, bf16: choose one of the two")
         wrong = sorted(set(self.noise_apply_to_fields) - {"anchor", "positive", "negative"})
         if wrong:
             raise ConfigError(f"noise_apply_to_fields: {', '.join(wrong)} unknown; use anchor, positive, negative")
+
+    def _refuse_idle_options(self) -> None:
+        """An option that the way of tuning never reads was meant to do something."""
+        idle = {"quantization_bits"} if self.finetune_type != "qlora" else set()
+        if self.finetune_type == "full":
+            idle |= {"lora_r", "lora_alpha", "lora_dropout", "target_modules"}
+        for name in sorted(idle):
+            if self[name] != type(self).model_fields[name].default:
+                raise ConfigError(f"{name}: has no meaning with finetune_type {self.finetune_type}; leave one of the two out")

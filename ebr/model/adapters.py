@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers.pytorch_utils import Conv1D
@@ -33,24 +34,19 @@ def attach_lora(
     except ValueError as error:
         names = sorted({name.rsplit(".", 1)[-1] for name in used_linear_layers(model)})
         raise ModelError(f"target_modules {' '.join(targets)}: {error}; this model has {' '.join(names)}") from None
-    for parameter in model.parameters():
+    used = _layers_of_an_embedding(model)
+    for name, parameter in model[0].model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+            # No gradient would ever come to the others, and several processes would wait for it.
+            parameter.requires_grad_(name.split(".lora_")[0] in used)
 
 
 def train_every_weight(model: SentenceTransformer) -> None:
-    """Make every weight trainable that an embedding depends on.
-
-    The others (BERT's pooler) stay frozen: no gradient would ever come, and several processes would wait for it.
-    """
+    """Make every weight trainable but those of a pooler (BERT's), whose output no embedding reads."""
     _refuse_adapter(model)
-    model.requires_grad_(True).eval()
-    features = model.preprocess(["a"])
-    features = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
-    model(features)["sentence_embedding"].sum().backward()
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
-        parameter.grad = None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not _is_pooler(name))
 
 
 def _refuse_adapter(model: SentenceTransformer) -> None:
@@ -61,11 +57,18 @@ def _refuse_adapter(model: SentenceTransformer) -> None:
 def used_linear_layers(model: SentenceTransformer) -> list[str]:
     """The linear layers that an embedding passes through: ends of their names where these are clear, else whole names. Sorted.
 
-    Found by embedding one text and watching, so that no list of architectures is needed and layers that never see it
-    (a pooler that is not used, a language-model head) get no adapter that could never learn.
+    No list of architectures is needed, and layers that an embedding never sees (a pooler that is not used, a language-model
+    head) get no adapter that could never learn.
     """
-    transformer = model[0].model
-    layers = {name: module for name, module in transformer.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    used = _layers_of_an_embedding(model)
+    unclear = {_end(name) for name, _ in model[0].model.named_modules() if name not in used}
+    return sorted({name if _end(name) in unclear else _end(name) for name in used})
+
+
+def _layers_of_an_embedding(model: SentenceTransformer) -> set[str]:
+    """Names of the linear layers, found by embedding one text and watching."""
+    kinds = (torch.nn.Linear, Conv1D, LoraLayer)
+    layers = {name: module for name, module in model[0].model.named_modules() if isinstance(module, kinds)}
     used: set[str] = set()
     hooks = [module.register_forward_hook(lambda *_, name=name: used.add(name)) for name, module in layers.items()]
     try:
@@ -74,9 +77,11 @@ def used_linear_layers(model: SentenceTransformer) -> list[str]:
         for hook in hooks:
             hook.remove()
     # The pooler of BERT is computed, but nothing reads what it gives.
-    used = {name for name in used if "pooler" not in name.split(".")}
-    unclear = {_end(name) for name in layers if name not in used}
-    return sorted({name if _end(name) in unclear else _end(name) for name in used})
+    return {name for name in used if not _is_pooler(name)}
+
+
+def _is_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
 
 
 def _end(name: str) -> str:

@@ -20,9 +20,10 @@ import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
+from transformers import PreTrainedModel
 
 from ebr.data.files import hash_file, read_json, read_manifest, write_json
-from ebr.errors import EBRError, ModelError
+from ebr.errors import EBRError, ModelError, first_line
 from ebr.model import quantization
 from ebr.model.lengths import set_lengths
 from ebr.model.plain import plain_encoder
@@ -111,13 +112,15 @@ def _check_hub(name: str) -> None:
             HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
             return
         except Exception as error:  # the hub's own errors, and whatever its HTTP library raises without a network
-            reason = _first_line(error)
+            reason = first_line(error)
     tried = f"no folder {name!r} here, not the embedded {EMBEDDED_NAME!r}, and the hub did not give {' or '.join(repos)}"
     raise ModelError(f"model {name!r}: {tried} ({reason})")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]
+def require_transformer(model: SentenceTransformer, option: str, name: str) -> None:
+    """Raises ModelError for a model that does not begin with a transformer, the only place for an adapter."""
+    if not isinstance(getattr(model[0], "model", None), PreTrainedModel):
+        raise ModelError(f"{option} {name}: does not begin with a transformer, which is what can be tuned")
 
 
 def load_encoder(
@@ -157,7 +160,7 @@ def load_encoder(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if isinstance(error, EBRError):
             raise
-        raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({_first_line(error)})") from error
+        raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({first_line(error)})") from error
     quantization.keep_trainable(model)
     if model.tokenizer is not None:
         # Absolute positions count the padding in front; behind, it is out of every token's way.

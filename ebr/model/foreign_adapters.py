@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ebr.data.files import read_json
-from ebr.errors import EBRError, ModelError
+from ebr.errors import EBRError, ModelError, first_line
 from ebr.model.adapters import ADAPTER_WEIGHTS
 from ebr.model.encoder import ADAPTER_CONFIG
 
@@ -96,7 +96,7 @@ def attach_adapter(transformer: PreTrainedModel, adapter: LoraAdapter) -> LoraMo
     except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, EBRError):
             raise
-        raise _misfit(adapter, [str(error).strip().split("\n", 1)[0][:300]]) from error
+        raise _misfit(adapter, [first_line(error)]) from error
     # What was loaded is read back: libraries log a weight that they leave out, and go on.
     loaded = get_peft_model_state_dict(transformer, save_embedding_layers=True)
     if left_out := [key for key, tensor in weights.items() if not torch.equal(loaded[key], tensor.to(loaded[key]))]:

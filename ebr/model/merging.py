@@ -15,7 +15,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from ebr.data.files import read_json
 from ebr.errors import ModelError
-from ebr.model.encoder import load_encoder, quiet_files, save_encoder
+from ebr.model.encoder import load_encoder, quiet_files, require_transformer, save_encoder
 from ebr.model.foreign_adapters import LoraAdapter
 
 # Whatever else lies in an adapter's folder is about its training.
@@ -38,8 +38,7 @@ def load_base(name: str, *, trust_remote_code: bool, bits: int = 0) -> SentenceT
     # On a CPU float32 is float32; a GPU may multiply in less.
     device = None if bits else "cpu"
     encoder = load_encoder(name, trust_remote_code=trust_remote_code, device=device, quantization_bits=bits)
-    if not isinstance(getattr(encoder[0], "model", None), PreTrainedModel):
-        raise ModelError(f"base_model_path {name}: does not begin with a transformer, the only place for a LoRA adapter")
+    require_transformer(encoder, "base_model_path", name)
     if not bits and getattr(encoder[0].model.config, "quantization_config", None) is not None:
         raise ModelError(f"base_model_path {name}: its weights are quantised; give the unquantised model")
     return encoder
@@ -70,8 +69,12 @@ def save_merged(encoder: SentenceTransformer, adapter: LoraAdapter, folder: Path
         for file in adapter.folder.glob(pattern):
             shutil.copy(file, folder)
     for module in read_json(adapter.folder / "modules.json"):
-        if module["path"]:
-            shutil.copytree(adapter.folder / module["path"], folder / module["path"])
+        path = module.get("path", "")
+        # An adapter from elsewhere must not say where on this disk is written.
+        if ".." in Path(path).parts or not (adapter.folder / path).resolve().is_relative_to(adapter.folder):
+            raise ModelError(f"{adapter.folder / 'modules.json'}: path {path!r} leads out of the folder")
+        if path:
+            shutil.copytree(adapter.folder / path, folder / path)
 
 
 def load_saved(folder: Path, *, trust_remote_code: bool) -> SentenceTransformer:

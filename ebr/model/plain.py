@@ -10,6 +10,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+from ebr.errors import ModelError
+
 # With a chat template in its tokenizer a model would be taken for a chat: prompts would become system messages.
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
@@ -53,6 +55,8 @@ def end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     A tokenizer that does so already, because its model was trained so, stays as it is; the change is saved with it.
     """
     eos, eos_id = tokenizer.eos_token, tokenizer.eos_token_id
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{type(tokenizer).__name__}: only a fast tokenizer can be taught to close texts with EOS; convert it")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = eos
     if eos_id is None or tokenizer("a")["input_ids"][-1:] == [eos_id]:

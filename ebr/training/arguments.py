@@ -43,9 +43,11 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         # transformers 5.20 knows no other name, 5.23 calls it deprecated when it is not None.
         gradient_checkpointing=config.gradient_checkpointing or None,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         dataloader_num_workers=config.dataloader_num_workers,
         dataloader_pin_memory=config.dataloader_pin_memory and device.type == "cuda",
         use_cpu=device.type == "cpu",
+        dataloader_drop_last=True,  # or, with several processes, a warning that it is set; taken back below
         fp16=config.fp16,
         bf16=config.bf16,
         seed=config.seed,
@@ -59,6 +61,9 @@ def training_arguments(
         logging_nan_inf_filter=False,  # or a NaN would be logged as a loss of zero
         disable_tqdm=True,
     )
+    arguments.dataloader_drop_last = False  # every record counts; see EmbeddingTrainer.get_train_dataloader
+    # A launcher's own setting would win over what our options, and every record of them, say.
+    arguments.mixed_precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "no"
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would mean DataParallel, which splits each batch's negatives
     return arguments

@@ -77,7 +77,7 @@ def checkpoint_at(folder: Path, step: int) -> Path | None:
 
 def keep_newest(folder: Path, limit: int, best_step: int | None) -> None:
     """Delete step checkpoints beyond the `limit` newest whole ones; the best one stays, and so do those of epochs."""
-    series = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    series = [path for path in folder.glob("checkpoint-*") if (name := NAME.fullmatch(path.name)) and not name[1]]
     whole = [path for path in whole_checkpoints(folder) if path in series]
     for path in series:
         if path not in whole[-limit:] and (best_step is None or step_of(path) != best_step):

@@ -126,6 +126,7 @@ def _move(source: Path, target: Path) -> None:
 
 def pair_layout(output_dir: Path, model_short_name: str, finetune_type: str) -> Layout:
     """Where `ebr finetune` writes: <output_dir>/<model>-peft-lora (-peft-qlora, -full), and beside it the same with .run."""
+    output_dir = output_dir.expanduser()
     name = f"{model_short_name}-full" if finetune_type == "full" else f"{model_short_name}-peft-{finetune_type}"
     return Layout(final=output_dir / name, work=output_dir / f"{name}.run")
 

@@ -72,8 +72,7 @@ class ContrastiveLoss(nn.Module):
         """
         queries, candidates = (normalize(self.model(dict(column))["sentence_embedding"], dim=1) for column in features)
         others: Sequence[Sequence[int]] = ()
-        # The trainer switches the model between training and evaluation, not the loss.
-        if self.gather_from and self.model.training:
+        if self.gather_from and self._is_training():
             candidates, others = _gathered(candidates, rows.tolist(), self.gather_from)
         allowed = self.allowed(rows.tolist(), others).to(queries.device)
         parts = {
@@ -81,10 +80,15 @@ class ContrastiveLoss(nn.Module):
                 queries, candidates, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing
             )
         }
-        if self.l1 and self.model.training:
+        if self.l1 and self._is_training():
             weights = [parameter.abs().sum() for parameter in self.model.parameters() if parameter.requires_grad]
             parts["l1_penalty"] = self.l1 * torch.stack(weights).sum()
         return parts
+
+    def _is_training(self) -> bool:
+        """The trainer switches the model between training and evaluation: not this loss, nor what wraps several processes."""
+        model = getattr(self.model, "module", self.model)
+        return bool(model.training)
 
 
 def _gathered(candidates: Tensor, rows: list[int], processes: Processes) -> tuple[Tensor, list[list[int]]]:

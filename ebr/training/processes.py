@@ -17,6 +17,8 @@ from accelerate import PartialState
 
 # The others wait while the first evaluates or saves; how long that takes is the user's data, not a fault.
 _PATIENCE = timedelta(days=1)
+# After Ctrl-C: a long step and a large checkpoint, but not for ever when one process fails meanwhile.
+_SHUTDOWN = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def join_processes() -> Processes:
 
 def relaunch_command(module: str, arguments: Sequence[str], n_gpus: int, environ: Mapping[str, str]) -> list[str] | None:
     """What starts `python -m module arguments` once for each visible GPU; None for one GPU, or where that is done already."""
-    if n_gpus < 2 or "WORLD_SIZE" in environ:
+    # accelerate's launcher for one process sets nothing else.
+    if n_gpus < 2 or {"WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"} & set(environ):
         return None
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpus}"]
     return [sys.executable, *launcher, "--module", module, *arguments]
@@ -93,7 +96,7 @@ def run_launcher(command: Sequence[str]) -> int:
     The launcher passes Ctrl-C on, and its processes finish their step and save: it must wait for them, and so does this one.
     """
     stopped: list[int] = []
-    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(_PATIENCE.total_seconds())), **os.environ}
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(_SHUTDOWN.total_seconds())), **os.environ}
     with subprocess.Popen(command, env=environment) as launcher:
 
         def on_terminate(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,19 +88,19 @@ def fine_tune(
     config: FinetuneConfig,
     *,
     work: Path,
-    data_sha256: str,
+    record: Mapping[str, Any],
     resume_from: Path | None = None,
     evaluate: Evaluate | None = None,
     processes: Processes = ALONE,
 ) -> TrainingRecord:
     """Train a prepared model in place, with checkpoints and logs in `work`.
 
-    resume_from: a whole checkpoint of the same run, in `work`. evaluate: judged beside the validation loss, every eval_steps
-    and at the end; it decides early stopping where given.
+    record: see run_record. resume_from: a whole checkpoint of the same run, in `work`. evaluate: judged beside the validation
+    loss, every eval_steps and at the end; it decides early stopping where given.
     Raises Interrupted after Ctrl-C, once a whole checkpoint is written; ModelError when the weights diverged to nan.
     """
     started = time.monotonic()
-    trainer = _build(model, train, validation, config, work, data_sha256, evaluate, processes)
+    trainer = _build(model, train, validation, config, work, record, evaluate, processes)
     with trainer.brake.armed():
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.brake.pulled and trainer.state.global_step < trainer.state.max_steps:
@@ -108,10 +108,12 @@ def fine_tune(
         raise Interrupted(
             f"stopped after step {trainer.state.global_step}; saved in {newest}\ngo on with --resume_from_checkpoint true"
         )
-    check_finite(model)
-    trainable, total = trainable_share(model)
     state = trainer.state
     best = config.early_stopping_patience and state.best_global_step
+    if best:
+        trainer.load_best()
+    check_finite(model)
+    trainable, total = trainable_share(model)
     return TrainingRecord(
         history=state.log_history,
         epochs=trainer.journal.epochs(),
@@ -142,7 +144,7 @@ def _build(
     validation: Sequence[Example],
     config: FinetuneConfig,
     work: Path,
-    data_sha256: str,
+    record: Mapping[str, Any],
     evaluate: Evaluate | None,
     processes: Processes,
 ) -> EmbeddingTrainer:
@@ -150,7 +152,7 @@ def _build(
     n_train, n_all = len(train), len(train) + len(validation)
     n_steps = count_steps(n_train, config, processes.count)
     trainer = EmbeddingTrainer(
-        run_record=run_record(model, config, data_sha256, processes),
+        run_record=record,
         checkpoints_kept=config.save_total_limit,
         journal=StepJournal(
             work, model_info(model, config), steps_per_epoch(n_train, config, processes.count), n_steps, processes

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ebr.errors import ModelError
 from ebr.model.adapters import ADAPTER_WEIGHTS, load_adapter_weights
@@ -52,6 +53,30 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: making one encodes rows before training begins."""
+
+    # ------------------------------------------------------------ every record, once an epoch
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches dealt to the processes in turn; the last round is filled up from the first, so that none waits for another.
+
+        The stock way leaves out what does not make a whole round.
+        """
+        self.accelerator.even_batches = True
+        loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        self._train_dataloader = prepared
+        return prepared
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        # A run that is resumed from its last checkpoint has no step left; the stock way takes one more.
+        if self.state.global_step >= self.state.max_steps or self._patience_is_spent():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _patience_is_spent(self) -> bool:
+        stoppers = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
+        return any(stopper.early_stopping_patience_counter >= stopper.early_stopping_patience for stopper in stoppers)
 
     # ------------------------------------------------------------ the mean over examples
 
@@ -94,9 +119,6 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         epoch, self.epoch_saver.due = self.epoch_saver.due, None
         name = checkpoints.epoch_name(epoch) if epoch else checkpoints.step_name(step)
         self.journal.write()
-        if self.state.best_global_step:
-            # Whether there is a best one is all that the trainer asks; its path is found by the step.
-            self.state.best_model_checkpoint = checkpoints.step_name(self.state.best_global_step)
         with quiet_files():
             super()._save_checkpoint(model, trial)
         self.processes.wait()  # each writes its own random state
@@ -115,7 +137,10 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         load_adapter_weights(self.model, Path(checkpoint_path))
 
     def _load_best_model(self) -> None:
-        # The stock way logs a failure and goes on with the last weights.
+        """Left to load_best: the stock way logs a failure, and goes on with the last weights."""
+
+    def load_best(self) -> None:
+        """Go back to the weights of the best step. Raises ModelError when its checkpoint is gone."""
         best = checkpoints.checkpoint_at(Path(self.args.output_dir), self.state.best_global_step)
         if best is None:
             raise ModelError(f"{self.args.output_dir}: the checkpoint of the best step, {self.state.best_global_step}, is gone")

@@ -75,7 +75,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     trainable, total = info["trainable_parameters"], info["total_parameters"]
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     data_sha256 = hash_files(plan.files)
-    resume_from = _begin_or_go_on(plan, run_record(model, config, data_sha256, processes), processes, say)
+    run = run_record(model, config, data_sha256, processes)
+    resume_from = _begin_or_go_on(plan, run, processes, say)
     judge = _Judge(plan.dataset, config.eval_batch_size, say) if plan.dataset else None
     if judge and processes.is_main:
         judge(model, 0)
@@ -85,7 +86,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         plan.validation,
         config,
         work=plan.layout.work,
-        data_sha256=data_sha256,
+        record=run,
         resume_from=resume_from,
         evaluate=judge,
         processes=processes,
@@ -141,7 +142,7 @@ def _begin_or_go_on(plan: FinetunePlan, record: Mapping[str, Any], processes: Pr
 
 def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
     """The base model, quantised for qlora, with the pooling and at the lengths that it is tuned with."""
-    from ebr.model.encoder import load_encoder
+    from ebr.model.encoder import load_encoder, require_transformer
     from ebr.model.lengths import set_lengths
     from ebr.model.quantization import compute_dtype
 
@@ -153,6 +154,7 @@ def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
         compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
         attn_implementation=config.attn_implementation,
     )
+    require_transformer(model, config.spelling("model_name"), config.model_name)
     set_lengths(model, config.max_seq_length, query=config.query_max_len, passage=config.passage_max_len)
     return model
 

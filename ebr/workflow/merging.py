@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import MergeConfig
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
-from ebr.errors import ConfigError, DataError, ModelError
+from ebr.errors import ConfigError, DataError, ModelError, first_line
+from ebr.workflow.model_folder import TRAINING_CONFIG
 from ebr.workflow.speech import Say, library_versions
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from ebr.model.foreign_adapters import LoraAdapter
 
-_TRAINING_CONFIG = "training_config.json"
 _REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
 
 
@@ -112,7 +112,7 @@ def _check_output(output: Path, folders: Mapping[str, Path]) -> None:
 
 def _options_beside(folder: Path) -> dict[str, Any]:
     """Options of the run that made an adapter, as a training_config.json beside it tells them."""
-    path = folder / _TRAINING_CONFIG
+    path = folder / TRAINING_CONFIG
     if not path.is_file():
         return {}
     try:
@@ -208,8 +208,7 @@ def _quantised_cosine(plan: MergePlan, saved: SentenceTransformer, merged: NDArr
     try:
         cosine = smallest_cosine(merged, sample_vectors(saved, _unmerged(plan, bits=bits)))
     except Exception as error:  # this is information: an exact merge must not fail for it
-        reason = str(error).split("\n", 1)[0]
-        say(f"the comparison with the {bits}-bit base that the adapter was trained on is left out ({reason})")
+        say(f"the comparison with the {bits}-bit base that the adapter was trained on is left out ({first_line(error)})")
         return None
     say(f"smallest cosine with the {bits}-bit base that the adapter was trained on: {cosine:.7f}: the error of quantisation")
     return cosine

@@ -33,21 +33,14 @@ class FinetunePlan:
     n_steps: int
     checkpoint: Path | None
     """Where to resume from; None = from the start."""
-    lonely_rest: bool = False
-    """Whether the last batch of an epoch is one record, which may have no negative at all."""
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan, for people. The first line is looked for by its exact words."""
         lines = [f"训练集大小: {len(self.train)}", f"验证集大小: {len(self.validation)}", f"optimiser steps: {self.n_steps:,}"]
         if self.dataset:
             lines.append(f"evaluation: {len(self.dataset.queries):,} queries, {len(self.dataset.documents):,} documents")
-        if len(self.train) < _SMALL_SET:
-            lines.append(f"warning: fewer than {_SMALL_SET} training records; expect little, and noise in every figure")
-        if self.lonely_rest:
-            lines.append(
-                "warning: the last batch of each epoch is one record; without a negative of its own it teaches nothing"
-            )
-        return [*lines, f"result goes to {self.layout.final}"]
+        return [*lines, *(f"warning: {text}" for text in self.warnings), f"result goes to {self.layout.final}"]
 
 
 def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
@@ -80,8 +73,19 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
     n_steps = count_steps(len(train), config, n_processes)
-    lonely_rest = len(train) % config.train_batch_size == 1 and bool(lonely_rows(train, 1, config.neg_nums))
-    return FinetunePlan(files, train, validation, dataset, layout, n_steps, checkpoint, lonely_rest)
+    return FinetunePlan(files, train, validation, dataset, layout, n_steps, checkpoint, _warnings(train, config, n_processes))
+
+
+def _warnings(train: list[Example], config: FinetuneConfig, n_processes: int) -> tuple[str, ...]:
+    lonely_rest = n_processes == 1 and len(train) % config.train_batch_size == 1
+    found = {
+        f"fewer than {_SMALL_SET} training records; expect little, and noise in every figure": len(train) < _SMALL_SET,
+        "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
+            lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
+        ),
+        "gather_negatives: this is one process, with none to gather from": config.gather_negatives and n_processes == 1,
+    }
+    return tuple(text for text, holds in found.items() if holds)
 
 
 def _read(config: FinetuneConfig) -> tuple[list[Path], list[Example]]:
