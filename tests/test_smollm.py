@@ -56,6 +56,7 @@ def test_it_learns_merges_and_reloads(smollm, records, tmp_path, finetune_type, 
     )  # fmt: skip
     steps = json.loads((tmp_path / "run" / "detailed_training_logs.json").read_text())["steps"]
     losses = [step["loss"] for step in steps]
+    print(finetune_type, bits, "losses", " ".join(f"{loss:.2f}" for loss in losses))
     assert len(losses) == 12
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4]), losses
     tuned = load_encoder(str(result.model_path), quantization_bits=0)
@@ -63,7 +64,7 @@ def test_it_learns_merges_and_reloads(smollm, records, tmp_path, finetune_type, 
     merged = merge_adapter(
         MergeConfig(base_model_path=smollm, lora_adapter_path=result.model_path, output_path=tmp_path / "merged")
     )
-    assert merged
+    print(merged.summary())
     from sentence_transformers import SentenceTransformer
 
     plain = SentenceTransformer(str(tmp_path / "merged"), device="cpu", model_kwargs={"dtype": torch.float32})
