@@ -177,7 +177,7 @@ def test_manifest_says_what_was_merged(tiny_model, adapter):
     assert (record["adapter"], record["base_model"]) == (str(adapter / WEIGHTS), tiny_model)
     assert (record["training_precision"], record["finetune_type"], record["dim"]) == ("float32", None, 32)
     assert (record["pooling"], record["prompts"], record["max_seq_length"]) == ("cls", PROMPTS, 16)
-    assert (record["query_length"], record["document_length"]) == (8, 16)
+    assert (record["query_max_len"], record["passage_max_len"]) == (8, 16)
     assert record["smallest_cosine"] > 0.999999
     assert MergeConfig.from_dict(record["config"]).output_path == result.model_path
 

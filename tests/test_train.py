@@ -351,6 +351,8 @@ def test_qlora_learns_on_a_base_that_stays_quantised(decoder_options, tmp_path, 
     assert {4: "Linear4bit", 8: "Linear8bitLt"}[bits] in kinds  # as it was tuned, without being told again
     plain = SentenceTransformer(str(result.model_path), device="cpu")
     assert not {"Linear4bit", "Linear8bitLt"} & {type(module).__name__ for module in plain.modules()}
+    report = read(tmp_path / "run" / "training_summary_report.json")
+    assert report["total_parameters"] == sum(parameter.numel() for parameter in plain.parameters())
     config = read(result.model_path / "adapter_config.json")
     assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert not (result.model_path / "model.safetensors").exists()

@@ -89,9 +89,14 @@ def _end(name: str) -> str:
 
 
 def trainable_share(model: SentenceTransformer) -> tuple[int, int]:
-    """(trainable parameters, all parameters)."""
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return trainable, sum(parameter.numel() for parameter in model.parameters())
+    """(trainable parameters, all parameters), those of a quantised base too."""
+    sizes = [(_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    packed = getattr(parameter, "quant_state", None)  # in 4 bits: two weights a byte
+    return int(packed.shape.numel()) if packed is not None else parameter.numel()
 
 
 def check_finite(model: SentenceTransformer) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ebr.config import MergeConfig
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
 from ebr.errors import ConfigError, DataError, ModelError, first_line
-from ebr.workflow.model_folder import TRAINING_CONFIG
-from ebr.workflow.speech import Say, library_versions
+from ebr.workflow.model_folder import TRAINING_CONFIG, encoder_facts
+from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,8 +215,6 @@ def _quantised_cosine(plan: MergePlan, saved: SentenceTransformer, merged: NDArr
 
 
 def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str) -> dict[str, Any]:
-    from ebr.model.encoder import fingerprint, pooling_name
-
     return {
         "kind": "model",
         "config": plan.config.to_json(),
@@ -224,14 +222,7 @@ def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str) -> 
         "base_sha256": base_sha256,
         "adapter": str(plan.adapter.weights),
         "adapter_sha256": hash_file(plan.adapter.weights),
-        "model_sha256": fingerprint(saved),
         "training_precision": plan.precision,
         "finetune_type": plan.training.get("finetune_type"),
-        "pooling": pooling_name(saved),
-        "prompts": saved.prompts,
-        "max_seq_length": saved.max_seq_length,
-        "query_length": saved[0].query_length,
-        "document_length": saved[0].document_length,
-        "dim": saved.get_embedding_dimension(),
-        "versions": library_versions(),
+        **encoder_facts(saved),
     }

@@ -24,17 +24,24 @@ def model_manifest(
     model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, base_sha256: str, data_sha256: str
 ) -> dict[str, Any]:
     """Where a tuned model comes from, and what whoever uses it must know."""
-    from ebr.model.encoder import fingerprint, pooling_name
-
     return {
         "kind": "model",
         "config": _rerun(config).to_json(),
         "base_model": config.model_name,
         "base_sha256": base_sha256,
-        "model_sha256": fingerprint(model),
         "data_sha256": data_sha256,
         "n_train": len(plan.train),
         "n_validation": len(plan.validation),
+        **encoder_facts(model),
+    }
+
+
+def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
+    """What every manifest of a model says of it: its weights' hash, and how it embeds."""
+    from ebr.model.encoder import fingerprint, pooling_name
+
+    return {
+        "model_sha256": fingerprint(model),
         "pooling": pooling_name(model),
         "prompts": model.prompts,
         "max_seq_length": model.max_seq_length,
