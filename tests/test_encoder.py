@@ -11,6 +11,7 @@ from ebr.errors import ModelError
 from ebr.model import encoder
 from ebr.model.adapters import attach_lora, load_adapter_weights, used_linear_layers
 from ebr.model.encoder import Origin, Role, load_encoder, prompt_for, resolve_model, set_prompts
+from ebr.model.lengths import position_limit
 
 
 def test_a_local_folder_wins_over_the_embedded_model_of_the_same_name(tiny_model, tmp_path, monkeypatch):
@@ -76,7 +77,7 @@ def test_roberta_positions_start_after_the_padding_index(tmp_path):
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
         max_position_embeddings=50, pad_token_id=1,
     )  # fmt: skip
-    assert encoder.position_limit([Holder(RobertaModel(config))]) == 48
+    assert position_limit([Holder(RobertaModel(config))]) == 48
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,16 @@ def test_prompts_fall_back_from_the_role_to_both_to_the_models_own(tiny_model, o
 
 
 def test_adapters_attach_to_every_linear_layer_that_an_embedding_passes_and_not_to_the_pooler(tiny_model):
-    layers = used_linear_layers(load_encoder(tiny_model))
-    # Two layers of query, key, value, attention output, intermediate, output.
-    assert len(layers) == 12
-    assert not any("pooler" in name for name in layers)
+    # Two layers of query, key, value, attention output, intermediate, output; 'dense' alone would name the pooler's too.
+    dense = {
+        f"encoder.layer.{layer}.{part}.dense" for layer in (0, 1) for part in ("attention.output", "intermediate", "output")
+    }
+    assert set(used_linear_layers(load_encoder(tiny_model))) == {"query", "key", "value", *dense}
+    model = load_encoder(tiny_model)
+    attach_lora(model, r=2, alpha=4, dropout=0.0)
+    trained = {name.split(".lora_")[0] for name, parameter in model[0].model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 12
+    assert not any("pooler" in name for name in trained)
 
 
 def test_target_modules_that_fit_nothing_are_refused_with_the_names_there_are(tiny_model):
