@@ -16,8 +16,8 @@ ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 READMES = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=lambda path: path.name)
 
 EVERY_COMMAND = {"config", "dry_run"}
-OF_OTHER_TOOLS = {"--help", "--no-deps", "--local-dir", "--logdir", "--nproc_per_node"}
-"""Flags of argparse, pip, hf, tensorboard and torchrun."""
+OF_OTHER_TOOLS = {"--multi_gpu", "--help", "--no-deps", "--local-dir", "--logdir", "--nproc_per_node"}
+"""Flags of argparse, pip, hf, tensorboard, torchrun and accelerate."""
 SCRIPTS = {"ebr_finetune.py": "finetune", "train.py": "train", "merge.py": "merge"}
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

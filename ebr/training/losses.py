@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import normalize, pad
 
-from ebr.training.processes import Processes
+from ebr.training.processes import Processes, all_gather
 
 
 def masked_info_nce(

@@ -73,6 +73,27 @@ ALONE = Processes()
 """One process, the usual case."""
 
 
+def all_gather(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors of every process, of one shape, by rank; gradients flow back to where each came from, and add up there."""
+    parts: tuple[torch.Tensor, ...] = _AllGather.apply(tensor)
+    return parts
+
+
+class _AllGather(torch.autograd.Function):
+    # torch's own has changed its name from version to version, and warns.
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
+        parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, tensor.contiguous())
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        whole = torch.stack(gradients)
+        torch.distributed.all_reduce(whole)
+        return whole[torch.distributed.get_rank()]
+
+
 def join_processes() -> Processes:
     """Meet the other processes that torchrun or accelerate started; alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
