@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,15 @@ def _report(problems: Sequence[str]) -> str:
     return "\n  ".join([head, *problems[:_MOST_PROBLEMS], *more])
 
 
-# ---------------------------------------------------------------- batches of one
+# ---------------------------------------------------------------- right answers
+
+
+def right_answers(examples: Iterable[Example]) -> dict[str, set[str]]:
+    """By query, the positives of every record with that query, all stripped: right in whatever batch they meet it."""
+    right: dict[str, set[str]] = {}
+    for example in examples:
+        right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
+    return right
 
 
 def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> list[int]:
@@ -222,9 +230,7 @@ def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> 
     """
     if batch_size > 1:
         return []
-    right: dict[str, set[str]] = {}
-    for example in examples:
-        right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
+    right = right_answers(examples)
     return [
         row
         for row, example in enumerate(examples)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebr.data.examples import Example
+from ebr.data.examples import Example, right_answers
 from ebr.data.noise import NOISE
 
 
@@ -53,14 +53,12 @@ class BatchMaker:
     seed: int
     noise: Noise | None = None
     epoch: int = 0
-    _right: dict[str, set[str]] = field(default_factory=dict, init=False, repr=False)
-    """Every query's right answers, over all records: they are right in whatever batch they meet."""
+    _right: dict[str, set[str]] = field(init=False, repr=False)
     valid_label_columns: list[str] = field(default_factory=list)
     """sentence-transformers asks each collator for it; there is no label column."""
 
     def __post_init__(self) -> None:
-        for example in (*self.train, *self.validation):
-            self._right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
+        self._right = right_answers((*self.train, *self.validation))
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """[{"row": 3}, …] → query_* and passage_* token columns (positives, then negatives) and `label`, the rows (B,)."""
@@ -109,7 +107,13 @@ class BatchMaker:
         """
         queries = [self._example(row).query.strip() for row in rows]
         candidates = [text.strip() for group in (rows, *others) for text in _passages([self._draw_plain(row) for row in group])]
-        allowed = torch.tensor([[text not in self._right[query] for text in candidates] for query in queries])
+        places: dict[str, list[int]] = {}
+        for place, text in enumerate(candidates):
+            places.setdefault(text, []).append(place)
+        allowed = torch.ones(len(queries), len(candidates), dtype=torch.bool)
+        for row, query in enumerate(queries):
+            # Few candidates are right for a query, and a large batch has millions of pairs: only those few are looked at.
+            allowed[row, [place for text in self._right[query] for place in places.get(text, ())]] = False
         return allowed.logical_or_(torch.eye(len(queries), len(candidates), dtype=torch.bool))
 
 

@@ -123,7 +123,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
             super()._save_checkpoint(model, trial)
         self.processes.wait()  # each writes its own random state
         if self.processes.is_main:
-            checkpoints.put_in_place(folder / PARTIAL / f"checkpoint-{step}", folder / name, self.run_record, step)
+            checkpoints.put_in_place(folder / PARTIAL / checkpoints.step_name(step), folder / name, self.run_record, step)
             shutil.rmtree(folder / PARTIAL)
             checkpoints.keep_newest(folder, self.checkpoints_kept, self.state.best_global_step)
         self.processes.wait()
