@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "peft": TENSOR_ROOMS,
     "matplotlib": {"visualization"},
 }
-ONE_MODULE = {"faiss": "ebr.retrieval.index", "ray": "ebr.inference.engines"}
+ONE_MODULE = {"faiss": "ebr.retrieval.index", "ray": "ebr.inference.ray_workers"}
 DATA_FOLDERS = ["train_text", "infer_data", "datasets", "faiss", "saved_model", "model"]
 MOST_LINES = 320  # the design says about 300
 

@@ -49,6 +49,13 @@ def test_the_file_holds_each_row_with_its_own_vector_and_the_manifest_says_how(t
 
 CHANGES = [
     ("batch_size", 1, "same"),
+    ("token_budget", 1, "same"),
+    ("shard_rows", 2, "same"),
+    ("dedup", "none", "same"),
+    ("dedup", "global", "same"),
+    ("on_bad_row", "fail", "same"),
+    ("engine", "processes", "same"),
+    ("precision", "float32", "same"),
     ("prompt", "query: ", "other"),
     ("max_seq_length", 8, "other"),
     ("truncate_dim", 8, "shorter"),
@@ -59,6 +66,14 @@ CHANGES = [
 
 # Proved elsewhere: option → where.
 ELSEWHERE = {
+    "column_names": "test_part_files_of_hive_without_header_or_ending_are_embedded",
+    "output_format": "test_the_format_of_the_output_is_chosen_by_option_or_suffix",
+    "vector_dtype": "test_the_format_of_the_output_is_chosen_by_option_or_suffix",
+    "min_cosine": "test_options_of_the_choice_reach_it",
+    "torch_compile": "test_options_of_the_choice_reach_it",
+    "incremental_key": "test_only_rows_whose_text_changed_are_embedded_again",
+    "num_workers": "test_the_number_of_workers_reaches_the_placements",
+    "ray_address": "test_ray.py",
     "model_path": "every test here",
     "input_dir": "every test here",
     "output_path": "every test here",
@@ -75,7 +90,7 @@ def test_no_option_is_left_out():
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_trust_remote_code_reaches_the_loader(tiny_model, table, tmp_path, trusted, monkeypatch):
-    from ebr.model import encoder
+    from ebr.inference import computing
 
     seen = {}
 
@@ -83,7 +98,7 @@ def test_trust_remote_code_reaches_the_loader(tiny_model, table, tmp_path, trust
         seen.update(options)
         raise RuntimeError("seen enough")
 
-    monkeypatch.setattr(encoder, "load_encoder", load)
+    monkeypatch.setattr(computing, "load_encoder", load)
     config = InferenceConfig(
         model_path=tiny_model, input_dir=table, output_path=tmp_path / "v.txt", trust_remote_code=trusted, max_seq_length=9
     )
@@ -169,8 +184,146 @@ def test_the_option_to_normalise_reaches_the_engine(tiny_model, table, tmp_path,
     assert seen == [True, False]
 
 
-def test_an_output_that_is_a_folder_or_an_input_is_refused_before_anything_is_embedded(tiny_model, table, tmp_path):
-    for output, message in ((tmp_path, "is a folder"), (table / "part.csv", "is one of the input tables")):
+def embed(tiny_model, table, output, **options):
+    """A run over the table, and what it said."""
+    said = []
+    config = InferenceConfig(model_path=tiny_model, input_dir=table, output_path=output, **options)
+    return run_batch_inference(config, say=said.append), said
+
+
+def test_the_same_command_over_a_finished_output_computes_nothing(tiny_model, table, tmp_path, monkeypatch):
+    first, _ = embed(tiny_model, table, tmp_path / "v.txt")
+    before = (tmp_path / "v.txt").stat()
+    monkeypatch.setattr(LocalEngine, "compute", None)
+    again, _ = embed(tiny_model, table, tmp_path / "v.txt")
+    assert (tmp_path / "v.txt").stat() == before
+    assert (again.embedded.n_rows, again.embedded.n_kept) == (5, 1)
+    assert "1 of 1 shards were finished before" in again.summary()
+    assert again.settings == first.settings
+
+
+def test_another_prompt_embeds_everything_anew_and_says_why(tiny_model, table, tmp_path):
+    embed(tiny_model, table, tmp_path / "v.txt")
+    again, said = embed(tiny_model, table, tmp_path / "v.txt", prompt="passage: ")
+    assert again.embedded.n_kept == 0
+    assert any("another prompt" in line for line in said)
+    assert read_manifest(tmp_path / "v.txt")["prompt"] == "passage: "
+
+
+def test_each_distinct_text_goes_through_the_model_once_and_the_saving_is_said(tiny_model, table, tmp_path):
+    (table / "twice.csv").write_bytes((table / "part.csv").read_bytes())
+    result, _ = embed(tiny_model, table, tmp_path / "v.txt", dedup="global")
+    assert result.embedded.n_encoded == 5
+    assert "5 of 10 went through the model; 50.0% saved" in result.summary()
+    assert embed(tiny_model, table, tmp_path / "w.txt")[0].embedded.n_encoded == 10
+
+
+def test_only_rows_whose_text_changed_are_embedded_again(tiny_model, table, tmp_path):
+    embed(tiny_model, table, tmp_path / "v.txt", incremental_key="id")
+    path = table / "part.csv"
+    changed = path.read_text(encoding="utf-8").replace("a red shoe", "a green shoe")
+    path.write_text(changed + "r9\x01new\x01甲\n", encoding="utf-8")
+    again, _ = embed(tiny_model, table, tmp_path / "v.txt", incremental_key="id")
+    assert (again.embedded.n_encoded, again.embedded.n_reused, again.embedded.n_changed) == (2, 4, 1)
+    assert "4 rows as before, 1 with a changed text, 1 new" in again.summary()
+    embed(tiny_model, table, tmp_path / "fresh.txt")
+    ours, theirs = (read_embeddings(tmp_path / name).vectors for name in ("v.txt", "fresh.txt"))
+    assert np.abs(ours - theirs).max() < 1e-6
+
+
+def test_part_files_of_hive_without_header_or_ending_are_embedded(tiny_model, tmp_path):
+    part = tmp_path / "in" / "dt=2026-01-01" / "000000_0"
+    part.parent.mkdir(parents=True)
+    part.write_text("1\x01a red shoe\n2\x01\\N\n", encoding="utf-8")
+    result, _ = embed(tiny_model, tmp_path / "in", tmp_path / "v.txt", column_names=["id", "description"])
+    assert read_embeddings(tmp_path / "v.txt").columns == {"id": ["1"], "description": ["a red shoe"], "dt": ["2026-01-01"]}
+    assert result.embedded.first_rejects == ["dt=2026-01-01/000000_0:2: description is empty"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "magic", "dtype"),
+    [
+        ("v.txt", {}, b"id\x01", "float32"),
+        ("v.parquet", {"vector_dtype": "float16"}, b"PAR1", "float16"),
+        ("v.npy", {}, b"\x93NUMPY", "float32"),
+        ("v.vec", {"output_format": "npy", "vector_dtype": "float16"}, b"\x93NUMPY", "float16"),
+    ],
+)
+def test_the_format_of_the_output_is_chosen_by_option_or_suffix(tiny_model, table, tmp_path, name, options, magic, dtype):
+    embed(tiny_model, table, tmp_path / name, **options)
+    assert (tmp_path / name).read_bytes().startswith(magic)
+    assert read_manifest(tmp_path / name)["dtype"] == dtype
+    stock = SentenceTransformer(tiny_model, device="cpu").encode(TEXTS, batch_size=1)
+    assert np.abs(read_embeddings(tmp_path / name).vectors - stock).max() < (1e-6 if dtype == "float32" else 1e-3)
+
+
+def test_a_path_without_a_suffix_is_a_folder_of_parts(tiny_model, table, tmp_path):
+    embed(tiny_model, table, tmp_path / "v", output_format="parquet", shard_rows=2)
+    parts = sorted(file.name.split("-")[1] for file in (tmp_path / "v").glob("part-*.parquet"))
+    assert parts == ["000000", "000001", "000002"]
+    assert read_embeddings(tmp_path / "v").columns["id"] == ["r0", "r1", "r2", "r3", "r4"]
+
+
+def test_options_of_the_choice_reach_it(tiny_model, table, tmp_path, monkeypatch):
+    from ebr.inference import computing
+
+    seen = {}
+    choose = computing.choose_settings
+
+    def record(model, role, texts, **options):
+        seen.update(options, texts=texts)
+        return choose(model, role, texts, **options)
+
+    monkeypatch.setattr(computing, "choose_settings", record)
+    options = {"min_cosine": 0.9, "torch_compile": "never", "token_budget": 77, "batch_size": 3, "prompt": "p: "}
+    result, _ = embed(tiny_model, table, tmp_path / "v.txt", **options)
+    assert {**options, "precision": "auto", "texts": TEXTS, "n_texts_expected": 5} == {
+        name: seen[name] for name in (*options, "precision", "texts", "n_texts_expected")
+    }
+    assert result.settings.token_budget == 77
+
+
+def test_the_number_of_workers_reaches_the_placements(tiny_model, table, tmp_path, monkeypatch):
+    from ebr.inference import computing
+
+    seen = []
+    deal = computing.placements
+    monkeypatch.setattr(computing, "placements", lambda n, *rest: seen.append(n) or deal(n, *rest))
+    embed(tiny_model, table, tmp_path / "v.txt", engine="processes", num_workers=1)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float32", "min_cosine": 0.9}, "min_cosine: is only read with precision auto"),
+        ({"num_workers": 2}, "num_workers: is only read with engine processes or ray"),
+        ({"ray_address": "auto"}, "ray_address: is only read with engine ray"),
+        ({"vector_dtype": "float16"}, "txt holds float32 only"),
+        ({"engine": "ray", "dedup": "global"}, "dedup global: needs every text on one machine"),
+        ({"engine": "ray", "incremental_key": "id"}, "incremental_key: needs the vectors of before on one machine"),
+        ({"precision": "float16"}, "needs a CUDA GPU"),
+        ({"incremental_key": "ident"}, r"no column 'ident' \(incremental_key\)"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tiny_model, table, tmp_path, options, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        embed(tiny_model, table, tmp_path / "v.txt", **options)
+    assert not (tmp_path / "v.txt").exists()
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_embedded(tiny_model, table, tmp_path):
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").touch()
+    for output, message in (
+        (tmp_path / "folder.txt", "is a folder"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "other", "holds other files"),
+        (table / "part.csv", "is one of the input tables"),
+        (table / "out", "lies in input_dir"),
+    ):
         with pytest.raises(ConfigError, match=message):
             plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table, output_path=output))
 
@@ -180,4 +333,5 @@ def test_what_tools_leave_beside_the_data_is_not_embedded(tiny_model, table):
         (table / folder).mkdir()
         (table / folder / "part.csv").write_bytes((table / "part.csv").read_bytes())
     plan = plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table))
-    assert [one.path.name for one in plan.source.tables] == ["part.csv"]
+    assert [one.name for one in plan.source.files] == ["part.csv"]
+    assert "1 tables, 5 rows" in plan.lines()[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ebr.config import FinetuneConfig, VisualizationConfig
+from ebr.data.embeddings import write_embeddings
 from ebr.model.encoder import pooling_name
 from ebr.training import arguments
 from ebr.training import run as training
@@ -350,3 +351,20 @@ def test_a_foreign_vector_file_may_have_another_delimiter(vector_file, tmp_path,
     other.write_text(vector_file.read_text(encoding="utf-8").replace("\x01", "\t"), encoding="utf-8")
     config = VisualizationConfig(embeddings_path=other, delimiter="\\t", output_path=tmp_path / "map.png")
     assert look(monkeypatch, config)["labels"] == ["乙", "甲"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "parquet", "npy"])
+def test_a_map_reads_every_format_and_a_null_label_is_none(suffix, tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    write_embeddings(tmp_path / f"v.{suffix}", {"label": ["甲", None] * 20}, vectors)
+    config = VisualizationConfig(embeddings_path=tmp_path / f"v.{suffix}", output_path=tmp_path / "map.png")
+    assert look(monkeypatch, config)["labels"] == ["", "甲"]
+
+
+def test_a_map_reads_a_folder_of_parts(vector_file, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.ERROR)
+    (tmp_path / "parts").mkdir()
+    for part in ("000000_0", "000001_0"):
+        (tmp_path / "parts" / part).write_bytes(vector_file.read_bytes())
+    config = VisualizationConfig(embeddings_path=tmp_path / "parts", output_path=tmp_path / "map.png")
+    assert look(monkeypatch, config)["tsne.rows"] == 80

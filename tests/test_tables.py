@@ -2,14 +2,32 @@ r"""Tables: what a delimiter may be, which rows are good, which are not and why,
 
 from __future__ import annotations
 
+import csv
+import io
+
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ebr.data.tables import BadRow, Row, column_index, find_tables, join_cells, parse_delimiter, read_header, read_rows
+from ebr.data import records
+from ebr.data.records import find_records, read_records
+from ebr.data.tables import (
+    BadRow,
+    Row,
+    column_index,
+    join_cells,
+    parse_delimiter,
+    read_all_cells,
+    read_cells,
+    read_header,
+    read_rows,
+    split_record,
+)
 from ebr.errors import ConfigError, DataError
 
-QUICK = settings(deadline=None, max_examples=30, database=None)
+QUICK = settings(deadline=None, max_examples=50, database=None)
+TORN = "csv cannot read it ({} lines): a quote that never closes, or text after a closing one"
 
 
 def read(tmp_path, data, delimiter="\x01"):
@@ -84,15 +102,56 @@ def test_quote_inside_an_unquoted_cell_opens_nothing(tmp_path):
     assert read(tmp_path, data, ",")[1] == [(2, ["1", '5" pipe']), (3, ["2", "a"]), (4, ["3", "b"])]
 
 
-def test_very_long_cell_of_a_comma_table_is_no_traceback(tmp_path):
-    rows = read(tmp_path, b"id,text\n1," + b"x" * 200_000 + b"\n2,a\n", ",")[1]
-    assert rows[1:] == [(3, ["2", "a"])]
+@pytest.mark.parametrize("delimiter", ["\x01", ","])
+def test_cell_of_10_mb_is_a_cell(tmp_path, delimiter):
+    data = f"id{delimiter}text\n1{delimiter}{'x' * 10_000_000}\n2{delimiter}a\n".encode()
+    assert read(tmp_path, data, delimiter)[1] == [(2, ["1", "x" * 10_000_000]), (3, ["2", "a"])]
+
+
+def test_lines_of_a_quoted_cell_of_10_mb_are_no_rows(tmp_path):
+    cell = "looks,like a row\n" * 588_236
+    rows = read(tmp_path, f'id,text\n1,"{cell}"\n2,a\n'.encode(), ",")[1]
+    assert rows == [(2, ["1", cell]), (588_239, ["2", "a"])]
+
+
+def test_quote_that_never_closes_takes_the_lines_up_to_the_limit_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_QUOTED", 12)
+    rows = read(tmp_path, b'id,text\n1,"ab\n2,cd\n3,ef\n4,gh\n5,ij\n', ",")[1]
+    # The quote stands at byte 10: its 12 bytes end within the third row.
+    assert rows == [(2, TORN.format(3)), (5, ["4", "gh"]), (6, ["5", "ij"])]
+
+
+def test_quote_that_never_closes_takes_a_small_file_to_its_end(tmp_path):
+    rows = read(tmp_path, b'id,text\n1,a\n2,"b\n3,c\n', ",")[1]
+    assert rows == [
+        (2, ["1", "a"]),
+        (3, TORN.format(2)),
+    ]
+
+
+def test_text_after_a_closing_quote_spoils_its_line_only(tmp_path):
+    rows = read(tmp_path, b'id,text\n1,"a"b,"c\n2,"d"\n', ",")[1]
+    assert rows == [
+        (2, TORN.format(1)),
+        (3, ["2", "d"]),
+    ]
 
 
 @pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\0", "\x0b", "\x0c", "\x1c", "\r"])
-def test_odd_character_stays_inside_its_cell(tmp_path, char):
-    data = f"id\x01text\n1\x01a{char}b\n2\x01c\n".encode()
-    assert read(tmp_path, data)[1] == [(2, ["1", f"a{char}b"]), (3, ["2", "c"])]
+@pytest.mark.parametrize("delimiter", ["\x01", "\t", ","])
+def test_odd_character_stays_inside_its_cell(tmp_path, char, delimiter):
+    data = f"id{delimiter}text\n1{delimiter}a{char}b\n2{delimiter}c\n".encode()
+    assert read(tmp_path, data, delimiter)[1] == [(2, ["1", f"a{char}b"]), (3, ["2", "c"])]
+
+
+def test_only_one_cr_goes_with_the_line_end(tmp_path):
+    assert read(tmp_path, b"id\x01text\n1\x01a\r\r\n2\x01\r\n")[1] == [(2, ["1", "a\r"]), (3, ["2", ""])]
+
+
+@pytest.mark.parametrize("delimiter", ["\x01", ","])
+def test_null_is_none_and_not_the_text_of_it(tmp_path, delimiter):
+    data = rf"id{delimiter}text".encode() + rf"{chr(10)}\N{delimiter}a\N{chr(10)}".encode()
+    assert read(tmp_path, data, delimiter)[1] == [(2, [None, "a\\N"])]
 
 
 def test_empty_lines_are_skipped_and_counted(tmp_path):
@@ -151,6 +210,7 @@ def test_line_numbers_are_right_after_bad_rows_and_quoted_line_ends(tmp_path):
         (b"\n\n", "t.csv: is empty; a table starts with a line of column names"),
         (b"id\x01text\x01id\x01text\n", "t.csv:1: column id, text occurs twice; rename one"),
         (b"id\x01id \n", "t.csv:1: column id occurs twice; rename one"),
+        (b"\nid\x01id\n", "t.csv:2: column id occurs twice; rename one"),
         ("id\x01größe\n".encode("latin-1"), "t.csv:1: the header is not UTF-8; save the file as UTF-8"),
     ],
 )
@@ -181,29 +241,134 @@ def test_single_column_raises_the_question_of_the_delimiter(tmp_path):
         column_index(tmp_path, ["id|text|label|and|more"], "description", "description_column")
 
 
-def test_tables_are_found_below_too_sorted_and_without_hidden_and_marker_files(tmp_path):
-    for name in ("b.csv", "a/c.csv", "a/.partial.csv", "_SUCCESS.csv", "d.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in find_tables(tmp_path, "*.csv")] == ["a/c.csv", "b.csv"]
-    with pytest.raises(DataError, match=r"no file matches '\*\.tsv'; set file_pattern"):
-        find_tables(tmp_path, "*.tsv")
-    with pytest.raises(DataError, match=r"input_dir .*absent: no such folder"):
-        find_tables(tmp_path / "absent", "*.csv")
+def test_single_column_with_a_plain_name_is_a_table_of_one_column(tmp_path):
+    with pytest.raises(DataError, match=r"it has 'text'$"):
+        column_index(tmp_path, ["text"], "id", "output_columns")
+
+
+# ---------------------------------------------------------------- records
+
+
+def stretches(data, delimiter, block_bytes):
+    """[(line, bytes)] of the records of data that is read so many bytes at a time."""
+    found, offset = [], 0
+    for block in read_records("t.csv", io.BytesIO(data), delimiter, block_bytes):
+        assert block.offset == offset
+        offset += len(block.data)
+        assert [block.line_of(index) for index in range(len(block))] == block.lines()
+        found += zip(block.lines(), block.raws(), strict=True)
+    return found
+
+
+@QUICK
+@given(st.lists(st.sampled_from(["a", '"', '""', ",", "\n", "\r", "\r\n", "北"]), max_size=30), st.integers(1, 9))
+@example(['"', "\n", '""', "\n", '"', "\n", "a"], 2)
+def test_records_are_the_same_however_few_bytes_are_read_at_a_time(pieces, block_bytes):
+    data = "".join(pieces).encode()
+    for delimiter in ",", "\x01":
+        assert stretches(data, delimiter, block_bytes) == stretches(data, delimiter, 1000)
+
+
+@QUICK
+@given(st.lists(st.sampled_from(["a", '"', '""', ",", "\n", "x,y"]), max_size=30).map("".join))
+@example('a,"b\n""c",d\n"",""\n')
+def test_comma_tables_read_as_by_the_csv_module(text):
+    ours = []
+    for raw in find_records(text.encode(), ",", 1).raws():
+        try:
+            ours.append(split_record(raw, ","))
+        except ValueError:
+            ours.append(None)
+    theirs, reader = [], csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error:
+            cells = None
+        if cells != []:
+            theirs.append(cells)
+    assert ours == theirs
+
+
+@QUICK
+@given(
+    st.lists(st.sampled_from(["a", '"', '""', ",", "\n", "\r\n", "\r", '","', '"\n"', "é", "\\N"]), max_size=30).map("".join)
+)
+@example('a,"b\n""c",d\n"","\n"\r\n"e')
+@example('"a","b')
+@example('"a"b,"c\nd"\n')
+@example("a\r\r\n")
+def test_shortcuts_through_well_formed_tables_change_nothing(text):
+    data = text.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        shortcut = find_records(data, ",", 1).raws()
+        patch.setattr(records, "_are_paired", lambda data, quotes: False)
+        assert find_records(data, ",", 1).raws() == shortcut
+    for delimiter in ",", "|":
+        raws = find_records(data, delimiter, 1).raws()
+        for n_columns in 1, 2:
+            together = read_all_cells(raws, delimiter, n_columns)
+            assert together in (None, one_by_one(raws, delimiter, n_columns))
+
+
+def one_by_one(raws, delimiter, n_columns):
+    """The cells of all records; of bad ones, the reason."""
+    rows = []
+    for raw in raws:
+        try:
+            rows.append(read_cells(raw, delimiter, n_columns))
+        except ValueError as error:
+            rows.append(str(error))
+    return rows
+
+
+def test_shortcuts_are_taken():
+    raws = [b'1,"a ""b"", c"\r\n', b'2,"d\ne"\n', b'"","f"']
+    data = b"".join(raws)
+    quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"'))
+    assert records._are_paired(data, quotes)
+    assert read_all_cells(raws, ",", 2) == [["1", 'a "b", c'], ["2", "d\ne"], ["", "f"]]
+    assert read_all_cells([b"1\x01\\N\r\n", b'"\x012'], "\x01", 2) == [["1", None], ['"', "2"]]
+
+
+def test_records_that_csv_would_run_together_are_read_one_by_one():
+    assert read_all_cells([b'"a\n', b'b"\n'], ",", 1) is None
+
+
+def test_long_record_is_read_in_few_steps(monkeypatch):
+    reads = []
+    stream = io.BytesIO(b"x" * 100_000 + b"\n")
+    monkeypatch.setattr(records, "find_records", lambda data, *_, **rest: reads.append(data) or find_records(data, *_, **rest))
+    assert sum(map(len, read_records("t.csv", stream, "\x01", 10))) == 1
+    assert len(reads) < 20  # each twice as long as the one before, not 10,000 of 10 bytes more
+
+
+def test_record_over_a_gibibyte_is_refused(monkeypatch):
+    monkeypatch.setattr(records, "_LONGEST_RECORD", 10)
+    with pytest.raises(DataError, match=r"t\.csv:2: a row over 1 GiB"):
+        stretches(b"a\n" + b"x" * 30, "\x01", 4)
+
+
+def test_numbers_of_lines_are_counted_over_blank_lines_and_stretches():
+    lines = [line for line, _ in stretches(b"a\n\n\nb\n" * 50, "\x01", 7)]
+    assert lines == sorted([*np.arange(1, 200, 4).tolist(), *np.arange(4, 201, 4).tolist()])
 
 
 # ---------------------------------------------------------------- round trip
 
 
 chars = st.characters(codec="utf-8")
-plain = st.text(chars.filter(lambda char: char not in "\n\x01\r"))
-any_text = st.text(st.sampled_from("ab,\"\n\r'\0 \u2028北") | chars.filter(lambda char: char != "\ufeff"))
+plain = st.text(chars.filter(lambda char: char not in "\n\x01\r")).filter(lambda text: text != "\\N") | st.none()
+any_text = st.text(st.sampled_from("ab,\"\n\r'\0 \u2028北") | chars).filter(lambda text: text != "\\N") | st.none()
 
 
 @QUICK
 @given(st.lists(st.tuples(plain, plain, plain), min_size=1, max_size=5))
 @example([("", "", "")])
 @example([('"', "a\u2028b", "\0")])
+@example([(None, None, None)])
 def test_cells_joined_by_001_are_read_back(tmp_path_factory, rows):
     check_round_trip(tmp_path_factory, rows, "\x01")
 

@@ -119,10 +119,10 @@ def test_mixed_precision_is_for_training_only_and_both_evaluations_are_in_float3
     seen = []
     plain = engines.LocalEngine._forward
 
-    def forward(self, texts):
-        embedded = self.model(self.model.preprocess(texts, task=self.role.value))["sentence_embedding"]
+    def forward(self, features):
+        embedded = self.model(dict(features))["sentence_embedding"]
         seen.append((embedded.dtype, self.model[0].model.encoder.layer[0].output.dense.base_layer(torch.zeros(1, 64)).dtype))
-        return plain(self, texts)
+        return plain(self, features)
 
     monkeypatch.setattr(engines.LocalEngine, "_forward", forward)
     result, _ = run(config, bf16=True, eval_dataset=str(evaluation_folder), validation_split=0, eval_steps=5)

@@ -1,130 +1,255 @@
-"""Vector files: the chosen columns of each row, and its vector as text that reads back to the same float32."""
+"""Finished vectors and their manifest: one file, or a folder of parts; in any format; made here or elsewhere."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
-from ebr.data.files import hash_file, manifest_path, read_manifest, write_aside, write_json
-from ebr.data.tables import BadRow, column_index, join_cells, read_header, read_rows
-from ebr.errors import DataError
+from ebr.data.files import hash_file, manifest_path, read_manifest, write_files_aside, write_json
+from ebr.data.vector_formats import (
+    VectorFormat,
+    detected_format,
+    files_of,
+    format_of,
+    is_rows_file,
+    read_batches,
+    suffix_of,
+    unfit_rows,
+    write_vectors,
+)
+from ebr.data.vectors import VECTOR, Columns, Vectors
+from ebr.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-VECTOR = "vector"
-"""The name of the column that holds the vector."""
-
-Vectors = npt.NDArray[np.float32]
-
-
-def format_vectors(vectors: Vectors) -> list[str]:
-    """(N, D) float32 → N texts of D numbers. Nine significant digits name a float32 exactly."""
-    row = " ".join(["%.9g"] * vectors.shape[1])
-    return [row % tuple(vector) for vector in vectors.tolist()]
-
-
-def parse_vectors(texts: Sequence[str]) -> Vectors:
-    """N texts of D numbers → (N, D) float32, the inverse of format_vectors. Raises ValueError when lengths differ."""
-    rows = [np.array(text.split(), dtype=np.float32) for text in texts]
-    return np.stack(rows) if rows else np.empty((0, 0), dtype=np.float32)
-
-
-class VectorFileWriter:
-    """Appends rows with their vectors to an open file; `facts` go into its manifest."""
-
-    def __init__(self, file: TextIO, columns: Sequence[str], delimiter: str) -> None:
-        self._file = file
-        self._delimiter = delimiter
-        self.facts: dict[str, Any] = {"n_rows": 0, "dim": None, "dtype": "float32", "columns": list(columns)}
-        file.write(join_cells([*columns, VECTOR], delimiter) + "\n")
-
-    def write(self, rows: Sequence[Sequence[str]], vectors: Vectors) -> None:
-        """Append rows (N lists of cells in the order of columns) with their vectors, (N, D) float32. Refuses nan."""
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            row = rows[int(np.argmin(finite))]
-            raise DataError(f"the model gave nan or inf for the row {' | '.join(row)[:200]!r}; its weights may be broken")
-        for cells, vector in zip(rows, format_vectors(vectors), strict=True):
-            self._file.write(join_cells([*cells, vector], self._delimiter) + "\n")
-        self.facts["n_rows"] += len(rows)
-        self.facts["dim"] = vectors.shape[1]
-
-
-@contextmanager
-def vector_file(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[VectorFileWriter]:
-    """A vector file that is written aside, moved into place when the block ends well, and then gets its manifest."""
-    with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
-        writer = VectorFileWriter(file, columns, delimiter)
-        yield writer
-    written = {"delimiter": delimiter, "sha256": hash_file(path)}
-    write_json(manifest_path(path), {"kind": "embeddings", **written, **writer.facts})
+_KIND = "embeddings"
+_NO_VECTORS = (".json", ".jsonl", ".crc")  # what else lies beside vector files: manifests, rejects, checksums
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A vector file in memory: row i has vectors[i], (N, D) float32, and columns[name][i]."""
+    """Vectors in memory: row i has vectors[i], (N, D) float32, and columns[name][i], None where it is null.
+
+    manifest: what is recorded of the whole file or folder; None when it was made elsewhere.
+    """
 
     vectors: Vectors
-    columns: dict[str, list[str]]
+    columns: Columns
     manifest: dict[str, Any] | None
 
 
-def read_embeddings(path: Path, delimiter: str, columns: Mapping[str, str] | None = None) -> Embeddings:
-    """Read the vectors of a file, and its other columns.
+def read_embeddings(path: Path, delimiter: str = "\x01", columns: Mapping[str, str] | None = None) -> Embeddings:
+    """Read all vectors of a file or folder, and its other columns.
 
-    Its manifest says the delimiter and is verified; for a file without one, a line says what is assumed. columns: those to
+    Its manifest says format and delimiter and is verified; for one without, a line says what is assumed. columns: those to
     keep, each with the option that names it; None = all.
-    Raises DataError naming file and line when the file is absent, changed since it was finished, or a vector cannot be read.
+    Raises DataError naming file and row when something is absent, changed since it was finished, or cannot be read.
     """
-    if not path.is_file():
+    found = _find(path, delimiter)
+    parts: list[Vectors] = []
+    cells: Columns = {}
+    for batch in _batches(found, columns, 4096):
+        parts.append(batch.vectors)
+        for name, values in batch.columns.items():
+            cells.setdefault(name, []).extend(values)
+    vectors = np.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=np.float32)
+    # From the end: a batch is let go as soon as it is copied, and memory that was never touched costs nothing.
+    stop = len(vectors)
+    while parts:
+        part = parts.pop()
+        vectors[stop - len(part) : stop] = part
+        stop -= len(part)
+    return Embeddings(vectors, cells, found.manifest)
+
+
+def iterate_embeddings(
+    path: Path, delimiter: str = "\x01", columns: Mapping[str, str] | None = None, batch_rows: int = 4096
+) -> Iterator[Embeddings]:
+    """The same rows, at most batch_rows at a time, in the memory of one batch.
+
+    The hash of a file is verified before its first row is given, the number of rows after the last one.
+    """
+    return _batches(_find(path, delimiter), columns, batch_rows)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files of one result, in order, how to read them, and the hashes they must have ({}: made elsewhere)."""
+
+    path: Path
+    files: list[Path]
+    format: VectorFormat
+    delimiter: str
+    manifest: dict[str, Any] | None
+    hashes: dict[Path, str]
+
+
+def _find(path: Path, delimiter: str) -> _Found:
+    if not path.exists():
         raise DataError(f"embeddings_path {path}: no such file; run the inference stage first")
     manifest = read_manifest(path)
-    if manifest is None:
-        log.warning("%s: no manifest, so it was made elsewhere: assuming delimiter %r and a %r column", path, delimiter, VECTOR)
-    else:
-        delimiter = manifest["delimiter"]
-        if hash_file(path) != manifest["sha256"]:
-            raise DataError(
-                f"{path}: differs from what its manifest recorded; embed again, or delete {manifest_path(path).name}"
-            )
-    header = read_header(path, delimiter)
-    at = column_index(path, header, VECTOR, "a vector file")
-    wanted = dict.fromkeys(header, "") if columns is None else columns
-    kept = {name: column_index(path, header, name, option) for name, option in wanted.items() if name != VECTOR}
-    cells_of: dict[str, list[str]] = {name: [] for name in kept}
-    vectors: list[Vectors] = []
-    for line, cells in _good_rows(path, delimiter, len(header)):
-        vectors.append(_vector(path, line, cells[at], vectors[0].size if vectors else None))
-        for name, index in kept.items():
-            cells_of[name].append(cells[index])
-    if not vectors:
-        raise DataError(f"{path}: holds no rows")
-    return Embeddings(np.stack(vectors), cells_of, manifest)
+    return _found_elsewhere(path, delimiter) if manifest is None else _found_by_manifest(path, manifest)
 
 
-def _good_rows(path: Path, delimiter: str, n_columns: int) -> Iterator[tuple[int, list[str]]]:
-    for row in read_rows(path, delimiter, n_columns):
-        if isinstance(row, BadRow):
-            raise DataError(f"{row.file}:{row.line}: {row.reason}")
-        yield row.line, row.cells
-
-
-def _vector(path: Path, line: int, text: str, dim: int | None) -> Vectors:
+def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> _Found:
+    mend = f"delete {manifest_path(path)} to load {path.name} as made elsewhere"
+    if manifest.get("kind") != _KIND:
+        raise DataError(f"{path}: its manifest is that of {manifest.get('kind')!r}, not of embeddings; {mend}")
     try:
-        vector = np.array(text.split(), dtype=np.float32)
-    except ValueError:
-        raise DataError(f"{path}:{line}: the vector is not numbers between spaces: {text[:60]!r}") from None
-    if vector.size == 0:
-        raise DataError(f"{path}:{line}: the vector is empty")
-    if dim is not None and vector.size != dim:
-        raise DataError(f"{path}:{line}: the vector has {vector.size} numbers where the first has {dim}")
-    if not np.isfinite(vector).all():
-        raise DataError(f"{path}:{line}: the vector holds nan or inf")
-    return vector
+        fmt, files = VectorFormat(manifest["format"]), dict(manifest["files"])
+        delimiter, _, _ = str(manifest["delimiter"]), int(manifest["n_rows"]), int(manifest["dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: its manifest cannot be used ({type(error).__name__}: {error}); {mend}") from None
+    if path.is_dir():
+        hashes = {path / name: str(digest) for name, digest in files.items()}
+        _refuse_strangers(path, fmt, hashes)
+    else:
+        # By place, not by name: a file may be renamed together with its manifest.
+        hashes = dict(zip(files_of(path, fmt), map(str, files.values()), strict=False))
+    missing = [file.name for file in hashes if not file.is_file()]
+    if missing or not hashes:
+        raise DataError(
+            f"{path}: {', '.join(missing[:3]) or 'every file'} of its manifest is missing; put it back or embed again"
+        )
+    return _Found(path, [file for file in hashes if not is_rows_file(file)], fmt, delimiter, manifest, hashes)
+
+
+def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str]) -> None:
+    suffixes = {file.suffix for name in [f"x{suffix_of(fmt)}"] for file in files_of(Path(name), fmt)}
+    strangers = [file.name for file in _visible(folder) if file.suffix in suffixes and file not in hashes]
+    if strangers:
+        names = ", ".join(strangers[:3])
+        raise DataError(f"{folder}: {names} is not in its manifest; move it out of the folder, or embed again")
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Files that may hold vectors or rows, sorted: not those that tools hide or leave beside the data."""
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", "_")))
+    return sorted(file for file in files if file.suffix not in _NO_VECTORS)
+
+
+def _found_elsewhere(path: Path, delimiter: str) -> _Found:
+    files = [path]
+    if path.is_dir():
+        visible = _visible(path)
+        matrices = {file.with_suffix("") for file in visible if file.suffix == suffix_of(VectorFormat.NPY)}
+        files = [file for file in visible if not (is_rows_file(file) and file.with_suffix("").with_suffix("") in matrices)]
+    formats = {detected_format(file) for file in files}
+    if len(formats) != 1:
+        kinds = ", ".join(sorted(fmt.value for fmt in formats))
+        what = f"holds vector files of several formats ({kinds})" if kinds else "holds no vector files"
+        raise DataError(f"embeddings_path {path}: {what}; name one file, or a folder of files of one format")
+    (fmt,) = formats
+    assumed = {
+        VectorFormat.TXT: f"delimiter {delimiter!r} and a {VECTOR!r} column",
+        VectorFormat.PARQUET: f"a list of floats in the column {VECTOR!r}",
+        VectorFormat.NPY: "one vector a row, and its columns in the .rows.parquet beside it, if there is one",
+    }[fmt]
+    order = f"{len(files)} files in the order of their names, " if path.is_dir() else ""
+    log.warning("%s: no manifest, so it was made elsewhere or not finished: assuming %s%s, %s", path, order, fmt.value, assumed)
+    return _Found(path, files, fmt, delimiter, None, {})
+
+
+def _batches(found: _Found, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[Embeddings]:
+    """All rows, checked against the manifest; the last checks come after the last batch."""
+    manifest = found.manifest
+    n_rows, dim = 0, None if manifest is None else manifest["dim"]
+    names: list[str] | None = None
+    for file in found.files:
+        _verify(found, file)
+        for batch in read_batches(file, found.format, delimiter=found.delimiter, columns=columns, batch_rows=batch_rows):
+            dim = dim or batch.vectors.shape[1]
+            names = list(batch.columns) if names is None else names
+            if batch.vectors.shape[1] != dim:
+                raise DataError(
+                    f"{file}: its vectors have {batch.vectors.shape[1]} numbers, not {dim} like the rest; embed again"
+                )
+            if batch.columns.keys() != set(names):
+                raise DataError(f"{file}: its columns {list(batch.columns)} differ from {names} before it; name those to keep")
+            n_rows += len(batch.vectors)
+            yield Embeddings(batch.vectors, batch.columns, manifest)
+    if not n_rows:
+        raise DataError(f"{found.path}: holds no rows")
+    if manifest is not None and manifest["n_rows"] != n_rows:
+        raise DataError(f"{found.path}: holds {n_rows} rows where its manifest says {manifest['n_rows']}; embed again")
+
+
+def _verify(found: _Found, file: Path) -> None:
+    """Compare the hashes of one vector file. Raises DataError when it changed."""
+    for written in files_of(file, found.format):
+        if written in found.hashes and hash_file(written) != found.hashes[written]:
+            manifest = manifest_path(found.path).name
+            raise DataError(f"{written}: differs from what its manifest recorded; embed again, or delete {manifest}")
+
+
+def write_embeddings(
+    path: Path,
+    columns: Mapping[str, Sequence[str | None]],
+    vectors: Vectors,
+    *,
+    delimiter: str = "\x01",
+    output_format: str | None = None,
+    dtype: str = "float32",
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one finished file with its manifest; `facts` are recorded there too.
+
+    Raises DataError for a row that the format cannot hold, and for nan or inf; ConfigError for a format that does not fit.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file")
+    fmt = format_of(path, output_format)
+    table = pa.table({name: pa.array(list(cells), pa.string()) for name, cells in columns.items()})
+    for row, why in unfit_rows(table, fmt, delimiter).items():
+        raise DataError(f"{path}: row {row + 1}: {why}")
+    with write_files_aside(path.parent) as aside:
+        write_vectors(aside / path.name, fmt, table, vectors, delimiter=delimiter, dtype=dtype)
+    write_embeddings_manifest(
+        path,
+        fmt,
+        files={file.name: hash_file(file) for file in files_of(path, fmt)},
+        delimiter=delimiter,
+        dtype=dtype,
+        dim=vectors.shape[1],
+        n_rows=len(vectors),
+        columns=list(columns),
+        facts=facts or {},
+    )
+
+
+def write_embeddings_manifest(
+    output_path: Path,
+    fmt: VectorFormat,
+    *,
+    files: Mapping[str, str],
+    delimiter: str,
+    dtype: str,
+    dim: int,
+    n_rows: int,
+    columns: Sequence[str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Record that a file, or a folder of parts, is finished: the last thing that is written.
+
+    files: every file (files_of) by its name in the folder of the output, in the order of the rows, with its sha256.
+    facts: what else is known; they cannot replace what is recorded here (ValueError).
+    """
+    record = {
+        "kind": _KIND,
+        "format": fmt.value,
+        "delimiter": delimiter,
+        "dtype": dtype,
+        "dim": dim,
+        "n_rows": n_rows,
+        "columns": list(columns),
+        "files": dict(files),
+    }
+    if taken := sorted(record.keys() & facts.keys()):
+        raise ValueError(f"facts: {', '.join(taken)} is recorded already")
+    write_json(manifest_path(output_path), {**record, **facts})

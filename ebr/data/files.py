@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,22 @@ def write_aside(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_files_aside(folder: Path) -> Iterator[Path]:
+    """A new empty folder inside `folder`; the files in it move up when the block ends well, and are removed when not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two machines of a cluster may write one part at once, with one process number.
+    aside = folder / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
+    aside.mkdir()
+    try:
+        yield aside
+        for file in sorted(aside.iterdir()):
+            flush(file)
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -1,18 +1,276 @@
-"""Which texts share a forward pass: those of like length, so that little of it is padding."""
+"""Texts → tokens → forward passes: which texts share one, how many tokens it may hold, and what goes into it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
+from transformers import PreTrainedTokenizerBase
+
+Ints = npt.NDArray[np.int64]
+
+CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
+_DEFAULT_CACHE_BYTES = 16 * 2**20
+# A rented machine names the last cache of the whole processor, which its neighbours use too.
+_MOST_CACHE_BYTES = 32 * 2**20
+# Tuned by benchmarks/encode.py: the widest activation of a pass, and as much again that is read or written beside it.
+_CACHE_SHARE = 0.5
+_FEWEST_TOKENS, _MOST_TOKENS_CPU, _MOST_TOKENS_CUDA = 512, 16384, 65536
+_CUDA_SHARE = 0.4
+_DEFAULT_WIDTH = 4096
+# Where nothing says how many tokens a text has, only which texts are long matters.
+_CHARACTERS_A_TOKEN = 4
+_KNOWN_FEATURES = {"input_ids", "token_type_ids", "attention_mask"}
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Indices of texts, longest first, batch_size at a time; texts of equal length keep their order.
+def token_budget_batches(
+    lengths: Sequence[int] | Ints, token_budget: int, *, batch_size: int | None = None, padded: bool = True
+) -> list[Ints]:
+    """Indices of the texts of each forward pass; a pure function of the arguments.
 
-    lengths: in tokens. The longest come first so that a batch that does not fit in memory fails at once.
+    lengths: in tokens. The longest come first, so that a pass that does not fit in memory fails at once; texts of equal length
+    keep their order. A pass costs longest × rows when padded, the sum of its lengths otherwise, and no more than token_budget;
+    a text beyond it goes alone. batch_size: most texts a pass; None = as many as the budget lets in.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    counts = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-counts, kind="stable")
+    sums = np.concatenate([[0], np.cumsum(counts[order])])
+    batches, start = [], 0
+    while start < len(order):
+        if padded:
+            end = start + int(token_budget // max(1, counts[order[start]]))
+        else:
+            end = int(np.searchsorted(sums, sums[start] + token_budget, side="right")) - 1
+        end = max(start + 1, end)
+        if batch_size is not None:
+            end = min(end, start + batch_size)
+        batches.append(order[start:end])
+        start = end
+    return batches
+
+
+def cost_of(lengths: Ints, *, padded: bool) -> int:
+    """Tokens that a pass over texts of these lengths computes, those of the padding included."""
+    return int(lengths.max() * len(lengths)) if padded else int(lengths.sum())
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised texts, one after another: text i is ids[offsets[i]:offsets[i + 1]]. type_ids: None where the model has none."""
+
+    ids: Ints
+    type_ids: Ints | None
+    offsets: Ints
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Ints:
+        """(N,) tokens of each text."""
+        return np.diff(self.offsets)
+
+    def rows(self, flat: Ints, batch: Ints) -> Ints:
+        """The values that `flat`, one of this record's arrays, has for the texts of a batch, one after another."""
+        return np.concatenate([flat[self.offsets[index] : self.offsets[index + 1]] for index in batch])
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prompt: str = "", max_length: int | None = None
+) -> Tokens:
+    """Tokens of N texts, each once and without padding. max_length: None = the tokenizer's own."""
+    if not texts:
+        return Tokens(_flat([]), None, np.zeros(1, dtype=np.int64))
+    encoded = tokenizer(
+        [prompt + text for text in texts],
+        padding=False,
+        truncation="longest_first",
+        max_length=max_length,
+        return_attention_mask=False,
+    )
+    # A text that leaves no token at all becomes one of padding: a pass cannot hold an empty row.
+    ids = [row or [tokenizer.pad_token_id] for row in encoded["input_ids"]]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids], dtype=np.int64)]).astype(np.int64)
+    type_ids = [row or [0] for row in encoded["token_type_ids"]] if "token_type_ids" in encoded else None
+    return Tokens(_flat(ids), None if type_ids is None else _flat(type_ids), offsets)
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Ints:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64)
+
+
+def padded_features(tokens: Tokens, batch: Ints, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """What the tokenizer itself would give for these texts: each feature (B, longest), padded on the tokenizer's side."""
+    lengths = tokens.lengths[batch][:, None]
+    places = np.arange(lengths.max())
+    filled = places < lengths if tokenizer.padding_side == "right" else places >= lengths.max() - lengths
+    features = {"input_ids": _spread(tokens.rows(tokens.ids, batch), filled, tokenizer.pad_token_id)}
+    if tokens.type_ids is not None:
+        features["token_type_ids"] = _spread(tokens.rows(tokens.type_ids, batch), filled, tokenizer.pad_token_type_id)
+    return features | {"attention_mask": torch.from_numpy(filled.astype(np.int64))}
+
+
+def _spread(values: Ints, filled: npt.NDArray[np.bool_], padding: int) -> torch.Tensor:
+    spread = np.full(filled.shape, padding, dtype=np.int64)
+    spread[filled] = values
+    return torch.from_numpy(spread)
+
+
+def packed_features(tokens: Tokens, batch: Ints, first_position: int) -> dict[str, Any]:
+    """The texts of a batch, T tokens, as one row: each feature (1, T), and where each text begins.
+
+    first_position: number of a text's first position, see first_position_of.
+    """
+    lengths = tokens.lengths[batch]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths) + first_position
+    features: dict[str, Any] = {
+        "input_ids": torch.from_numpy(tokens.rows(tokens.ids, batch)[None]),
+        "position_ids": torch.from_numpy(positions[None]),
+        "cu_seq_lens_q": torch.from_numpy(starts.astype(np.int32)),
+        "max_length_q": int(lengths.max()),
+        "max_length_k": int(lengths.max()),
+    }
+    features["cu_seq_lens_k"] = features["cu_seq_lens_q"]
+    if tokens.type_ids is not None:
+        features["token_type_ids"] = torch.from_numpy(tokens.rows(tokens.type_ids, batch)[None])
+    return features
+
+
+def first_position_of(model: SentenceTransformer) -> int:
+    """0; for RoBERTa and its kin, which number positions from padding_idx + 1, that number."""
+    for module in model[0].model.modules():
+        table, padding_idx = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
+        if isinstance(table, torch.nn.Embedding) and isinstance(padding_idx, int):
+            return padding_idx + 1
+    return 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """N texts, tokenised where the model takes plain tokens, else tokens is None. lengths: (N,), in tokens.
+
+    prompt_length: tokens of the prompt before each text, for a pooling that leaves them out; None without a prompt.
+    """
+
+    texts: list[str]
+    tokens: Tokens | None
+    lengths: Ints
+    prompt_length: int | None
+
+
+class TextReader:
+    """One model's way from texts to what its modules read; each text is tokenised once, by one thread at a time."""
+
+    def __init__(self, model: SentenceTransformer, task: str, prompt: str) -> None:
+        self.model = model
+        self.task = task
+        self.prompt = prompt
+        # A fast tokenizer that two threads use at once raises "Already borrowed".
+        self.lock = threading.Lock()
+
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        """Tokens of N texts; the texts themselves for a model that has its own way with them."""
+        sample = ["a", "a b c d"]
+        with self.lock:
+            features = self._preprocess(sample)
+            if not _takes_plain_tokens(self.model, features) or not self._agrees(features, self._tokenize(sample)):
+                lengths = np.array([len(text) // _CHARACTERS_A_TOKEN + 1 for text in texts], dtype=np.int64)
+                return Prepared(list(texts), None, lengths, None)
+            tokens = self._tokenize(texts)
+        return Prepared([], tokens, tokens.lengths, features.get("prompt_length"))
+
+    def features(self, prepared: Prepared, batch: Ints, *, packed: bool) -> dict[str, Any]:
+        """What the model's modules read of the texts of a batch, on its device. packed: laid end to end, else padded."""
+        features: dict[str, Any]
+        if prepared.tokens is None:
+            with self.lock:
+                features = self._preprocess([prepared.texts[index] for index in batch])
+        elif packed:
+            features = {"modality": "text", **packed_features(prepared.tokens, batch, self._first_position)}
+        else:
+            features = {"modality": "text", **padded_features(prepared.tokens, batch, self.model.tokenizer)}
+        if prepared.prompt_length is not None:
+            features["prompt_length"] = prepared.prompt_length
+        return {name: _to_device(value, self.model.device) for name, value in features.items()}
+
+    @cached_property
+    def _first_position(self) -> int:
+        return first_position_of(self.model)
+
+    def _preprocess(self, texts: list[str]) -> dict[str, Any]:
+        features: dict[str, Any] = self.model.preprocess(texts, prompt=self.prompt or None, task=self.task)
+        return features
+
+    def _tokenize(self, texts: Sequence[str]) -> Tokens:
+        first = self.model[0]
+        lengths = {"query": first.query_length, "document": first.document_length}
+        return tokenize(first.tokenizer, texts, self.prompt, lengths.get(self.task))
+
+    def _agrees(self, features: dict[str, Any], tokens: Tokens) -> bool:
+        """Whether our tokens make the features that the model's own preprocess made of the same texts."""
+        ours = padded_features(tokens, np.arange(len(tokens)), self.model.tokenizer)
+        theirs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _to_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401
+    if not isinstance(value, torch.Tensor) or device.type == "cpu":
+        return value
+    if device.type == "cuda" and value.device.type == "cpu":
+        # From pinned memory the copy runs while the device still computes the pass before.
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def _takes_plain_tokens(model: SentenceTransformer, features: Mapping[str, Any]) -> bool:
+    """Whether texts can be tokenised once and batched here: a transformer that reads nothing but its tokenizer's output.
+
+    features: what the model's own preprocess gives for two texts of unequal length; anything unknown in it leaves the work to
+    preprocess, as do chat templates, processors of images, query expansion and options for the tokenizer.
+    """
+    first = model[0]
+    if not isinstance(first, Transformer) or not isinstance(first.processor, PreTrainedTokenizerBase):
+        return False
+    plain = "text" in first.modality_config and "message" not in first.modality_config and not first.processing_kwargs
+    known = _KNOWN_FEATURES | {"modality", "prompt_length"}
+    return plain and first.query_expansion is None and {"input_ids", "attention_mask"} <= set(features) <= known
+
+
+def cache_bytes(folder: Path = CACHE_FOLDER) -> int:
+    """The largest cache of this processor; 16 MiB where the system does not say."""
+    sizes = [_DEFAULT_CACHE_BYTES] if not folder.is_dir() else []
+    for file in sorted(folder.glob("index*/size")):
+        text = file.read_text(encoding="ascii").strip()
+        unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
+        if text.rstrip("KMG").isdigit():
+            sizes.append(int(text.rstrip("KMG")) * unit)
+    return max(sizes, default=_DEFAULT_CACHE_BYTES)
+
+
+def default_token_budget(model: SentenceTransformer, dtype: torch.dtype) -> int:
+    """Tokens a forward pass, when nobody says.
+
+    On a CPU: as many as keep the widest activation, the one inside a feed-forward block, within half of the largest cache; a
+    pass beyond the cache is slower, not faster. On CUDA: what fits in 0.4 of the free memory, most of it for activations of one
+    layer, and no more than keep the device busy.
+    """
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    hidden = getattr(config, "hidden_size", None) or getattr(config, "dim", None) or _DEFAULT_WIDTH // 4
+    width = getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None) or 4 * hidden
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        fits = int(free * _CUDA_SHARE / (dtype.itemsize * (3 * width + 8 * hidden)))
+        return min(max(fits, _FEWEST_TOKENS), _MOST_TOKENS_CUDA)
+    fits = int(min(cache_bytes(), _MOST_CACHE_BYTES) * _CACHE_SHARE / (dtype.itemsize * width))
+    return min(max(fits, _FEWEST_TOKENS), _MOST_TOKENS_CPU)

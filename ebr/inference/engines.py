@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +15,72 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from ebr.inference.batching import length_sorted_batches
+from ebr.errors import ModelError
+from ebr.inference.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
+from ebr.inference.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
+from ebr.inference.settings import ComputeSettings, apply_settings, settings_of
 from ebr.model.encoder import Role, prompt_for
 
+log = logging.getLogger(__name__)
+
 Vectors = npt.NDArray[np.float32]
+OnBatch = Callable[[int], None]
+"""Told how many texts each batch held; what it raises ends the work."""
+# Vectors stay on the device for so many passes: a copy waits for all that was asked of the device before.
+_PASSES_A_COPY = 16
 
 
 class Engine(Protocol):
     """Turns texts into vectors, one row a text, in their order."""
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """N texts → (N, D) float32."""
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
         ...
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens a forward pass; it sinks when memory runs out."""
+        ...
+
+    def prepare(self, texts: Sequence[str]) -> Any:  # noqa: ANN401
+        """N texts as compute takes them. Safe in a thread of its own, while another one computes."""
+        ...
+
+    def compute(self, prepared: Any, on_batch: OnBatch | None = None) -> Vectors:  # noqa: ANN401
+        """What prepare made of N texts → (N, D) float32; only ever from one thread.
+
+        on_batch: told how many texts each forward pass held; what it raises ends the work.
+        Raises TextsTooLarge at the end, when texts alone do not fit in the device's memory.
+        """
+        ...
+
+
+class TextsTooLarge(ModelError):
+    """Texts that do not fit in the device's memory, even alone.
+
+    indices: where they stand among the texts. vectors: (N, D), of all the others; the rows of these are nan.
+    """
+
+    def __init__(self, indices: Sequence[int], vectors: Vectors) -> None:
+        count = "1 text does" if len(indices) == 1 else f"{len(indices)} texts do"
+        super().__init__(
+            f"{count} not fit in the device's memory, even alone (the first is text {indices[0]}); lower max_seq_length"
+        )
+        self.indices = list(indices)
+        self.vectors = vectors
+
+    def __reduce__(self) -> tuple[type[TextsTooLarge], tuple[list[int], Vectors]]:
+        return TextsTooLarge, (self.indices, self.vectors)
 
 
 class LocalEngine:
     """One model on this machine's processor or GPU.
 
-    prompt: None = the one saved with the model for this role. truncate_dim: keep the first dimensions; a shortened vector is
-    normalised after the cut. show_progress: a bar over the texts, with their rate.
+    prompt: None = the one saved with the model for this role. batch_size: most texts a forward pass; None = as many as
+    token_budget lets in. token_budget: None = that of the settings, or default_token_budget. truncate_dim: keep the first
+    dimensions; a shortened vector is normalised after the cut. show_progress: a bar over the texts, with their rate.
+    settings: the model is made to compute so, in place; None = as it stands. Raises ModelError for attention that it cannot do.
     """
 
     def __init__(
@@ -39,10 +89,12 @@ class LocalEngine:
         role: Role,
         *,
         prompt: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        token_budget: int | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
         show_progress: bool = False,
+        settings: ComputeSettings | None = None,
     ) -> None:
         self.model = model
         self.role = role
@@ -51,6 +103,12 @@ class LocalEngine:
         self.normalize_embeddings = normalize_embeddings
         self.truncate_dim = truncate_dim
         self.show_progress = show_progress
+        self._n_threads = settings.n_threads if settings is not None else None
+        if settings is not None:
+            apply_settings(model, settings)
+        settings = settings or settings_of(model)
+        self._settings = replace(settings, token_budget=token_budget or settings.token_budget)
+        self.reader = TextReader(model, role.value, self.prompt)
 
     @property
     def dim(self) -> int:
@@ -58,39 +116,120 @@ class LocalEngine:
         full = int(self.model.get_embedding_dimension())
         return min(full, self.truncate_dim or full)
 
+    @property
+    def settings(self) -> ComputeSettings:
+        """How it computes now: with a lower token_budget once memory ran out, and eager once compiling failed."""
+        compiled = self._settings.compiled and compiled_forward(self.model) is not None
+        return replace(self._settings, compiled=compiled, attention=attention_of(self.model))
+
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """N texts → (N, D) float32, in their order."""
-        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        """N texts → (N, D) float32, in their order. Raises TextsTooLarge."""
+        return self.compute(self.prepare(texts))
+
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        """Tokens of N texts; the texts themselves for a model that has its own way with them. Safe beside compute."""
+        return self.reader.prepare(texts)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens a forward pass."""
+        return self._settings.token_budget
+
+    def compute(self, prepared: Prepared, on_batch: OnBatch | None = None) -> Vectors:
+        """What prepare made of N texts → (N, D) float32, in their order. Raises TextsTooLarge at the end.
+
+        on_batch: told how many texts each forward pass held; what it raises ends the work.
+        """
+        if self._n_threads is not None and torch.get_num_threads() != self._n_threads:
+            # A setting of the calling thread, so it is not made where the engine is built.
+            torch.set_num_threads(self._n_threads)
         self.model.eval()
-        with tqdm(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
-            for batch in length_sorted_batches(self._token_counts(texts), self.batch_size):
-                vectors[batch] = self._forward([texts[index] for index in batch])
-                bar.update(len(batch))
+        vectors = np.full((len(prepared.lengths), self.dim), np.nan, dtype=np.float32)
+        with tqdm(total=len(vectors), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
+
+            def step(n_texts: int) -> None:
+                bar.update(n_texts)
+                if on_batch is not None:
+                    on_batch(n_texts)
+
+            with exact_products():
+                too_large = self._fill(vectors, prepared, step)
+        if too_large:
+            raise TextsTooLarge(sorted(too_large), vectors)
         return vectors
 
-    def _token_counts(self, texts: Sequence[str]) -> list[int]:
-        if not texts or self.model.tokenizer is None:
-            return [len(text) for text in texts]
-        return [len(ids) for ids in self.model.tokenizer(list(texts), truncation=True)["input_ids"]]
+    def _fill(self, vectors: Vectors, prepared: Prepared, on_batch: OnBatch) -> list[int]:
+        """Compute every row of vectors; the texts that do not fit, even alone."""
+        too_large: list[int] = []
+        computed: list[tuple[Ints, torch.Tensor]] = []
+        waiting = self._plan(prepared, np.arange(len(vectors)))
+        while waiting:
+            batch = waiting.popleft()
+            rows = self._attempt(prepared, batch)
+            if rows is None:
+                _collect(computed, vectors)  # frees what they hold
+                self._lower_budget(prepared, batch)
+                too_large += batch.tolist() if len(batch) == 1 else []
+                rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
+                waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]))
+                continue
+            computed.append((batch, rows))
+            if len(computed) == _PASSES_A_COPY or not waiting:
+                _collect(computed, vectors)
+            on_batch(len(batch))
+        _collect(computed, vectors)
+        return too_large
+
+    def _plan(self, prepared: Prepared, indices: Ints) -> deque[Ints]:
+        batches = token_budget_batches(
+            prepared.lengths[indices], self._settings.token_budget, batch_size=self.batch_size, padded=not self._packs(prepared)
+        )
+        return deque(indices[batch] for batch in batches)
+
+    def _packs(self, prepared: Prepared) -> bool:
+        return prepared.tokens is not None and attention_of(self.model) != PADDED
+
+    def _lower_budget(self, prepared: Prepared, batch: Ints) -> None:
+        """Less a pass from here on: half of what did not fit; less than a text that did not fit alone."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        tried = cost_of(prepared.lengths[batch], padded=not self._packs(prepared))
+        before = self._settings.token_budget
+        # Halving for every text that is too large would leave one token a pass after a handful of them.
+        budget = max(1, min(tried, before) // 2 if len(batch) > 1 else min(tried - 1, before))
+        log.warning("out of memory at %d tokens a pass (%d texts): token_budget %d → %d", tried, len(batch), before, budget)
+        self._settings = replace(self._settings, token_budget=budget)
+
+    def _attempt(self, prepared: Prepared, batch: Ints) -> torch.Tensor | None:
+        """(B, D) vectors of a batch, on the device; None when it does not fit in memory."""
+        try:
+            return self._forward(self.reader.features(prepared, batch, packed=self._packs(prepared)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only now are the error and, with its frames, the tensors of the failed pass gone.
+        return None
 
     @torch.inference_mode()
-    def _forward(self, texts: list[str]) -> Vectors:
-        features = self.model.preprocess(texts, prompt=self.prompt or None, task=self.role.value)
-        device = self.model.device
-        features = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
-        embedded = self.model(features)["sentence_embedding"][:, : self.dim].float()
-        if self.normalize_embeddings:
-            embedded = normalize(embedded, dim=1)
-        vectors: Vectors = embedded.cpu().numpy()
-        return vectors
+    def _forward(self, features: dict[str, Any]) -> torch.Tensor:
+        embedded: torch.Tensor = self.model(features, task=self.role.value)["sentence_embedding"][:, : self.dim].float()
+        return normalize(embedded, dim=1) if self.normalize_embeddings else embedded
+
+
+def _collect(computed: list[tuple[Ints, torch.Tensor]], vectors: Vectors) -> None:
+    """Move computed rows to where they belong, and forget them."""
+    for batch, rows in computed:
+        vectors[batch] = rows.cpu().numpy()
+    computed.clear()
 
 
 class RetrievalEncoder:
     """Queries and documents of one model, each with its own prompt and length, as unit vectors."""
 
-    def __init__(self, model: SentenceTransformer, *, batch_size: int = 32, show_progress: bool = True) -> None:
+    def __init__(self, model: SentenceTransformer, *, batch_size: int | None = None, show_progress: bool = True) -> None:
         self.queries = LocalEngine(model, Role.QUERY, batch_size=batch_size)
         self.documents = LocalEngine(model, Role.DOCUMENT, batch_size=batch_size, show_progress=show_progress)
+        self.documents.reader.lock = self.queries.reader.lock
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         """N queries → (N, D) float32 unit rows."""

@@ -1,47 +1,36 @@
-"""Tables in, vector file out: reader → chunks of rows → engine → writer. A table is never in memory whole."""
+"""Tables in, vectors out: shards → workers → parts → one output. A table is never in memory whole."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ebr.data.embeddings import VECTOR, VectorFileWriter, vector_file
-from ebr.data.files import hash_files, write_aside
-from ebr.data.tables import NULL, BadRow, Row, column_index, find_tables, read_header, read_rows
-from ebr.errors import DataError
+from ebr.data.shards import Source, read_shards
+from ebr.errors import DataError, EBRError, Interrupted
+from ebr.inference.ledger import Ledger
+from ebr.inference.output import Output
+from ebr.inference.parts import PartRecord, ShardTask, inputs_digest
 
-if TYPE_CHECKING:
-    from ebr.inference.engines import Engine
-
-CHUNK_ROWS = 512
+OnBatch = Callable[[ShardTask, int], None]
 _FIRST_REJECTS = 5
 
 
-@dataclass(frozen=True)
-class Table:
-    """One input table, its header read and checked: which columns go out, and which is embedded."""
+class Workers(Protocol):
+    """Whoever turns shards into parts: this process, several, or a cluster."""
 
-    path: Path
-    header: list[str]
-    kept: list[int]
-    text: int
+    def run(self, tasks: Iterator[ShardTask], on_batch: OnBatch) -> Iterator[PartRecord]:
+        """The part of every task, in any order. on_batch may be told of texts done within a shard."""
+        ...
 
-
-@dataclass(frozen=True)
-class Source:
-    """All input tables; each gives the same output columns."""
-
-    tables: list[Table]
-    columns: list[str]
-    delimiter: str
-    n_lines: int
+    def close(self) -> None:
+        """Let everything go."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,123 +40,146 @@ class EmbeddedTables:
     output_path: Path
     rejects_path: Path | None
     n_files: int
+    n_shards: int
+    n_kept: int
+    """Shards that were finished before."""
     n_rows: int
     n_rejected: int
+    n_encoded: int
+    """Texts that went through the model, in this run or in those before it."""
+    n_reused: int
+    n_changed: int
     first_rejects: list[str]
     dim: int
 
 
-def open_source(folder: Path, pattern: str, delimiter: str, text_column: str, output_columns: Sequence[str] | None) -> Source:
-    """Find the tables and check every header before anything is embedded. Raises DataError naming file and column."""
-    tables: list[Table] = []
-    columns = list(output_columns) if output_columns is not None else None
-    n_lines = 0
-    for path in find_tables(folder, pattern):
-        header = read_header(path, delimiter)
-        if columns is None:
-            columns = header
-        if output_columns is None and set(header) != set(columns):
-            raise DataError(
-                f"{path}: its columns {header} differ from {columns} of {tables[0].path}; name those to keep in output_columns"
-            )
-        kept = [column_index(path, header, name, "output_columns") for name in columns]
-        tables.append(Table(path, header, kept, column_index(path, header, text_column, "description_column")))
-        n_lines += max(0, _count_lines(path) - 1)
-    if columns and len(set(columns)) < len(columns):
-        raise DataError(f"output_columns: {', '.join(columns)} names a column twice; name each once")
-    if columns and VECTOR in columns:
-        raise DataError(f"output_columns: {VECTOR!r} is the name of the column that the run adds; rename the input column")
-    return Source(tables, columns or [], delimiter, n_lines)
+def embed_source(
+    source: Source, output: Output, ledger: Ledger, workers: Workers, shard_rows: int, facts: dict[str, Any]
+) -> EmbeddedTables:
+    """Embed every row of a source that is not embedded yet, and make the output of all parts.
 
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        count, last = 0, b"\n"
-        while chunk := file.read(1 << 20):
-            count, last = count + chunk.count(b"\n"), chunk[-1:]
-    return count + (last != b"\n")
-
-
-def embed_tables(source: Source, engine: Engine, output_path: Path, manifest: dict[str, Any]) -> EmbeddedTables:
-    """Embed every row of the source into one vector file; rows that cannot be used are listed beside it, with their bytes.
-
-    Raises DataError when not one row could be used. Interrupted, it leaves what was there before.
+    Raises DataError when not one row could be used, and EBRError subclasses for whatever stopped it; what is finished by then
+    is kept, and the same run goes on from there.
     """
-    with _rejects_file(output_path.with_name(output_path.name + ".rejects.jsonl")) as rejects:
-        with vector_file(output_path, source.columns, source.delimiter) as writer:
-            with tqdm(total=source.n_lines, desc="embed", unit="row", dynamic_ncols=True) as bar:
-                for chunk, bad in _chunks(source):
-                    _embed_chunk(chunk, engine, writer)
-                    rejects.add(bad)
-                    bar.update(len(chunk) + len(bad))
-            if not writer.facts["n_rows"]:
-                why = f"the first reason: {rejects.first[0]}" if rejects.first else "the tables hold a header and no rows"
-                raise DataError(f"no row could be embedded; {why}")
-            inputs = hash_files([table.path for table in source.tables])
-            writer.facts |= {"inputs_sha256": inputs, "n_rejected": rejects.n_rows, **manifest}
-    return EmbeddedTables(
-        output_path=output_path,
-        rejects_path=rejects.path if rejects.n_rows else None,
-        n_files=len(source.tables),
-        n_rows=writer.facts["n_rows"],
-        n_rejected=rejects.n_rows,
-        first_rejects=rejects.first,
-        dim=writer.facts["dim"],
-    )
+    records: dict[int, PartRecord] = {}
+    with _Progress() as progress:
 
+        def unfinished() -> Iterator[ShardTask]:
+            for index, shard in enumerate(read_shards(source, shard_rows)):
+                key = ledger.key_of(shard.digest)
+                known = ledger.record_of(key)
+                progress.expect(index, shard.n_lines, shard.read_share)
+                if known is not None and output.has(known, ledger):
+                    records[index] = known
+                    progress.skip(index)
+                else:
+                    yield ShardTask(index, key, shard)
 
-def _embed_chunk(chunk: Sequence[tuple[list[str], str]], engine: Engine, writer: VectorFileWriter) -> None:
-    if chunk:
-        writer.write([cells for cells, _ in chunk], engine.encode([text for _, text in chunk]))
-
-
-def _chunks(source: Source) -> Iterator[tuple[list[tuple[list[str], str]], list[BadRow]]]:
-    """(output cells, text) of up to CHUNK_ROWS rows, with the bad rows met on the way."""
-    good: list[tuple[list[str], str]] = []
-    bad: list[BadRow] = []
-    for table in source.tables:
-        for row in read_rows(table.path, source.delimiter, len(table.header)):
-            usable = _without_empty(row, table)
-            if isinstance(usable, BadRow):
-                bad.append(usable)
-            else:
-                good.append(([usable.cells[index] for index in table.kept], usable.cells[table.text]))
-            if len(good) + len(bad) >= CHUNK_ROWS:
-                yield good, bad
-                good, bad = [], []
-    yield good, bad
-
-
-def _without_empty(row: Row | BadRow, table: Table) -> Row | BadRow:
-    if isinstance(row, Row) and (not row.cells[table.text].strip() or row.cells[table.text] == NULL):
-        return BadRow(table.path, row.line, f"{table.header[table.text]} is empty", row.raw)
-    return row
-
-
-class _Rejects:
-    """Rows that could not be used, one JSON object each; the bytes as base64, for they may not be text."""
-
-    def __init__(self, path: Path, file: TextIO) -> None:
-        self.path = path
-        self.n_rows = 0
-        self.first: list[str] = []
-        self._file = file
-
-    def add(self, rows: Sequence[BadRow]) -> None:
-        for bad in rows:
-            raw = base64.b64encode(bad.raw).decode("ascii")
-            record = {"file": str(bad.file), "line": bad.line, "reason": bad.reason, "raw_base64": raw}
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            if len(self.first) < _FIRST_REJECTS:
-                self.first.append(f"{bad.file}:{bad.line}: {bad.reason}")
-        self.n_rows += len(rows)
+        with _resumable(records):
+            for record in workers.run(unfinished(), progress.on_batch):
+                ledger.add(record)
+                ledger.remember_budget(record.token_budget)
+                records[record.index] = record
+                progress.done(record.index)
+    ordered = [records[index] for index in range(len(records))]
+    done = _summed_up(ordered, source, output, n_kept=progress.n_skipped)
+    if not done.n_rows:
+        why = f"the first reason: {done.first_rejects[0]}" if done.first_rejects else "the tables hold no rows"
+        raise DataError(f"no row could be embedded; {why}")
+    with _resumable(records):
+        output.assemble(ordered, ledger, {**facts, **_facts(ordered, done)})
+    return done
 
 
 @contextmanager
-def _rejects_file(path: Path) -> Iterator[_Rejects]:
-    """The list of rejected rows; no file when there are none."""
-    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-        rejects = _Rejects(path, file)
-        yield rejects
-    if not rejects.n_rows:
-        path.unlink()
+def _resumable(records: dict[int, PartRecord]) -> Iterator[None]:
+    """Whatever ends the run early, its message says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {_kept(records)}") from None
+    except EBRError as error:
+        if records:
+            error.args = (f"{error}\n{_kept(records)}",)
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise DataError(f"{where}{error.strerror or error}; mend that. {_kept(records)}") from error
+
+
+def _kept(records: dict[int, PartRecord]) -> str:
+    rows = sum(record.n_rows for record in records.values())
+    return f"{len(records):,} shards ({rows:,} rows) are finished and kept; run the same command again to go on"
+
+
+def _facts(records: Sequence[PartRecord], done: EmbeddedTables) -> dict[str, Any]:
+    # Not how many texts were encoded or reused: that is of the runs, and the same rows make the same output however it came.
+    inputs = inputs_digest(record.key for record in records)
+    return {"inputs_sha256": inputs, "n_shards": len(records), "n_rejected": done.n_rejected}
+
+
+def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, n_kept: int) -> EmbeddedTables:
+    n_rejected = sum(record.n_rejected for record in records)
+    return EmbeddedTables(
+        output_path=output.path,
+        rejects_path=output.rejects_path if n_rejected else None,
+        n_files=len(source.files),
+        n_shards=len(records),
+        n_kept=n_kept,
+        n_rows=sum(record.n_rows for record in records),
+        n_rejected=n_rejected,
+        n_encoded=sum(record.n_encoded for record in records),
+        n_reused=sum(record.n_reused for record in records),
+        n_changed=sum(record.n_changed for record in records),
+        first_rejects=[line for record in records for line in record.first_rejects][:_FIRST_REJECTS],
+        dim=records[0].dim if records else 0,
+    )
+
+
+class _Progress:
+    """A bar over rows, with their rate. How many there are is told from the share of the bytes that has been read."""
+
+    def __init__(self) -> None:
+        self.n_skipped = 0
+        self._bar = tqdm(total=0, desc="embed", unit="row", dynamic_ncols=True)
+        self._lock = threading.Lock()
+        self._n_expected = 0
+        self._open: dict[int, int] = {}
+        self._within: dict[int, int] = {}
+        self._n_done = 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def expect(self, index: int, n_rows: int, read_share: float) -> None:
+        """A shard has been read."""
+        with self._lock:
+            self._open[index] = n_rows
+            self._n_expected += n_rows
+            self._bar.total = round(self._n_expected / read_share)
+
+    def skip(self, index: int) -> None:
+        """It was finished before, and counts for no rate."""
+        self.n_skipped += 1
+        self._bar.initial += self._open[index]
+        self.done(index)
+
+    def on_batch(self, task: ShardTask, n_texts: int) -> None:
+        """Some of its texts have gone through the model."""
+        with self._lock:
+            within = self._within.get(task.index, 0) + n_texts
+            self._within[task.index] = min(within, task.shard.n_lines)
+            self._show()
+
+    def done(self, index: int) -> None:
+        """It is finished."""
+        with self._lock:
+            self._within.pop(index, None)
+            self._n_done += self._open.pop(index)
+            self._show()
+
+    def _show(self) -> None:
+        self._bar.update(self._n_done + sum(self._within.values()) - self._bar.n)

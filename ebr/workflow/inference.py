@@ -1,7 +1,8 @@
-"""Embed: tables in, one vector file out."""
+"""Embed: tables in, vectors out."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,96 +14,168 @@ from ebr.errors import ConfigError
 from ebr.workflow.speech import Say, library_versions
 
 if TYPE_CHECKING:
-    from ebr.inference.pipeline import EmbeddedTables, Source
+    from ebr.data.shards import Source
+    from ebr.data.vector_formats import VectorFormat
+    from ebr.inference.output import Output
+    from ebr.inference.pipeline import EmbeddedTables
+    from ebr.inference.settings import ComputeSettings
 
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """Which tables a run would embed."""
+    """Which tables a run would embed, and what it would write."""
 
     config: InferenceConfig
     source: Source
+    format: VectorFormat
 
-    def lines(self) -> list[str]:
-        """The plan, for people."""
-        return [
-            f"input   {len(self.source.tables)} tables, {self.source.n_lines:,} rows: {self.config.description_column}",
-            f"output  {self.config.output_path}: {', '.join([*self.source.columns, 'vector'])}",
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is one file; a folder of parts otherwise."""
+        return bool(self.config.output_path.suffix)
+
+    def lines(self, *, count: bool = True) -> list[str]:
+        """The plan, for people. count: with the number of rows, for which every text table is read once."""
+        from ebr.data.shards import count_rows
+
+        source, config = self.source, self.config
+        rows = f"{count_rows(source):,} rows, " if count else ""
+        what = "one file" if self.is_file else f"a part for each {config.shard_rows:,} rows"
+        lines = [
+            f"input   {len(source.files):,} tables, {rows}{source.n_bytes / 1e6:,.1f} MB: {config.description_column}",
+            f"output  {config.output_path}, {self.format.value}, {what}: {', '.join([*source.schema.columns, 'vector'])}",
         ]
+        if source.empty_files:
+            lines.append(f"empty   {len(source.empty_files):,} tables hold nothing, like {source.empty_files[0]}")
+        return lines
+
+    def output(self) -> Output:
+        """What is written, and where."""
+        from ebr.inference.dedup import Dedup
+        from ebr.inference.ledger import work_folder
+        from ebr.inference.output import Output
+        from ebr.inference.parts import PARTS, PartOptions
+
+        config, work_dir = self.config, work_folder(self.config.output_path)
+        options = PartOptions(
+            schema=self.source.schema,
+            format=self.format,
+            vector_dtype=config.vector_dtype,
+            fail_on_bad_row=config.on_bad_row == "fail",
+            dedup=Dedup(config.dedup),
+            parts_dir=work_dir / PARTS if self.is_file else config.output_path,
+            work_dir=work_dir,
+            incremental=config.incremental_key is not None,
+        )
+        return Output(config.output_path, self.is_file, options)
 
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """A finished vector file."""
+    """Finished vectors."""
 
     embedded: EmbeddedTables
     prompt: str
+    settings: ComputeSettings
+    seconds: float
 
     def summary(self) -> str:
-        """What was written, and what was left out and why."""
-        done = self.embedded
-        lines = [
-            f"vectors  {done.output_path}: {done.n_rows:,} rows of {done.dim} from {done.n_files} tables",
-            f"prompt   {self.prompt!r}" if self.prompt else "prompt   none",
-        ]
+        """What was written, how, and what was left out and why."""
+        done, lines = self.embedded, []
+        lines.append(f"vectors  {done.output_path}: {done.n_rows:,} rows of {done.dim} from {done.n_files:,} tables")
+        lines.append(f"texts    {self._texts()}")
+        if done.n_kept:
+            lines.append(f"kept     {done.n_kept:,} of {done.n_shards:,} shards were finished before")
+        lines.append(f"computed {self.settings.describe()}")
+        lines.append(f"prompt   {self.prompt!r}" if self.prompt else "prompt   none")
+        lines.append(f"took     {self.seconds:,.1f} s")
         if done.rejects_path:
-            lines += [
-                f"rejected {done.n_rejected:,} rows, listed in {done.rejects_path}",
-                *(f"  {line}" for line in done.first_rejects),
-            ]
+            lines.append(f"rejected {done.n_rejected:,} rows, listed in {done.rejects_path}")
+            lines += [f"  {line}" for line in done.first_rejects]
         return "\n".join(lines)
 
-
-def _check_output(path: Path, source: Source) -> None:
-    if path.is_dir():
-        raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'embeds.txt'}")
-    if path.resolve() in {table.path.resolve() for table in source.tables}:
-        raise ConfigError(f"output_path {path}: is one of the input tables; write elsewhere, or narrow file_pattern")
+    def _texts(self) -> str:
+        done = self.embedded
+        fresh = done.n_rows - done.n_reused
+        said = f"{done.n_encoded:,} of {fresh:,} went through the model"
+        if done.n_encoded < fresh:
+            said += f"; {1 - done.n_encoded / fresh:.1%} saved, for each distinct text is encoded once"
+        if done.n_reused or done.n_changed:
+            new = fresh - done.n_changed
+            said += f"; {done.n_reused:,} rows as before, {done.n_changed:,} with a changed text, {new:,} new"
+        return said
 
 
 def plan_inference(config: InferenceConfig) -> InferencePlan:
-    """Find the tables and check their headers, and embed nothing."""
-    from ebr.inference.pipeline import open_source
+    """Find the tables and check their headers, and embed nothing. Raises EBRError subclasses that say what to mend."""
+    from ebr.data.shards import open_source
+    from ebr.data.vector_formats import check_dtype, check_output_columns, format_of
     from ebr.model.encoder import resolve_model
 
-    delimiter = parse_delimiter(config.delimiter)
-    source = open_source(config.input_dir, config.file_pattern, delimiter, config.description_column, config.output_columns)
+    config.check()
+    output_format = format_of(config.output_path, config.output_format)
+    check_dtype(output_format, config.vector_dtype)
+    source = open_source(
+        config.input_dir,
+        config.file_pattern,
+        parse_delimiter(config.delimiter),
+        config.description_column,
+        config.output_columns,
+        column_names=config.column_names,
+        key_column=config.incremental_key,
+    )
+    check_output_columns(source.schema.columns, output_format, source.schema.delimiter)
     _check_output(config.output_path, source)
     resolve_model(config.model_path)
-    return InferencePlan(config, source)
+    return InferencePlan(config, source, output_format)
+
+
+def _check_output(path: Path, source: Source) -> None:
+    if path.suffix and path.is_dir():
+        raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'embeds.txt'}")
+    if path.resolve() in {file.path.resolve() for file in source.files}:
+        raise ConfigError(f"output_path {path}: is one of the input tables; write elsewhere, or narrow file_pattern")
+    if path.suffix:
+        return
+    if path.is_file():
+        raise ConfigError(f"output_path {path}: is a file; without a suffix it names a folder")
+    if path.resolve() == source.input_dir.resolve() or source.input_dir.resolve() in path.resolve().parents:
+        raise ConfigError(f"output_path {path}: lies in input_dir {source.input_dir}; write elsewhere")
+    if (
+        path.is_dir()
+        and read_manifest(path) is None
+        and any(not file.name.startswith(("part-", ".")) for file in path.iterdir())
+    ):
+        raise ConfigError(
+            f"output_path {path}: holds other files; give a new folder, or a file in it like {path / 'embeds.txt'}"
+        )
 
 
 def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> InferenceResult:
-    """Embed a folder of tables into one vector file, with the document prompt that the model was saved with.
+    """Embed a folder of tables, with the document prompt that the model was saved with.
 
-    Raises EBRError subclasses that say what to mend; what was at output_path stays until the new file is whole.
+    Interrupted, by whatever, it goes on from there when it is called again.
+    Raises EBRError subclasses that say what to mend; what was at output_path stays until the new output is whole.
     """
-    from ebr.inference.engines import LocalEngine
-    from ebr.inference.pipeline import embed_tables
-    from ebr.model.encoder import Role, fingerprint, load_encoder, pooling_name
+    from ebr.inference.computing import computing, load_for_inference, make_recipe
+    from ebr.inference.incremental import fill_store
+    from ebr.inference.ledger import open_ledger
+    from ebr.inference.pipeline import embed_source
 
+    started = time.perf_counter()
     plan = plan_inference(config)
-    for line in plan.lines():
+    for line in plan.lines(count=False):
         say(line)
-    model = load_encoder(config.model_path, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
-    if read_manifest(Path(config.model_path)) is None:
-        say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
-    engine = LocalEngine(
-        model,
-        Role.DOCUMENT,
-        prompt=config.prompt,
-        batch_size=config.batch_size,
-        normalize_embeddings=config.normalize_embeddings,
-        truncate_dim=config.truncate_dim,
-    )
-    manifest = {
-        "config": config.to_json(),
-        "model": config.model_path,
-        "model_sha256": fingerprint(model),
-        "pooling": pooling_name(model),
-        "prompt": engine.prompt,
-        "max_seq_length": model.max_seq_length,
-        "normalized": config.normalize_embeddings,
-        "versions": library_versions(),
-    }
-    return InferenceResult(embed_tables(plan.source, engine, config.output_path, manifest), engine.prompt)
+    loaded = load_for_inference(config, say)
+    output = plan.output()
+    with open_ledger(config.output_path, make_recipe(config, loaded.facts, output.options)) as ledger:
+        if ledger.changed:
+            say(f"what was embedded before was made with another {', '.join(ledger.changed)}: it is embedded anew")
+        output.sweep()
+        with computing(config, loaded, output.options, plan.source, ledger, say) as (workers, settings):
+            ledger.begin(settings.to_json())
+            if output.options.incremental and ledger.brought_up_to_date:
+                fill_store(config.output_path, ledger.brought_up_to_date, output.options)
+            facts = {**loaded.facts, "config": config.to_json(), "settings": settings.to_json(), "versions": library_versions()}
+            embedded = embed_source(plan.source, output, ledger, workers, config.shard_rows, facts)
+    return InferenceResult(embedded, loaded.facts["prompt"], settings, time.perf_counter() - started)

@@ -13,7 +13,7 @@ import numpy as np
 from ebr.config import VisualizationConfig
 from ebr.data.embeddings import Embeddings, read_embeddings
 from ebr.data.files import write_json
-from ebr.data.tables import NULL, parse_delimiter
+from ebr.data.tables import parse_delimiter
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class VisualizationPlan:
     @cached_property
     def labels(self) -> list[str]:
         """One label a row; '' where it is missing."""
-        labels = (label.strip() for label in self.embeddings.columns[self.config.label_column])
-        return ["" if label == NULL else label for label in labels]
+        return [(label or "").strip() for label in self.embeddings.columns[self.config.label_column]]
 
     def lines(self) -> list[str]:
         """The plan, for people."""
@@ -66,7 +65,7 @@ def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
 
 
 def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> VisualizationResult:
-    """Draw a vector file as a map, and measure its clusters in the original space and the map's trustworthiness.
+    """Draw vectors as a map, and measure their clusters in the original space and the map's trustworthiness.
 
     Raises EBRError subclasses that say what to mend.
     """

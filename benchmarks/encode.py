@@ -1,0 +1,246 @@
+"""How fast are texts encoded, and at which accuracy: stock sentence-transformers against ours, in one run, alternating.
+
+Distinct texts, three length profiles. Every arm encodes the same texts in every round; the best round counts, as the machine's
+other work can only slow one down. Cosines are to stock float32. A row of its own shows what encoding repeated texts once saves.
+
+    python benchmarks/encode.py                                   # the shop corpus when ../shared/data has it, else the sample
+    python benchmarks/encode.py --texts 2000 --rounds 5 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from sentence_transformers import SentenceTransformer
+
+from ebr.inference.attention import this_machine
+from ebr.inference.dedup import Dedup, DistinctEncoder
+from ebr.inference.engines import LocalEngine
+from ebr.inference.precision import choose_settings
+from ebr.model.encoder import Role, load_encoder
+
+CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))
+STOCK_BATCH = 32
+COPIES = 3
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass
+class Arm:
+    """One way to encode, and what was measured of it."""
+
+    name: str
+    encode: Encode
+    seconds: float = float("inf")
+    peak_mb: float = 0.0
+    vectors: np.ndarray | None = None
+
+    def run(self, texts: Sequence[str]) -> None:
+        """Encode once more; the best time counts."""
+        gc.collect()
+        with PeakMemory() as peak:
+            started = time.perf_counter()
+            self.vectors = self.encode(texts)
+            self.seconds = min(self.seconds, time.perf_counter() - started)
+        self.peak_mb = max(self.peak_mb, peak.mb)
+
+
+class PeakMemory:
+    """The most memory beyond what was held at the start: of the GPU where there is one, else of the process, sampled."""
+
+    def __enter__(self) -> PeakMemory:
+        self.mb = 0.0
+        self._done = threading.Event()
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.01):
+            self.mb = max(self.mb, (self._process.memory_info().rss - self._before) / 1e6)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if torch.cuda.is_available():
+            self.mb = (torch.cuda.max_memory_allocated() - self._before) / 1e6
+
+
+def profiles(n_texts: int, rng: np.random.Generator) -> dict[str, list[str]]:
+    """Distinct texts of three lengths: titles, passages, and both mixed."""
+    path = next(path for path in CORPORA if path.is_file())
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    titles = list(dict.fromkeys(record.get("title") or record["text"].split(". ")[0] for record in records))
+    passages = list(dict.fromkeys(f"{record.get('title', '')} {record['text']}".strip() for record in records))
+    print(f"texts: {path}")
+    return {
+        "titles": draw(titles, n_texts, rng),
+        "passages": draw(passages, n_texts, rng),
+        "mixed": draw(draw(titles, n_texts // 2, rng) + draw(passages, n_texts // 2, rng), n_texts, rng),
+    }
+
+
+def draw(texts: Sequence[str], n_texts: int, rng: np.random.Generator) -> list[str]:
+    """So many of them, in random order."""
+    return [texts[index] for index in rng.choice(len(texts), min(n_texts, len(texts)), replace=False)]
+
+
+def matrix_peak(dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of a 2048³ matrix product (8192³ on a GPU): the best of ten."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def flops(model: SentenceTransformer, lengths: np.ndarray) -> float:
+    """Of the matrix products of one forward pass over texts of these lengths, without padding."""
+    weights = sum(m.weight.numel() for m in model[0].model.modules() if isinstance(m, torch.nn.Linear))
+    config = model[0].model.config
+    attention = 4 * config.num_hidden_layers * config.hidden_size
+    return float(2 * weights * lengths.sum() + attention * (lengths.astype(float) ** 2).sum())
+
+
+def cosines(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """The smallest and the mean."""
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
+    each = (ours.astype(np.float64) * reference).sum(axis=1) / norms
+    return float(each.min()), float(each.mean())
+
+
+def stock(name: str, max_seq_length: int | None, dtype: torch.dtype) -> Encode:
+    """Stock encode, with the model in this precision."""
+    model = load_encoder(name, max_seq_length=max_seq_length).to(dtype)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        vectors = model.encode(list(texts), batch_size=STOCK_BATCH, convert_to_tensor=True, show_progress_bar=False)
+        return vectors.float().cpu().numpy()
+
+    return encode
+
+
+def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision: str, compiling: str) -> Encode:
+    """Our engine, with settings chosen on these texts."""
+    model = load_encoder(name, max_seq_length=max_seq_length)
+    settings = choose_settings(
+        model,
+        Role.DOCUMENT,
+        texts,
+        prompt=None,
+        precision=precision,
+        min_cosine=0.9995,
+        torch_compile=compiling,
+        token_budget=None,
+        batch_size=None,
+        n_texts_expected=1_000_000,
+        say=lambda line: print(f"  {precision}: {line}"),
+    )
+    return LocalEngine(model, Role.DOCUMENT, settings=settings).encode
+
+
+def arms(name: str, max_seq_length: int | None, texts: Sequence[str], compiling: str) -> list[Arm]:
+    """Stock float32 first: the others are compared with it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made = [Arm("stock float32", stock(name, max_seq_length, torch.float32))]
+    if device == "cuda" or this_machine(device).has_bfloat16:
+        made.append(Arm("stock bf16", stock(name, max_seq_length, torch.bfloat16)))
+    else:
+        print("stock bf16 is left out: this processor has no bfloat16, and would take many times as long")
+    made.append(Arm("ours float32", ours(name, max_seq_length, texts, "float32", "never")))
+    made.append(Arm("ours auto", ours(name, max_seq_length, texts, "auto", compiling)))
+    return made
+
+
+def measure(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], rounds: int) -> None:
+    """Every arm once a round, in turns, after a warm-up."""
+    for arm in the_arms:
+        arm.encode(texts[:64])
+        arm.seconds, arm.peak_mb = float("inf"), 0.0
+    for number in range(rounds):
+        for index in range(len(the_arms)):
+            the_arms[(index + number) % len(the_arms)].run(texts)
+
+
+def print_table(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], counter: SentenceTransformer, peak: float) -> list:
+    """A row for each arm."""
+    lengths = np.array([len(ids) for ids in counter.tokenizer(list(texts), truncation=True)["input_ids"]])
+    work, base = flops(counter, lengths), the_arms[0]
+    print(f"\n{profile}: {len(texts)} texts of {lengths.mean():.0f} tokens")
+    print(f"{'':<14} {'texts/s':>9} {'tokens/s':>9} {'of peak':>8} {'× stock':>8} {'min cosine':>11} {'mean':>9} {'MB':>6}")
+    rows = []
+    for arm in the_arms:
+        smallest, mean = cosines(arm.vectors, base.vectors)
+        row = {
+            "profile": profile, "arm": arm.name, "texts_s": len(texts) / arm.seconds, "tokens_s": lengths.sum() / arm.seconds,
+            "of_peak": work / arm.seconds / peak, "ratio": base.seconds / arm.seconds, "min_cosine": smallest,
+            "mean_cosine": mean, "peak_mb": arm.peak_mb,
+        }  # fmt: skip
+        print(
+            f"{arm.name:<14} {row['texts_s']:>9.1f} {row['tokens_s']:>9.0f} {row['of_peak']:>8.1%} {row['ratio']:>8.2f} "
+            f"{smallest:>11.6f} {mean:>9.6f} {arm.peak_mb:>6.0f}"
+        )
+        rows.append(row)
+    return rows
+
+
+def dedup_row(texts: Sequence[str], the_arms: Sequence[Arm], engine: LocalEngine, rng: np.random.Generator) -> list:
+    """The same texts, each three times in random order: stock encodes all of them."""
+    repeated = [texts[index] for index in rng.permutation(np.repeat(np.arange(len(texts)), COPIES))]
+    distinct = DistinctEncoder(engine, Dedup.SHARD)
+    both = [Arm("stock float32", the_arms[0].encode), Arm("ours float32", lambda t: distinct.encode(t, None, None).vectors)]
+    measure("repeated", repeated, both, 1)
+    return print_table(f"repeated {COPIES} times", repeated, both, engine.model, matrix_peak(torch.float32, "cpu"))
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", default="all-MiniLM-L6-v2")
+    parser.add_argument("--max_seq_length", type=int, default=None)
+    parser.add_argument("--texts", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", choices=["never", "auto", "always"], default="never", help="of ours auto")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = this_machine(device)
+    peak = matrix_peak(torch.float32, device)
+    print(f"{machine.name}, {machine.n_cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"float32 matrix product {peak / 1e9:,.0f} GFLOP/s")
+    by_profile = profiles(options.texts, rng)
+    the_arms = arms(options.model, options.max_seq_length, by_profile["mixed"], options.compile)
+    counter = load_encoder(options.model, max_seq_length=options.max_seq_length)
+    rows = []
+    for profile, texts in by_profile.items():
+        measure(profile, texts, the_arms, options.rounds)
+        rows += print_table(profile, texts, the_arms, counter, peak)
+    rows += dedup_row(by_profile["titles"], the_arms, LocalEngine(counter, Role.DOCUMENT), rng)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

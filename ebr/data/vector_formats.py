@@ -1,0 +1,154 @@
+"""The formats of vector files, one contract for all: write a whole file, join parts into one, read in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+
+import pyarrow as pa
+
+from ebr.data.vector_npy import ROWS_SUFFIX, join_npy, read_npy, rows_path, write_npy
+from ebr.data.vector_parquet import join_parquet, read_parquet, write_parquet
+from ebr.data.vector_text import join_text, read_text, unfit_names, unfit_text_rows, write_text
+from ebr.data.vectors import VECTOR, VectorBatch, Vectors, checked_vectors
+from ebr.errors import ConfigError, DataError
+
+DTYPES = ("float32", "float16")
+"""The types a vector may be stored in; text is always float32."""
+
+
+class VectorFormat(str, Enum):
+    """How a vector file is written."""
+
+    TXT = "txt"
+    PARQUET = "parquet"
+    NPY = "npy"
+
+
+_OF_SUFFIX = {
+    ".txt": VectorFormat.TXT,
+    ".csv": VectorFormat.TXT,
+    ".tsv": VectorFormat.TXT,
+    ".parquet": VectorFormat.PARQUET,
+    ".npy": VectorFormat.NPY,
+}
+_MAGIC = {b"PAR1": VectorFormat.PARQUET, b"\x93NUM": VectorFormat.NPY}
+
+
+def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
+    """The format asked for; None: the one the suffix names, else text.
+
+    Raises ConfigError when the format is unknown, or contradicts the suffix.
+    """
+    by_suffix = _OF_SUFFIX.get(output_path.suffix.lower())
+    if output_format is None:
+        return by_suffix or VectorFormat.TXT
+    if output_format not in [each.value for each in VectorFormat]:
+        raise ConfigError(f"output_format {output_format!r}: must be one of {', '.join(each.value for each in VectorFormat)}")
+    fmt = VectorFormat(output_format)
+    if by_suffix not in {None, fmt}:
+        raise ConfigError(f"output_format {fmt.value}: contradicts output_path {output_path}; let it end in {suffix_of(fmt)}")
+    return fmt
+
+
+def detected_format(path: Path) -> VectorFormat:
+    """The format of a file made elsewhere: by its suffix, else by its first bytes, else text."""
+    by_suffix = _OF_SUFFIX.get(path.suffix.lower())
+    if by_suffix:
+        return by_suffix
+    with path.open("rb") as file:
+        return _MAGIC.get(file.read(4), VectorFormat.TXT)
+
+
+def suffix_of(fmt: VectorFormat) -> str:
+    """How a file of this format ends: .txt, .parquet or .npy."""
+    return f".{fmt.value}"
+
+
+def files_of(path: Path, fmt: VectorFormat) -> list[Path]:
+    """Every file that one vector file consists of, itself first: x.npy has x.rows.parquet beside it."""
+    return [path, rows_path(path)] if fmt is VectorFormat.NPY else [path]
+
+
+def is_rows_file(path: Path) -> bool:
+    """Whether this is the file of columns beside a matrix."""
+    return path.name.endswith(ROWS_SUFFIX)
+
+
+def check_output_columns(names: Sequence[str], fmt: VectorFormat, delimiter: str) -> None:
+    """Refuse column names that the format cannot hold, before any work. Raises DataError naming the column."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise DataError(f"output_columns: {', '.join(twice)} stands there twice; name each once")
+    if VECTOR in names:
+        raise DataError(f"output_columns: {VECTOR!r} is the name of the column that is added; rename the input column")
+    why = unfit_names(names, delimiter) if fmt is VectorFormat.TXT else None
+    if why:
+        raise DataError(f"output_columns: {why}; leave it out, or set output_format to parquet")
+
+
+def check_dtype(fmt: VectorFormat, dtype: str) -> None:
+    """Refuse a type that the format cannot store. Raises ConfigError."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"vector_dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
+    if fmt is VectorFormat.TXT and dtype != "float32":
+        raise ConfigError(f"vector_dtype {dtype}: txt holds float32 only; set output_format to parquet or npy")
+
+
+def unfit_rows(columns: pa.Table, fmt: VectorFormat, delimiter: str) -> dict[int, str]:
+    r"""Row → reason, for rows whose cells would not read back the same: delimiters, line breaks and a literal `\N` in text."""
+    return unfit_text_rows(columns, delimiter) if fmt is VectorFormat.TXT else {}
+
+
+def write_vectors(
+    path: Path, fmt: VectorFormat, columns: pa.Table, vectors: Vectors, *, delimiter: str, dtype: str = "float32"
+) -> list[Path]:
+    """Write one whole file at exactly `path`, to be renamed by the caller; return every file written.
+
+    columns: N rows of pa.string(), without those of unfit_rows; or no column at all. vectors: (N, D) float32, N may be 0.
+    dtype: float32, or float16 (parquet and npy). Raises DataError for nan, inf, and what goes beyond float16;
+    ConfigError for a type that the format cannot store; OSError when the disk refuses.
+    """
+    check_dtype(fmt, dtype)
+    check_output_columns(columns.column_names, fmt, delimiter)
+    vectors = checked_vectors(columns, vectors)
+    if fmt is VectorFormat.TXT:
+        write_text(path, columns, vectors, delimiter)
+    elif fmt is VectorFormat.PARQUET:
+        write_parquet(path, columns, vectors, dtype)
+    else:
+        write_npy(path, columns, vectors, dtype)
+    return files_of(path, fmt)
+
+
+def join_parts(parts: Sequence[Path], output: Path, fmt: VectorFormat) -> None:
+    """Stream one or more parts into one file at exactly `output`, to be renamed by the caller.
+
+    The bytes of txt and npy are those of one write of all rows; Parquet gets a row group or more a part.
+    Raises DataError when a part cannot be read or does not fit the first.
+    """
+    if not parts:
+        raise ValueError("no parts to join")
+    join = {VectorFormat.TXT: join_text, VectorFormat.PARQUET: join_parquet, VectorFormat.NPY: join_npy}[fmt]
+    join(parts, output)
+
+
+def read_batches(
+    path: Path,
+    fmt: VectorFormat,
+    *,
+    delimiter: str,
+    columns: Mapping[str, str] | None = None,
+    batch_rows: int = 4096,
+) -> Iterator[VectorBatch]:
+    """The rows of one file, at most batch_rows at a time; no batch when it holds none.
+
+    columns: those to keep, each with the option that names it; None = all.
+    Raises DataError naming file, column and row when something is absent or cannot be read, nan and inf included.
+    """
+    if fmt is VectorFormat.TXT:
+        return read_text(path, delimiter, columns, batch_rows)
+    if fmt is VectorFormat.PARQUET:
+        return read_parquet(path, columns, batch_rows)
+    return read_npy(path, columns, batch_rows)

@@ -1,0 +1,95 @@
+"""Vector files as npy: the matrix alone, to be mapped into memory, and the columns in a Parquet file beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numpy.lib import format as npy
+
+from ebr.data.vector_parquet import count_parquet_rows, join_parquet, parquet_columns, read_rows_beside, write_parquet
+from ebr.data.vectors import Columns, VectorBatch, Vectors, as_float32, as_type, wanted_columns
+from ebr.errors import DataError, first_line
+
+ROWS_SUFFIX = ".rows.parquet"
+"""How the file beside `x.npy` ends: x.rows.parquet holds the columns, row by row as the vectors."""
+
+_COPY_BYTES = 1 << 20
+
+
+def rows_path(path: Path) -> Path:
+    """The file of columns beside a matrix."""
+    return path.with_suffix(ROWS_SUFFIX)
+
+
+def write_npy(path: Path, columns: pa.Table, vectors: Vectors, dtype: str) -> None:
+    """Write checked vectors and, beside them, their columns."""
+    stored = as_type(vectors, dtype)
+    write_parquet(rows_path(path), columns, None)
+    with path.open("wb") as file:
+        _write_header(file, stored.dtype, stored.shape)
+        file.write(stored.data)
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    npy.write_array_header_1_0(file, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+
+
+def join_npy(parts: Sequence[Path], output: Path) -> None:
+    """Copy parts into one matrix, and the columns beside them into one file. Raises DataError when their shapes differ."""
+    matrices = [mapped(part) for part in parts]
+    kinds = [(matrix.shape[1], matrix.dtype) for matrix in matrices]
+    for part, kind in zip(parts, kinds, strict=True):
+        if kind != kinds[0]:
+            raise DataError(f"{part}: its dimension or type differs from {parts[0]}'s; remove the parts and run again")
+    starts = [part.stat().st_size - matrix.nbytes for part, matrix in zip(parts, matrices, strict=True)]
+    n_rows = sum(map(len, matrices))
+    matrices.clear()  # mapped pages count as memory
+    with output.open("wb") as whole:
+        _write_header(whole, kinds[0][1], (n_rows, kinds[0][0]))
+        for part, start in zip(parts, starts, strict=True):
+            with part.open("rb") as file:
+                file.seek(start)
+                shutil.copyfileobj(file, whole, _COPY_BYTES)
+    join_parquet([rows_path(part) for part in parts], rows_path(output))
+
+
+def mapped(path: Path) -> npt.NDArray[np.floating[Any]]:
+    """The (N, D) matrix of an npy file, mapped. Raises DataError when it is none, holds no floats, or is cut short."""
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as npy ({first_line(error)})") from None
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.shape[1]:
+        what = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
+        raise DataError(f"{path}: is {what}; it must be a matrix of floats, one vector a row")
+    return matrix
+
+
+def read_npy(path: Path, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[VectorBatch]:
+    """Batches of at most batch_rows rows. Raises DataError naming file, column or row."""
+    n_rows = len(mapped(path))
+    row = 0
+    for count, cells in _cell_batches(path, columns, n_rows, batch_rows):
+        # Mapped anew for each batch: the pages of a mapping that is kept would add up.
+        vectors = as_float32(path, row + 1, mapped(path)[row : row + count])
+        yield VectorBatch(vectors, cells)
+        row += count
+
+
+def _cell_batches(path: Path, columns: Mapping[str, str] | None, n_rows: int, batch_rows: int) -> Iterator[tuple[int, Columns]]:
+    beside = rows_path(path)
+    if not beside.is_file() and columns:
+        raise DataError(f"{path}: no columns beside it; put {', '.join(columns)} into {beside.name}")
+    names = wanted_columns(beside, parquet_columns(beside), columns) if beside.is_file() else []
+    if not names:
+        yield from ((min(batch_rows, n_rows - start), {}) for start in range(0, n_rows, batch_rows))
+    elif count_parquet_rows(beside) != n_rows:
+        raise DataError(f"{path}: {n_rows} vectors, but {count_parquet_rows(beside)} rows in {beside.name}; write both again")
+    else:
+        yield from read_rows_beside(beside, names, batch_rows)

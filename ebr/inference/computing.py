@@ -1,0 +1,177 @@
+"""Who computes the vectors of an inference run, and with which settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from ebr.config import InferenceConfig
+from ebr.data.files import read_manifest
+from ebr.data.shards import Source, parse_shard, read_shards
+from ebr.inference.ledger import Ledger
+from ebr.inference.parts import PartOptions
+from ebr.inference.pipeline import Workers
+from ebr.inference.precision import choose_settings
+from ebr.inference.processes import ProcessWorkers, placements
+from ebr.inference.ray_workers import RayWorkers
+from ebr.inference.settings import ComputeSettings
+from ebr.inference.spec import EngineSpec
+from ebr.inference.worker import ShardWorker
+from ebr.model.encoder import Role, fingerprint, load_encoder, pooling_name, prompt_for
+
+Say = Callable[[str], None]
+
+_CALIBRATION_ROWS = 512
+"""Rows of the first shards among which the texts to try are chosen."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to embed, and everything about it that its vectors depend on."""
+
+    model: SentenceTransformer
+    spec: EngineSpec
+    facts: dict[str, Any]
+
+
+def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
+    """Load the model as it will embed documents. Raises ModelError when it cannot be found or loaded."""
+    model = load_encoder(config.model_path, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
+    if read_manifest(Path(config.model_path)) is None:
+        say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
+    spec = EngineSpec(
+        config.model_path,
+        max_seq_length=config.max_seq_length,
+        trust_remote_code=config.trust_remote_code,
+        prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt,
+        batch_size=config.batch_size,
+        normalize_embeddings=config.normalize_embeddings,
+        truncate_dim=config.truncate_dim,
+    )
+    facts = {
+        "model": config.model_path,
+        "model_sha256": fingerprint(model),
+        "tokenizer_sha256": _tokenizer_digest(model),
+        "pooling": pooling_name(model),
+        "prompt": spec.prompt,
+        "max_seq_length": model.max_seq_length,
+        "normalized": config.normalize_embeddings,
+    }
+    return LoadedModel(model, spec, facts)
+
+
+def _tokenizer_digest(model: SentenceTransformer) -> str:
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    return sha256(backend.to_str().encode()).hexdigest() if backend is not None else ""
+
+
+def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOptions) -> dict[str, dict[str, Any]]:
+    """Everything that a part depends on beside its shard. Who computes is not in it: another engine may finish a run."""
+    asked = {name: config[name] for name in ("precision", "min_cosine", "batch_size", "token_budget", "truncate_dim")}
+    layout = {name: config[name] for name in ("dedup", "shard_rows", "vector_dtype")}
+    schema = options.schema
+    return {
+        "vectors": {**facts, **asked, "incremental_key": config.incremental_key},
+        "layout": {
+            **layout,
+            "output_format": options.format.value,
+            "delimiter": schema.delimiter,
+            "columns": list(schema.columns),
+            "text_column": schema.text_column,
+        },
+    }
+
+
+@contextmanager
+def computing(
+    config: InferenceConfig, loaded: LoadedModel, options: PartOptions, source: Source, ledger: Ledger, say: Say
+) -> Iterator[tuple[Workers, ComputeSettings]]:
+    """Workers that are ready, with settings that hold for the whole output: those of before, or chosen now on its texts."""
+    settings = _settled(ledger)
+    if config.engine == "ray":
+        with closing(RayWorkers(options, num_workers=config.num_workers, address=config.ray_address)) as ray:
+            if settings is None:
+                settings = ray.on_worker(_choose_there, loaded.spec, _Choice.of(config, source))
+            yield ray.with_engine(replace(loaded.spec, settings=settings).build), settings
+        return
+    places = placements(config.num_workers, torch.cuda.device_count(), _cores()) if config.engine == "processes" else []
+    if settings is None:
+        settings = _choose(
+            loaded.model, loaded.spec, _Choice.of(config, source), len(places[0].cores or ()) if places else 0, say
+        )
+    spec = replace(loaded.spec, settings=settings)
+    workers = ProcessWorkers(spec.build, options, places) if places else ShardWorker(spec.on(loaded.model), options)
+    with closing(workers):
+        yield workers, settings
+
+
+def _settled(ledger: Ledger) -> ComputeSettings | None:
+    """The settings of the run that is resumed, or of the output that is brought up to date."""
+    before = ledger.settings
+    if before is None and ledger.brought_up_to_date:
+        before = ledger.brought_up_to_date.settings
+    return ComputeSettings.from_json(before) if before else None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the choice of settings depends on beside the model; picklable."""
+
+    texts: list[str]
+    n_texts_expected: int
+    precision: str
+    min_cosine: float
+    torch_compile: str
+    token_budget: int | None
+
+    @classmethod
+    def of(cls, config: InferenceConfig, source: Source) -> _Choice:
+        """Some texts of the source, spread over its first rows, and how many there may be in all."""
+        texts: list[str] = []
+        n_expected = 0
+        for shard in read_shards(source, _CALIBRATION_ROWS):
+            texts += parse_shard(shard, source.schema).texts
+            n_expected = round(shard.n_lines / shard.read_share) if not n_expected else n_expected
+            if len(texts) >= _CALIBRATION_ROWS:
+                break
+        return cls(texts, n_expected, config.precision, config.min_cosine, config.torch_compile, config.token_budget)
+
+
+def _choose(model: SentenceTransformer, spec: EngineSpec, choice: _Choice, n_threads: int, say: Say) -> ComputeSettings:
+    """n_threads: as many as each worker will have; 0 = as torch has it."""
+    if n_threads:
+        torch.set_num_threads(n_threads)
+    return choose_settings(
+        model,
+        Role.DOCUMENT,
+        choice.texts,
+        prompt=spec.prompt,
+        precision=choice.precision,
+        min_cosine=choice.min_cosine,
+        torch_compile=choice.torch_compile,
+        token_budget=choice.token_budget,
+        batch_size=spec.batch_size,
+        n_texts_expected=choice.n_texts_expected,
+        say=say,
+    )
+
+
+def _choose_there(spec: EngineSpec, choice: _Choice) -> ComputeSettings:
+    """The same on a worker of a cluster, which may have what this machine has not."""
+    model = load_encoder(spec.model_path, max_seq_length=spec.max_seq_length, trust_remote_code=spec.trust_remote_code)
+    return _choose(model, spec, choice, 0, print)
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

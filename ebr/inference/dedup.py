@@ -1,0 +1,137 @@
+"""Each distinct text once: which rows of a shard share a vector, and which of them are known already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from ebr.inference.engines import Engine, OnBatch, TextsTooLarge
+from ebr.inference.store import DIGEST_BYTES, VectorStore, row_digest, text_digest
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Dedup(str, Enum):
+    """Among which texts a distinct one is encoded once."""
+
+    SHARD = "shard"
+    GLOBAL = "global"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class RowDigests:
+    """What stands for N rows in a store: 16 bytes for each text, each key, and both together."""
+
+    texts: list[bytes]
+    keys: list[bytes]
+    rows: list[bytes]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], keys: Sequence[str] | None) -> RowDigests:
+        """Of N texts and their keys; without keys, of the texts alone."""
+        of_texts = [text_digest(text) for text in texts]
+        if keys is None:
+            return cls(of_texts, [], [])
+        of_keys = [text_digest(key) for key in keys]
+        return cls(of_texts, of_keys, [row_digest(key, text) for key, text in zip(of_keys, of_texts, strict=True)])
+
+    def table(self) -> npt.NDArray[np.uint8]:
+        """(N, 32): the digest of each row's key and of its text, side by side."""
+        rows = [key + text for key, text in zip(self.keys, self.texts, strict=True)]
+        return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), 2 * DIGEST_BYTES)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """The vectors of N rows, and where they come from."""
+
+    vectors: Vectors
+    """(N, D); nan where a text was too large."""
+    too_large: list[int]
+    """Rows whose text alone does not fit in the device's memory."""
+    n_encoded: int
+    """Texts that went through the model, now or before this very shard was interrupted."""
+    n_reused: int = 0
+    """Rows that the run before had with the same text."""
+    n_changed: int = 0
+    """Rows whose key the run before had with another text."""
+
+
+class DistinctEncoder:
+    """Encodes the rows of shards, each distinct text once: of a shard, or (GLOBAL) of all that came before as well.
+
+    incremental: rows whose key and text the store holds from the run before are taken over.
+    """
+
+    def __init__(self, engine: Engine, dedup: Dedup, store: VectorStore | None = None, *, incremental: bool = False) -> None:
+        if store is None and (incremental or dedup is Dedup.GLOBAL):
+            raise ValueError("a store is needed")
+        self.engine = engine
+        self.dedup = dedup
+        self.incremental = incremental
+        self._store = store
+
+    def encode(self, texts: Sequence[str], digests: RowDigests | None, on_batch: OnBatch, shard: str = "") -> EncodedRows:
+        """The vectors of N texts. digests: of these rows; needed where there is a store. shard: what stands for these rows."""
+        known = self._known(digests, shard)
+        missing = [row for row in range(len(texts)) if row not in known.vectors]
+        wanted = [texts[row] for row in missing]
+        distinct, place = (wanted, np.arange(len(wanted))) if self.dedup is Dedup.NONE else _distinct(wanted)
+        encoded, too_large = _encode(self.engine, distinct, on_batch)
+        vectors = np.empty((len(texts), self.engine.dim), dtype=np.float32)
+        for row, vector in known.vectors.items():
+            vectors[row] = vector
+        vectors[missing] = encoded[place]
+        if self.dedup is Dedup.GLOBAL and self._store and digests and missing:
+            by_place = dict(zip(place.tolist(), (digests.texts[row] for row in missing), strict=True))
+            whole = np.setdiff1d(np.arange(len(encoded)), too_large).tolist()
+            self._store.add([by_place[index] for index in whole], encoded[whole], shard=shard)
+        failed = np.asarray(missing, dtype=np.int64)[np.isin(place, too_large)].tolist()
+        return EncodedRows(vectors, failed, len(distinct) + known.n_own, known.n_reused, known.n_changed)
+
+    def _known(self, digests: RowDigests | None, shard: str) -> _KnownRows:
+        if self._store is None or digests is None:
+            return _KnownRows({}, 0, 0, 0)
+        known: dict[int, Vectors] = {}
+        n_changed = n_own = 0
+        if self.incremental:
+            before = self._store.get(digests.rows)
+            known = {row: before[digest].vector for row, digest in enumerate(digests.rows) if digest in before}
+            keys = self._store.known_keys(digests.keys)
+            n_changed = sum(key in keys and row not in known for row, key in enumerate(digests.keys))
+        n_reused = len(known)
+        if self.dedup is Dedup.GLOBAL:
+            others = self._store.get(list(dict.fromkeys(digests.texts)))
+            known = {row: others[digest].vector for row, digest in enumerate(digests.texts) if digest in others} | known
+            n_own = sum(other.shard == shard for other in others.values())
+        return _KnownRows(known, n_reused, n_changed, n_own)
+
+
+@dataclass(frozen=True)
+class _KnownRows:
+    """What a store holds of the rows of a shard."""
+
+    vectors: dict[int, Vectors]
+    n_reused: int
+    n_changed: int
+    n_own: int
+    """Texts that this shard left there itself, before it was interrupted."""
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The distinct texts in the order they first come, and for each text which of them it is."""
+    place: dict[str, int] = {}
+    row_of = np.fromiter((place.setdefault(text, len(place)) for text in texts), dtype=np.int64, count=len(texts))
+    return list(place), row_of
+
+
+def _encode(engine: Engine, texts: Sequence[str], on_batch: OnBatch) -> tuple[Vectors, list[int]]:
+    try:
+        return engine.compute(engine.prepare(texts), on_batch), []
+    except TextsTooLarge as error:
+        return error.vectors, error.indices

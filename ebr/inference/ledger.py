@@ -1,0 +1,207 @@
+"""The state of one output, in a hidden folder beside it: who is writing it, what was settled before the first shard, and which
+parts are finished. It outlives the run: over a finished output, only what changed is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ebr.data.files import flush, read_json, read_manifest, write_json
+from ebr.errors import DataError
+from ebr.inference.parts import PARTS, STORE, PartRecord, inputs_digest, remove_parts
+
+Recipe = Mapping[str, Mapping[str, Any]]
+"""What makes a part what it is beside its shard: `vectors` (model, prompt, lengths, …) and `layout` (columns, format, …)."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An output that was finished before: its parts in their order, and what its vectors depend on."""
+
+    keys: list[str]
+    n_rows: list[int]
+    vectors: dict[str, Any]
+    settings: dict[str, Any]
+
+    @cached_property
+    def inputs_sha256(self) -> str:
+        """What its manifest says of its inputs, as long as it is this very output."""
+        return inputs_digest(self.keys)
+
+
+def work_folder(output_path: Path) -> Path:
+    """Where the state of an output lies."""
+    return output_path.with_name(f".{output_path.name}.ebr")
+
+
+class Ledger:
+    """Which parts of an output are finished, by the digest of what they hold. Open it with open_ledger, which locks it."""
+
+    def __init__(self, output_path: Path, recipe: Recipe) -> None:
+        self.output_path = output_path
+        self.work_dir = work_folder(output_path)
+        # As it will be read back, or a tuple would differ from the list of the run before.
+        self.recipe: Recipe = json.loads(json.dumps(recipe))
+        self.recipe_digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        record = self._read_run()
+        before = record.get("finished")
+        self.finished = Finished(**before) if before else None
+        self._finished_keys = frozenset(self.finished.keys if self.finished else ())
+        self.settings: dict[str, Any] | None = None
+        """What an unfinished or finished run of this very recipe settled; None = nothing yet."""
+        self.changed = _differences(record.get("recipe"), self.recipe)
+        """Options by which an earlier run of this output differs: what it made does not count."""
+        self._records: dict[str, PartRecord] = {}
+        if "recipe" in record and not self.changed:
+            self.settings = record["settings"]
+            self._records = {one.key: one for one in self._read_journal()}
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Settle what every part has in common, before the first shard; or change it, when memory did not suffice."""
+        if self.settings is None:
+            # Another model's vectors, or parts of another form, must not come in again.
+            self._journal.unlink(missing_ok=True)
+            shutil.rmtree(self.work_dir / PARTS, ignore_errors=True)
+            if self.output_path.is_dir():
+                files = (read_manifest(self.output_path) or {}).get("files", ())
+                remove_parts(self.output_path, keep={name.split(".")[0] for name in files})
+            self.drop_store()
+        self.settings = settings
+        self._write_run()
+
+    def remember_budget(self, token_budget: int) -> None:
+        """A budget that was halved, because memory did not suffice, holds from here on."""
+        if self.settings is not None and token_budget < self.settings.get("token_budget", 0):
+            self.begin({**self.settings, "token_budget": token_budget})
+
+    def key_of(self, shard_digest: str) -> str:
+        """What stands for the part of a shard: the shard's content and the recipe."""
+        return sha256(f"{self.recipe_digest} {shard_digest}".encode()).hexdigest()
+
+    def record_of(self, key: str) -> PartRecord | None:
+        """The part that was finished for this key, if any."""
+        return self._records.get(key)
+
+    @property
+    def brought_up_to_date(self) -> Finished | None:
+        """The finished output whose vectors this run may take over: made by the same model, in the same way."""
+        return self.finished if self.finished and self.finished.vectors == self.recipe["vectors"] else None
+
+    def was_finished(self, key: str) -> bool:
+        """Whether a part is in the output that was finished last."""
+        return key in self._finished_keys
+
+    def drop_store(self) -> None:
+        """Forget the vectors that shards left to each other."""
+        # The database goes first: SQLite drops the log of one that is gone, but not the other way round.
+        for file in sorted(self.work_dir.glob(f"{STORE}*")):
+            file.unlink()
+
+    def add(self, record: PartRecord) -> None:
+        """Write down a finished part; its files are in place."""
+        self._records[record.key] = record
+        with self._journal.open("a+b") as file:
+            if file.tell() and not _ends_in_newline(file):
+                file.write(b"\n")  # what a kill left half-written stays a line of its own, and is not read
+            file.write(json.dumps(record.to_json(), ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, records: Sequence[PartRecord]) -> None:
+        """The output stands: from here on these are its parts, in this order."""
+        keys = [record.key for record in records]
+        n_rows = [record.n_rows for record in records]
+        self.finished = Finished(keys, n_rows, dict(self.recipe["vectors"]), dict(self.settings or {}))
+        self._finished_keys = frozenset(keys)
+        self._write_run()
+        lines = [json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records]
+        aside = self._journal.with_suffix(".partial")
+        aside.write_text("".join(lines), encoding="utf-8")
+        flush(aside)
+        aside.replace(self._journal)
+        for folder in ("rejects", "digests"):
+            for file in sorted((self.work_dir / folder).glob("*")):
+                if not self.was_finished(file.stem):
+                    file.unlink()
+
+    @property
+    def _journal(self) -> Path:
+        return self.work_dir / "parts.jsonl"
+
+    def _read_run(self) -> dict[str, Any]:
+        path = self.work_dir / "run.json"
+        if not path.is_file():
+            return {}
+        try:
+            record = read_json(path)
+        except ValueError as error:
+            raise DataError(f"{path}: cannot be read ({error}); delete {self.work_dir} to embed everything again") from None
+        return record if isinstance(record, dict) else {}
+
+    def _write_run(self) -> None:
+        finished = self.finished and asdict(self.finished)
+        write_json(self.work_dir / "run.json", {"recipe": self.recipe, "settings": self.settings, "finished": finished})
+
+    def _read_journal(self) -> Iterator[PartRecord]:
+        if not self._journal.is_file():
+            return
+        for line in self._journal.read_bytes().split(b"\n"):
+            try:
+                yield PartRecord(**json.loads(line))
+            except (ValueError, TypeError):
+                continue  # the last line of a run that was killed
+
+
+def _ends_in_newline(file: Any) -> bool:  # noqa: ANN401
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
+
+
+def _differences(before: Recipe | None, now: Recipe) -> list[str]:
+    """Names of what differs between two recipes, for people."""
+    if before is None:
+        return []
+    flat = [{name: value for part in recipe.values() for name, value in part.items()} for recipe in (before, now)]
+    # An option that one of them does not have differs from one that is None.
+    return sorted(name for name in {**flat[0], **flat[1]} if [flat[0].get(name, ...)] != [flat[1].get(name, ...)])
+
+
+@contextmanager
+def open_ledger(output_path: Path, recipe: Recipe) -> Iterator[Ledger]:
+    """The state of an output, locked for this run. Raises DataError, naming the process, when another run writes it."""
+    work_dir = work_folder(output_path)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    holder = work_dir / "running.json"
+    lock = FileLock(work_dir / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            f"output_path {output_path}: another run is writing it{_who(holder)}; wait for it, or give another output_path"
+        ) from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"})
+        yield Ledger(output_path, recipe)
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(holder: Path) -> str:
+    try:
+        return " (process {pid} on {host}, since {since})".format(**read_json(holder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

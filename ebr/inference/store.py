@@ -1,0 +1,112 @@
+"""Vectors of texts that were met before, on disk: what one shard has encoded, another need not.
+
+Memory stays that of SQLite's page cache however many texts there are. A transaction holds all of a shard or nothing, so a run
+that was killed finds whole shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ebr.errors import DataError
+
+Vectors = npt.NDArray[np.float32]
+
+DIGEST_BYTES = 16
+_PATIENCE_S = 600
+# SQLite takes 32,766 parameters a statement; older builds 999.
+_MOST_PARAMETERS = 900
+
+
+def text_digest(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+def row_digest(key: bytes, text: bytes) -> bytes:
+    """16 bytes that stand for a text under a key, made of the digests of both."""
+    return hashlib.blake2b(key + text, digest_size=DIGEST_BYTES, person=b"row").digest()
+
+
+class Known(NamedTuple):
+    """A vector, (D,) float32, and the shard that left it here."""
+
+    vector: Vectors
+    shard: str
+
+
+class VectorStore:
+    """digest → vector, and the keys that were seen with any text. One writer at a time; the others wait.
+
+    The file is opened when it is first asked for something: until then it may be removed. Every method raises DataError when
+    the file cannot be used, mostly because the disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: sqlite3.Connection | None = None
+        self._opening = threading.Lock()
+
+    def get(self, digests: Sequence[bytes]) -> dict[bytes, Known]:
+        """The known ones of these digests."""
+        rows = self._select("SELECT digest, vector, shard FROM vectors", digests)
+        return {digest: Known(np.frombuffer(vector, dtype=np.float32), shard) for digest, vector, shard in rows}
+
+    def known_keys(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Those of these digests of keys that were seen before."""
+        return {digest for (digest,) in self._select("SELECT digest FROM keys", digests)}
+
+    def add(self, digests: Iterable[bytes], vectors: Vectors, *, keys: Iterable[bytes] = (), shard: str = "") -> None:
+        """Put vectors, (N, D) float32, of a shard under N digests, all or none; a digest that has one keeps it."""
+        rows = ((digest, vector.tobytes(), shard) for digest, vector in zip(digests, vectors, strict=True))
+        with self._usable() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
+                db.executemany("INSERT OR IGNORE INTO keys VALUES (?)", ((key,) for key in keys))
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:  # a full disk may have ended it already
+                    db.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._opened:
+            self._opened.close()
+
+    def _select(self, what: str, digests: Sequence[bytes]) -> list[Any]:
+        rows: list[Any] = []
+        with self._usable() as db:
+            for start in range(0, len(digests), _MOST_PARAMETERS):
+                some = digests[start : start + _MOST_PARAMETERS]
+                rows += db.execute(f"{what} WHERE digest IN ({','.join('?' * len(some))})", some)
+        return rows
+
+    @contextmanager
+    def _usable(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._opening:
+                if self._opened is None:
+                    self._opened = _connect(self.path)
+            yield self._opened
+        except sqlite3.OperationalError as error:
+            raise DataError(f"{self.path}: cannot be used ({error}); make room on the disk") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    db.execute("CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB, shard TEXT) WITHOUT ROWID")
+    db.execute("CREATE TABLE IF NOT EXISTS keys (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+    return db

@@ -1,0 +1,228 @@
+"""Input files: which count, what they are by their first bytes, which columns they and their folders give."""
+
+from __future__ import annotations
+
+import gzip
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ebr.data.table_files import (
+    Compression,
+    TableKind,
+    find_tables,
+    n_parquet_rows,
+    open_bytes,
+    open_table,
+    parquet_batches,
+    parquet_schema,
+    refuse_columns_without_text,
+)
+from ebr.errors import ConfigError, DataError
+
+TABLE = b"id\x01text\n1\x01a\n"
+
+
+def zstd(data):
+    """One frame."""
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(data)
+    return packed.getvalue().to_pybytes()
+
+
+def opened(path, data, column_names=None, root=None):
+    """The table of a file with these bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return open_table(path, root or path.parent, "\x01", column_names)
+
+
+def content(path, data):
+    """What a text file with these bytes holds, unpacked."""
+    with open_bytes(opened(path, data)) as stream:
+        return stream.read()
+
+
+# ---------------------------------------------------------------- which files
+
+
+def test_tables_are_found_below_too_sorted_and_without_what_tools_leave(tmp_path):
+    names = ["b.csv", "a/c.csv", "a/.partial.csv", "_SUCCESS.csv", "d.txt", "_temporary/e.csv", ".f.csv.crc", "g.csv.crc"]
+    for name in [*names, "_dt=1/h.csv"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_tables(tmp_path, "*.csv*")]
+    assert found == ["_dt=1/h.csv", "a/c.csv", "b.csv"]
+
+
+def test_folder_without_a_table_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches '\*\.tsv'; set file_pattern"):
+        find_tables(tmp_path, "*.tsv")
+    with pytest.raises(DataError, match=r"input_dir .*absent: no such folder"):
+        find_tables(tmp_path / "absent", "*.csv")
+    with pytest.raises(ConfigError, match="must lie below input_dir"):
+        find_tables(tmp_path, "/data/*.csv")
+
+
+# ---------------------------------------------------------------- what a file is
+
+
+@pytest.mark.parametrize(
+    ("data", "compression"),
+    [
+        (TABLE, Compression.NONE),
+        (gzip.compress(TABLE), Compression.GZIP),
+        (zstd(TABLE), Compression.ZSTD),
+        (b"\x50\x2a\x4d\x18\x02\0\0\0xy" + zstd(TABLE), Compression.ZSTD),
+    ],
+)
+@pytest.mark.parametrize("name", ["000000_0", "t.csv", "t.parquet", "t.gz"])
+def test_file_is_told_by_its_first_bytes_and_never_by_its_name(tmp_path, name, data, compression):
+    file = opened(tmp_path / name, data)
+    assert (file.kind, file.compression, file.columns) == (TableKind.TEXT, compression, ("id", "text"))
+    assert (file.path, file.name, file.n_bytes) == (tmp_path / name, name, len(data))
+    with open_bytes(file) as stream:
+        assert stream.read() == TABLE
+
+
+def test_parquet_is_told_by_its_first_bytes(tmp_path):
+    pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"]}), tmp_path / "000000_0.csv")
+    file = open_table(tmp_path / "000000_0.csv", tmp_path, "\x01", ["x"])
+    assert (file.kind, file.columns) == (TableKind.PARQUET, ("id", "text"))  # its own names, whatever text files lack
+    assert n_parquet_rows(file.path) == 2
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_archives_of_several_parts_are_read_to_their_end(tmp_path, pack):
+    big = b"id\x01text\n" + os.urandom(3_000_000)
+    assert content(tmp_path / "t", pack(big) + pack(b"") + pack(b"\n1\x01a\n")) == big + b"\n1\x01a\n"
+
+
+@pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (zstd, "zstd")])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: data[: len(data) // 2], lambda data: data + b"garbage!"]
+)
+def test_broken_archive_is_named(tmp_path, pack, name, damage):
+    data = damage(pack(b"id\x01text\n" + os.urandom(3_000_000)))
+    with pytest.raises(DataError, match=rf"/t: the {name} archive is broken or cut short \(.+\); copy the file again"):
+        content(tmp_path / "t", data)
+
+
+def test_broken_parquet_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"/t: cannot be read \(.*[Pp]arquet.*\)"):
+        opened(tmp_path / "t", b"PAR1" + b"x" * 50)
+
+
+def test_absent_file_is_named(tmp_path):
+    file = opened(tmp_path / "t", TABLE)
+    file.path.unlink()
+    with pytest.raises(DataError, match=r"/t: cannot be read \(No such file or directory\)"):
+        open_bytes(file)
+    with pytest.raises(DataError, match=r"/t: cannot be read \(No such file or directory\)"):
+        open_table(file.path, tmp_path, "\x01", None)
+
+
+def test_position_on_disk_runs_with_the_content(tmp_path):
+    data = gzip.compress(b"id\x01text\n" + b"x" * 9_000_000)
+    with open_bytes(opened(tmp_path / "t", data)) as stream:
+        n_bytes = len(stream.read())
+        assert stream.disk_position(n_bytes) == len(data)
+        assert stream.disk_position(n_bytes // 2) == pytest.approx(len(data) / 2, rel=0.01)
+
+
+# ---------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\r\n\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n", b"\n" * 3_000_000])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+@pytest.mark.parametrize("column_names", [None, ["id"]])
+def test_file_of_nothing_but_line_ends_is_empty(tmp_path, data, pack, column_names):
+    assert opened(tmp_path / "t", pack(data), column_names) is None
+
+
+def test_names_of_columns_are_given_for_text_without_a_header_line(tmp_path):
+    assert opened(tmp_path / "t", b"1\x01a\n", ["id", "text"]).columns == ("id", "text")
+
+
+def test_bom_is_no_part_of_the_first_name(tmp_path):
+    assert opened(tmp_path / "t", b"\xef\xbb\xbf" + TABLE).columns == ("id", "text")
+
+
+def test_header_that_names_a_column_twice_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"t:1: column id occurs twice; rename one"):
+        opened(tmp_path / "t", b"id\x01id\n")
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["id", "id"]), tmp_path / "p")
+    with pytest.raises(DataError, match=r"p: column id occurs twice; rename one"):
+        open_table(tmp_path / "p", tmp_path, "\x01", None)
+
+
+def test_folders_give_columns_unescaped_and_null(tmp_path):
+    path = (
+        tmp_path / "dt=2026-01-01" / "plain" / "city=a%2Fb%20%E5%8C%97=c" / "x=__HIVE_DEFAULT_PARTITION__" / "y=" / "=z" / "k=v"
+    )
+    file = opened(path, TABLE, root=tmp_path)
+    assert file.partitions == (("dt", "2026-01-01"), ("city", "a/b 北=c"), ("x", None), ("y", ""))
+    assert file.name == path.relative_to(tmp_path).as_posix()
+    assert file.all_columns == ("id", "text", "dt", "city", "x", "y")
+
+
+def test_folder_above_input_dir_gives_no_column(tmp_path):
+    assert opened(tmp_path / "dt=1" / "t", TABLE).partitions == ()
+
+
+def test_column_of_a_folder_and_of_the_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"t: its folders give the column id, which the file has too; rename one"):
+        opened(tmp_path / "id=1" / "t", TABLE, root=tmp_path)
+    with pytest.raises(DataError, match=r"t: column dt occurs twice; rename one"):
+        opened(tmp_path / "dt=1" / "dt=2" / "t", TABLE, root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dt=%FF/t", os.fsdecode(b"dt=\xff/t")])
+def test_folder_that_is_not_utf8_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="its name or a folder's is not UTF-8; rename it") as caught:
+        opened(tmp_path / name, TABLE, root=tmp_path)
+    str(caught.value).encode()
+
+
+# ---------------------------------------------------------------- Parquet as text
+
+
+def test_parquet_columns_come_as_text(tmp_path):
+    columns = {
+        "int": pa.array([1, None]), "float": pa.array([0.1, -2.0]), "bool": pa.array([True, False]),
+        "date": pa.array([0, 1], pa.date32()), "time": pa.array([0, 1_500_000], pa.timestamp("us")),
+        "decimal": pa.array([1, 2]).cast(pa.decimal128(21, 2)), "binary": pa.array([b"a", "北".encode()]),
+        "dictionary": pa.array(["x", "y"]).dictionary_encode(), "large": pa.array(["p", None], pa.large_string()),
+        "nothing": pa.nulls(2), "a.b": pa.array(["dot", ""]), "a": pa.array(["no dot", "\\N"]),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "t")
+    refuse_columns_without_text(tmp_path / "t", parquet_schema(tmp_path / "t"), list(columns))
+    [batch] = parquet_batches(tmp_path / "t", list(columns))
+    assert set(batch.schema.types) == {pa.string()}
+    assert batch.to_pydict() == {
+        "int": ["1", None], "float": ["0.1", "-2"], "bool": ["true", "false"], "date": ["1970-01-01", "1970-01-02"],
+        "time": ["1970-01-01 00:00:00.000000", "1970-01-01 00:00:01.500000"], "decimal": ["1.00", "2.00"],
+        "binary": ["a", "北"], "dictionary": ["x", "y"], "large": ["p", None], "nothing": [None, None],
+        "a.b": ["dot", ""], "a": ["no dot", "\\N"],
+    }  # fmt: skip
+    [batch] = parquet_batches(tmp_path / "t", ["a"])
+    assert batch.to_pydict() == {"a": ["no dot", "\\N"]}
+
+
+@pytest.mark.parametrize(("cells", "kind"), [([[1]], "list<"), ([{"a": 1}], "struct<"), ([[("a", 1)]], "map<")])
+def test_parquet_column_without_a_text_form_is_named(tmp_path, cells, kind):
+    column = pa.array(cells, pa.map_(pa.string(), pa.int8())) if kind == "map<" else pa.array(cells)
+    pq.write_table(pa.table({"x": column, "y": ["fine"]}), tmp_path / "t")
+    schema = parquet_schema(tmp_path / "t")
+    refuse_columns_without_text(tmp_path / "t", schema, ["y"])
+    with pytest.raises(DataError, match=rf"t: column 'x' is {kind}.*, which has no text form; leave it out of output_columns"):
+        refuse_columns_without_text(tmp_path / "t", schema, ["y", "x"])
+
+
+def test_binary_column_that_is_not_utf8_is_named(tmp_path):
+    pq.write_table(pa.table({"x": [b"\xff\xfe"]}), tmp_path / "t")
+    with pytest.raises(DataError, match=r"t: column 'x' is binary and not text \(.*UTF8.*\); leave it out of output_columns"):
+        list(parquet_batches(tmp_path / "t", ["x"]))
