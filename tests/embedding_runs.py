@@ -41,10 +41,8 @@ def everything(folder):
 def leftovers(folder):
     """What was hidden in a folder and is no part of the state that a finished run keeps."""
     kept = {"run.json", "parts.jsonl", "lock"}
-    files = (path for path in folder.rglob("*") if path.is_file())
-    hidden = (
-        path.relative_to(folder) for path in files if any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    hidden = [path for path in files if any(part.startswith(".") for part in path.parts)]
     return [str(path) for path in hidden if path.name not in kept and path.parent.name not in {"rejects", "digests"}]
 
 
@@ -137,7 +135,7 @@ def go_until(run, n_steps):
 
         return killed_or_done
 
-    for owner, name in [(Path, "replace"), (Path, "unlink"), (Path, "rmdir"), (os, "fsync"), (shutil, "rmtree")]:
+    for owner, name in [(Path, "replace"), (Path, "unlink"), (shutil, "rmtree")]:
         setattr(owner, name, deadly(getattr(owner, name)))
     run.go()
 

@@ -334,4 +334,4 @@ def test_what_tools_leave_beside_the_data_is_not_embedded(tiny_model, table):
         (table / folder / "part.csv").write_bytes((table / "part.csv").read_bytes())
     plan = plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table))
     assert [one.name for one in plan.source.files] == ["part.csv"]
-    assert "1 tables, 5 rows" in plan.lines()[0]
+    assert "1 table, 5 rows" in plan.lines()[0]

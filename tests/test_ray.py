@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import logging
 import os
+import re
+import shlex
 import socket
 import sys
+import textwrap
 import time
 import types
 from contextlib import closing, contextmanager
@@ -13,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from ebr.cli import COMMANDS
+from ebr.config.options import add_arguments, flag_to_name
 from ebr.data.embeddings import read_embeddings
 from ebr.errors import ConfigError, DataError, EBRError, MissingPackageError
 from ebr.inference import ray_workers
@@ -123,7 +132,8 @@ class OneThreadRay:
 
     def __init__(self, n_nodes, fate=lambda actor, method, argument: None, stuck=()):
         self.n_nodes, self.fate, self.stuck = n_nodes, fate, set(stuck)
-        self.options, self.killed, self.fetched, self.most_under_way = [], [], [], 0
+        self.options, self.killed, self.fetched = [], [], []
+        self.most_under_way = self.n_waits = 0
 
     def is_initialized(self):
         return True
@@ -150,6 +160,9 @@ class OneThreadRay:
         by_actor = [call.actor for call in calls if call.method == "embed"]
         self.most_under_way = max([self.most_under_way, *map(by_actor.count, by_actor)])
         done = [call for call in calls if call.actor not in self.stuck][:num_returns]
+        self.n_waits += 1
+        assert done, "waits for what never comes"
+        assert self.n_waits < 1000, "goes on for ever"
         return done, calls
 
     def get(self, call):
@@ -387,10 +400,44 @@ def test_node_lost_in_the_middle_costs_no_row_and_brings_none_twice(folder, clus
     assert run.out.read_bytes() == alone.out.read_bytes()
 
 
-def test_address_without_a_cluster_is_refused_by_its_option(folder):
+@pytest.mark.parametrize("address", ["no.such.scheme://nowhere", "127.0.0.1:1"])
+def test_address_without_a_cluster_is_refused_by_its_option(folder, address):
     pytest.importorskip("ray", reason="the optional package ray is not installed")
     run = run_of(folder, "out")
-    with pytest.raises(
-        ConfigError, match=r"^ray_address no.such.scheme://nowhere: no cluster can be used there \(.*docs/scale.md"
-    ):
-        RayWorkers(run.output(run.source()).options, address="no.such.scheme://nowhere")
+    with pytest.raises(ConfigError, match=rf"^ray_address {address}: no cluster can be used there \(.*docs/scale.md"):
+        RayWorkers(run.output(run.source()).options, address=address)
+
+
+# ---------------------------------------------------------------- docs/scale.md
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page, language):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [textwrap.dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)]
+
+
+def test_function_of_the_page_for_spark_gives_each_row_with_a_text_its_vector(tiny_model, tmp_path, monkeypatch):
+    (code,) = blocks("scale.md", "python")
+    (tmp_path / "embed_table.py").write_text(code.replace("/shared/models/tuned", tiny_model), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    table = importlib.import_module("embed_table")
+    texts = ["red shoe", None, "blue cup", "red shoe", " "]
+    frames = [pd.DataFrame({"id": range(5), "description": texts}), pd.DataFrame({"id": [9], "description": ["green lamp"]})]
+    first, second = table.embed(iter(frames))
+    assert (first["id"].tolist(), second["id"].tolist()) == ([0, 2, 3], [9])
+    wanted = table.engine().encode(["red shoe", "blue cup", "red shoe"])
+    assert np.abs(np.stack(first["vector"]) - wanted).max() < 1e-6
+    assert np.array_equal(first["vector"][0], first["vector"][3])
+    assert table.engine() is table.engine()
+
+
+@pytest.mark.parametrize("page", ["scale.md", "scale.zh-CN.md"])
+def test_commands_of_the_page_are_accepted(page):
+    commands = [shlex.split(line) for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("ebr ")]
+    assert len(commands) == 2
+    for _, name, *words in commands:
+        parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+        add_arguments(parser, COMMANDS[name].config)
+        assert parser.parse_known_args([flag_to_name(word) for word in words])[1] == []

@@ -18,11 +18,16 @@ FOLDER_MANIFEST = "ebr_manifest.json"
 _CHUNK = 1 << 20
 
 
+def _partial() -> str:
+    # Two machines of a cluster may write one file at once, with one process number.
+    return f"partial-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, with the same suffix, renamed to it when the block ends well and removed when not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    aside = path.with_name(f".{path.stem}.{_partial()}{path.suffix}")
     try:
         yield aside
         flush(aside)
@@ -35,8 +40,7 @@ def write_aside(path: Path) -> Iterator[Path]:
 def write_files_aside(folder: Path) -> Iterator[Path]:
     """A new empty folder inside `folder`; the files in it move up when the block ends well, and are removed when not."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Two machines of a cluster may write one part at once, with one process number.
-    aside = folder / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
+    aside = folder / f".{_partial()}"
     aside.mkdir()
     try:
         yield aside
@@ -51,7 +55,7 @@ def write_files_aside(folder: Path) -> Iterator[Path]:
 def write_folder_aside(folder: Path) -> Iterator[Path]:
     """A new empty folder beside `folder`, swapped with it when the block ends well; until then the old one is untouched."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    aside = folder.with_name(f".{folder.name}.{_partial()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

@@ -47,8 +47,10 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
     model = load_encoder(config.model_path, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
     if read_manifest(Path(config.model_path)) is None:
         say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
+    folder = Path(config.model_path).expanduser()
     spec = EngineSpec(
-        config.model_path,
+        # Another process may have another working directory.
+        str(folder.resolve()) if folder.is_dir() else config.model_path,
         max_seq_length=config.max_seq_length,
         trust_remote_code=config.trust_remote_code,
         prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt,
@@ -74,19 +76,17 @@ def _tokenizer_digest(model: SentenceTransformer) -> str:
 
 
 def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOptions) -> dict[str, dict[str, Any]]:
-    """Everything that a part depends on beside its shard. Who computes is not in it: another engine may finish a run."""
-    asked = {name: config[name] for name in ("precision", "min_cosine", "batch_size", "token_budget", "truncate_dim")}
+    """Everything that a part depends on beside its shard.
+
+    Who computes, and how much at a time, is not in it: a run may be finished by another engine, or with a lower token_budget.
+    """
+    vectors = {name: value for name, value in facts.items() if name != "model"}  # a model is its weights, wherever they lie
+    vectors |= {name: config[name] for name in ("precision", "min_cosine", "truncate_dim", "incremental_key")}
     layout = {name: config[name] for name in ("dedup", "shard_rows", "vector_dtype")}
-    schema = options.schema
+    layout |= {"output_format": options.format.value, "columns": list(options.schema.columns)}
     return {
-        "vectors": {**facts, **asked, "incremental_key": config.incremental_key},
-        "layout": {
-            **layout,
-            "output_format": options.format.value,
-            "delimiter": schema.delimiter,
-            "columns": list(schema.columns),
-            "text_column": schema.text_column,
-        },
+        "vectors": vectors,
+        "layout": {**layout, "delimiter": options.schema.delimiter, "text_column": options.schema.text_column},
     }
 
 
@@ -95,30 +95,36 @@ def computing(
     config: InferenceConfig, loaded: LoadedModel, options: PartOptions, source: Source, ledger: Ledger, say: Say
 ) -> Iterator[tuple[Workers, ComputeSettings]]:
     """Workers that are ready, with settings that hold for the whole output: those of before, or chosen now on its texts."""
-    settings = _settled(ledger)
+    settings = _settled(ledger, config)
     if config.engine == "ray":
         with closing(RayWorkers(options, num_workers=config.num_workers, address=config.ray_address)) as ray:
             if settings is None:
-                settings = ray.on_worker(_choose_there, loaded.spec, _Choice.of(config, source))
+                settings, lines = ray.on_worker(_choose_there, loaded.spec, _Choice.of(config, source))
+                for line in lines:
+                    say(line)
             yield ray.with_engine(replace(loaded.spec, settings=settings).build), settings
         return
     places = placements(config.num_workers, torch.cuda.device_count(), _cores()) if config.engine == "processes" else []
+    n_threads = len(places[0].cores or ()) if places else 0
     if settings is None:
-        settings = _choose(
-            loaded.model, loaded.spec, _Choice.of(config, source), len(places[0].cores or ()) if places else 0, say
-        )
+        settings = _choose(loaded.model, loaded.spec, _Choice.of(config, source), n_threads, say)
+    elif n_threads:
+        settings = replace(settings, n_threads=n_threads)
     spec = replace(loaded.spec, settings=settings)
     workers = ProcessWorkers(spec.build, options, places) if places else ShardWorker(spec.on(loaded.model), options)
     with closing(workers):
         yield workers, settings
 
 
-def _settled(ledger: Ledger) -> ComputeSettings | None:
+def _settled(ledger: Ledger, config: InferenceConfig) -> ComputeSettings | None:
     """The settings of the run that is resumed, or of the output that is brought up to date."""
     before = ledger.settings
     if before is None and ledger.brought_up_to_date:
         before = ledger.brought_up_to_date.settings
-    return ComputeSettings.from_json(before) if before else None
+    if before is None:
+        return None
+    settings = ComputeSettings.from_json(before)
+    return replace(settings, token_budget=config.token_budget) if config.token_budget else settings
 
 
 @dataclass(frozen=True)
@@ -164,10 +170,11 @@ def _choose(model: SentenceTransformer, spec: EngineSpec, choice: _Choice, n_thr
     )
 
 
-def _choose_there(spec: EngineSpec, choice: _Choice) -> ComputeSettings:
-    """The same on a worker of a cluster, which may have what this machine has not."""
+def _choose_there(spec: EngineSpec, choice: _Choice) -> tuple[ComputeSettings, list[str]]:
+    """The same on a worker of a cluster, which may have what this machine has not; with what there is to say."""
+    said: list[str] = []
     model = load_encoder(spec.model_path, max_seq_length=spec.max_seq_length, trust_remote_code=spec.trust_remote_code)
-    return _choose(model, spec, choice, 0, print)
+    return _choose(model, spec, choice, 0, said.append), said
 
 
 def _cores() -> list[int]:

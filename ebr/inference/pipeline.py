@@ -87,6 +87,7 @@ def embed_source(
         why = f"the first reason: {done.first_rejects[0]}" if done.first_rejects else "the tables hold no rows"
         raise DataError(f"no row could be embedded; {why}")
     with _resumable(records):
+        output.sweep()  # a worker that was lost may have left something half-written
         output.assemble(ordered, ledger, {**facts, **_facts(ordered, done)})
     return done
 
@@ -109,7 +110,8 @@ def _resumable(records: dict[int, PartRecord]) -> Iterator[None]:
 
 def _kept(records: dict[int, PartRecord]) -> str:
     rows = sum(record.n_rows for record in records.values())
-    return f"{len(records):,} shards ({rows:,} rows) are finished and kept; run the same command again to go on"
+    shards, are = ("1 shard", "is") if len(records) == 1 else (f"{len(records):,} shards", "are")
+    return f"{shards} ({rows:,} rows) {are} finished and kept; run the same command again to go on"
 
 
 def _facts(records: Sequence[PartRecord], done: EmbeddedTables) -> dict[str, Any]:

@@ -9,8 +9,11 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_all
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -159,11 +162,27 @@ def _work(pipe: Connection, build: Build, options: PartOptions, place: Placement
         with lock:
             pipe.send((kind, value))
 
+    def on_batch(index: int, n_texts: int) -> None:
+        send("batch", (index, n_texts))
+
+    def report(future: Future[PartRecord]) -> None:
+        error = future.exception()
+        with suppress(OSError):  # the parent is gone
+            if error is None:
+                send("done", future.result())
+            else:
+                send("failed", (_picklable(error), "".join(traceback.format_exception(error))))
+
+    pending: list[Future[PartRecord]] = []
     try:
         with closing(ShardWorker(build(place), options)) as worker:
-            for record in worker.run(iter(pipe.recv, None), lambda task, n: send("batch", (task.index, n))):
-                send("done", record)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+            for task in iter(pipe.recv, None):
+                # Each part is told of when it is done: the parent may wait for this one before it gives the next.
+                future = worker.start(task, partial(on_batch, task.index))
+                future.add_done_callback(report)
+                pending = [*(one for one in pending if not one.done()), future]
+            wait_for_all(pending)
+    except (EOFError, ConnectionResetError):
         pass  # the parent is gone
     except BaseException as error:
         send("failed", (_picklable(error), "".join(traceback.format_exception(error))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 from collections import Counter
@@ -85,8 +86,7 @@ class RayCluster:
             if done:
                 return done[0]
             if for_room:
-                asked = " and ".join(f"{name} {number}" for name, number in self.shape.resources.items())
-                log.warning("nothing from Ray for %d s; a worker asks for %s, see `ray status` for room", _PATIENCE_S, asked)
+                log.warning("nothing for %d s: does `ray status` show room for %s?", _PATIENCE_S, self.shape.resources)
 
     def get(self, ref: Any) -> Any:  # noqa: ANN401
         """A result. Raises what the code raised that made it; a RayError when the process that made it was lost."""
@@ -206,8 +206,7 @@ class RayWorkers:
                 f"output_path {self._options.work_dir.parent}: node {host} does not see it; it must lie on storage that every "
                 "node shares, under the same path"
             )
-        actor.starting, actor.host = None, host
-        self._failed_starts = 0
+        actor.starting, actor.host, self._failed_starts = None, host, 0
         log.info("a Ray actor on %s is ready", host)
 
     def _replace(self, actor: _Actor, error: Exception, queue: _Queue, marker: Path) -> None:
@@ -295,13 +294,14 @@ def _import_ray() -> Any:  # noqa: ANN401
 
 def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401
     """Connect to a cluster; None: start one here. Neither it nor we report to anybody."""
-    where = (
-        "engine ray: none could be started here" if address is None else f"ray_address {address}: no cluster can be used there"
-    )
+    where = f"ray_address {address}: no cluster can be used there" if address else "engine ray: none could be started here"
     local = {"include_dashboard": False} if address is None else {}
     before = os.environ.get(_STATISTICS)
     os.environ[_STATISTICS] = "0"
+    host, _, port = (address or "").rpartition(":")
     try:
+        if port.isdigit() and "://" not in host:
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself goes on asking for minutes
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(f"{where} ({_reason(error)}); docs/scale.md says how to start one") from error
@@ -314,5 +314,6 @@ def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401
 
 def _reason(error: BaseException) -> str:
     """What happened, in a line: Ray begins with that something did, and ends with why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = re.sub(r"\x1b\[\d+m", "", str(error))  # it colours names
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return " … ".join(line[:300] for line in dict.fromkeys([lines[0], lines[-1]]))

@@ -52,7 +52,7 @@ class ShardWorker:
         pending: list[Future[PartRecord]] = []
         try:
             for task in tasks:
-                pending.append(self._pool.submit(self.embed, task, partial(on_batch, task), self._turns.take()))
+                pending.append(self.start(task, partial(on_batch, task)))
                 if len(pending) == OVERLAP:
                     yield pending.pop(0).result()
             while pending:
@@ -60,6 +60,10 @@ class ShardWorker:
         except BaseException:
             self._stop()
             raise
+
+    def start(self, task: ShardTask, on_batch: OnBatch) -> Future[PartRecord]:
+        """Have a shard embedded, after those started before it."""
+        return self._pool.submit(self.embed, task, on_batch, self._turns.take())
 
     def embed(self, task: ShardTask, on_batch: OnBatch, turn: int = 0) -> PartRecord:
         """Parse, encode and write one shard. turn: its place in the order of this worker's shards, from 0; of dedup global."""

@@ -42,11 +42,11 @@ class InferencePlan:
         rows = f"{count_rows(source):,} rows, " if count else ""
         what = "one file" if self.is_file else f"a part for each {config.shard_rows:,} rows"
         lines = [
-            f"input   {len(source.files):,} tables, {rows}{source.n_bytes / 1e6:,.1f} MB: {config.description_column}",
+            f"input   {_tables(len(source.files))}, {rows}{source.n_bytes / 1e6:,.1f} MB: {config.description_column}",
             f"output  {config.output_path}, {self.format.value}, {what}: {', '.join([*source.schema.columns, 'vector'])}",
         ]
         if source.empty_files:
-            lines.append(f"empty   {len(source.empty_files):,} tables hold nothing, like {source.empty_files[0]}")
+            lines.append(f"empty   {_tables(len(source.empty_files))} without a row, like {source.empty_files[0]}")
         return lines
 
     def output(self) -> Output:
@@ -82,7 +82,7 @@ class InferenceResult:
     def summary(self) -> str:
         """What was written, how, and what was left out and why."""
         done, lines = self.embedded, []
-        lines.append(f"vectors  {done.output_path}: {done.n_rows:,} rows of {done.dim} from {done.n_files:,} tables")
+        lines.append(f"vectors  {done.output_path}: {done.n_rows:,} rows of {done.dim} from {_tables(done.n_files)}")
         lines.append(f"texts    {self._texts()}")
         if done.n_kept:
             lines.append(f"kept     {done.n_kept:,} of {done.n_shards:,} shards were finished before")
@@ -104,6 +104,10 @@ class InferenceResult:
             new = fresh - done.n_changed
             said += f"; {done.n_reused:,} rows as before, {done.n_changed:,} with a changed text, {new:,} new"
         return said
+
+
+def _tables(count: int) -> str:
+    return "1 table" if count == 1 else f"{count:,} tables"
 
 
 def plan_inference(config: InferenceConfig) -> InferencePlan:
