@@ -220,7 +220,7 @@ def main() -> int:
     parser.add_argument("--max_seq_length", type=int, default=None)
     parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compile", choices=["never", "auto", "always"], default="never", help="of ours auto")
+    parser.add_argument("--compile", choices=["never", "auto", "always"], default="auto", help="of ours auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rng = np.random.default_rng(0)

@@ -333,7 +333,7 @@ def test_foreign_files_that_do_not_fit_together_are_refused(tmp_path):
         ("id|vector\na|\\N\n", r"v.txt:2: the vector is not numbers between spaces: '\\N'"),
         ("id|vector\na|1 2\nb|one two\n", "v.txt:3: the vector is not numbers between spaces: 'one two'"),
         ("id|vector\na|[1, 2]\n", "v.txt:2: the vector is not numbers between spaces: '[1, 2]'"),
-        ("id|vector\na|1 2\nb\n", "v.txt:3: 1 columns where the header has 2"),
+        ("id|vector\na|1 2\nb\n", "v.txt:3: 1 columns instead of 2"),
         ("id|vector\n", "v.txt: holds no rows"),
         ("id|vectr\na|1\n", "v.txt: no column 'vector' (a vector file); it has 'id', 'vectr'; did you mean 'vectr'?"),
         ("", "v.txt: is empty; a table starts with a line of column names"),

@@ -126,7 +126,7 @@ def test_rejected_rows_are_listed_with_file_line_reason_and_bytes_and_counted(tm
     assert rejects_of(done) == [
         ("a.csv", 3, "text is empty", b"2| |A\n"),
         ("a.csv", 4, "not UTF-8", b"3|\xff|A\n"),
-        ("a.csv", 5, "2 columns where the header has 3", b"4|two\n"),
+        ("a.csv", 5, "2 columns instead of 3", b"4|two\n"),
         ("a.csv", 6, "text is empty", b"5|\\N|A\n"),
         ("b.csv", 2, "text is empty", b"6||B\n"),
     ]
@@ -176,7 +176,7 @@ def test_texts_too_large_for_the_device_are_rejected_and_the_rest_is_kept(tmp_pa
         (3, why, b"2|huge|A\n"),
         (5, why, b"4|huge|A\n"),
         (7, why, b"6|huge|A\n"),
-        (8, "2 columns where the header has 3", b"7|x\n"),
+        (8, "2 columns instead of 3", b"7|x\n"),
     ]
     read = read_embeddings(out, "|")
     assert read.columns["id"] == ["1", "3", "5"]
@@ -187,7 +187,7 @@ def test_texts_too_large_for_the_device_are_rejected_and_the_rest_is_kept(tmp_pa
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ("9", "1 columns where the header has 3"),
+        ("9", "1 columns instead of 3"),
         ("9| |B", "text is empty"),
         ("9|huge|B", "does not fit in the device's memory"),
     ],

@@ -209,14 +209,14 @@ def test_bad_rows_are_listed_in_their_place_with_their_bytes(tmp_path):
     assert [(line, text, key) for line, text, _, key, _ in good] == [(2, "a", "1"), (11, "d", "10")]
     assert [raw for *_, raw in good] == [b"1\x01a\n", b"10\x01d"]
     assert bad == [
-        BadRow("t", 3, "1 columns where the header has 2", b"2\n"),
+        BadRow("t", 3, "1 columns instead of 2", b"2\n"),
         BadRow("t", 4, "not UTF-8", b"3\x01\xe9\n"),
         BadRow("t", 5, "id is empty", b"\x014\n"),
         BadRow("t", 6, "text is empty", b"5\x01\n"),
         BadRow("t", 7, "text is empty", b"6\x01\\N\n"),
         BadRow("t", 8, "text is empty", b"7\x01 \xe2\x80\xa8\t\r\n"),
         BadRow("t", 9, "id is empty", b"\\N\x018\n"),
-        BadRow("t", 10, "3 columns where the header has 2", b"9\x01b\x01c\n"),
+        BadRow("t", 10, "3 columns instead of 2", b"9\x01b\x01c\n"),
     ]
 
 

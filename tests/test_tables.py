@@ -174,9 +174,9 @@ def test_ragged_row_is_named_with_its_line_and_its_bytes(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(b"id\x01text\n1\n2\x01b\n3\x01c\x01d\r\n")
     assert list(read_rows(path, "\x01", 2)) == [
-        BadRow(path, 2, "1 columns where the header has 2", b"1\n"),
+        BadRow(path, 2, "1 columns instead of 2", b"1\n"),
         Row(3, ["2", "b"], b"2\x01b\n"),
-        BadRow(path, 4, "3 columns where the header has 2", b"3\x01c\x01d\r\n"),
+        BadRow(path, 4, "3 columns instead of 2", b"3\x01c\x01d\r\n"),
     ]
 
 
@@ -194,7 +194,7 @@ def test_line_numbers_are_right_after_bad_rows_and_quoted_line_ends(tmp_path):
     assert read(tmp_path, data, ",")[1] == [
         (2, ["1", "a\nb"]),
         (4, "not UTF-8"),
-        (5, "1 columns where the header has 2"),
+        (5, "1 columns instead of 2"),
         (6, ["3", "d\n\n\ne"]),
         (10, ["4", "f"]),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from ebr.data.vectors import VECTOR, Columns, Vectors
 from ebr.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+PART_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{12})\.[a-z.]+")
+"""What the files of a folder of parts are called: their place, and the beginning of the digest of what they hold."""
 
 _KIND = "embeddings"
 _NO_VECTORS = (".json", ".jsonl", ".crc")  # what else lies beside vector files: manifests, rejects, checksums
@@ -123,6 +127,8 @@ def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> _Found:
 def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str]) -> None:
     suffixes = {file.suffix for name in [f"x{suffix_of(fmt)}"] for file in files_of(Path(name), fmt)}
     strangers = [file.name for file in _visible(folder) if file.suffix in suffixes and file not in hashes]
+    # Parts of a run that is bringing the folder up to date count once the manifest names them.
+    strangers = [name for name in strangers if not PART_FILE.fullmatch(name)]
     if strangers:
         names = ", ".join(strangers[:3])
         raise DataError(f"{folder}: {names} is not in its manifest; move it out of the folder, or embed again")

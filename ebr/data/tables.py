@@ -127,7 +127,7 @@ def read_cells(raw: bytes, delimiter: str, n_columns: int) -> Cells:
     r"""The cells of one record, None for \N. Raises ValueError, whose text is the reason, when it is no row of n_columns."""
     cells = split_record(raw, delimiter)
     if len(cells) != n_columns:
-        raise ValueError(f"{len(cells)} columns where the header has {n_columns}")
+        raise ValueError(f"{len(cells)} columns instead of {n_columns}")
     return [None if cell == NULL else cell for cell in cells]
 
 

@@ -102,12 +102,20 @@ def unfit_rows(columns: pa.Table, fmt: VectorFormat, delimiter: str) -> dict[int
 
 
 def write_vectors(
-    path: Path, fmt: VectorFormat, columns: pa.Table, vectors: Vectors, *, delimiter: str, dtype: str = "float32"
+    path: Path,
+    fmt: VectorFormat,
+    columns: pa.Table,
+    vectors: Vectors,
+    *,
+    delimiter: str,
+    dtype: str = "float32",
+    packed: bool = True,
 ) -> list[Path]:
     """Write one whole file at exactly `path`, to be renamed by the caller; return every file written.
 
     columns: N rows of pa.string(), without those of unfit_rows; or no column at all. vectors: (N, D) float32, N may be 0.
-    dtype: float32, or float16 (parquet and npy). Raises DataError for nan, inf, and what goes beyond float16;
+    dtype: float32, or float16 (parquet and npy). packed: False = for a part that is joined and removed: Parquet is not
+    compressed. Raises DataError for nan, inf, and what goes beyond float16;
     ConfigError for a type that the format cannot store; OSError when the disk refuses.
     """
     check_dtype(fmt, dtype)
@@ -116,7 +124,7 @@ def write_vectors(
     if fmt is VectorFormat.TXT:
         write_text(path, columns, vectors, delimiter)
     elif fmt is VectorFormat.PARQUET:
-        write_parquet(path, columns, vectors, dtype)
+        write_parquet(path, columns, vectors, dtype, packed=packed)
     else:
         write_npy(path, columns, vectors, dtype)
     return files_of(path, fmt)

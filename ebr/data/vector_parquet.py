@@ -20,8 +20,13 @@ _GROUP_ROWS = 16_384  # rows of a row group, the least that is in memory when a 
 _LEAF = f"{VECTOR}.list.element"
 
 
-def write_parquet(path: Path, columns: pa.Table, vectors: npt.NDArray[np.float32] | None, dtype: str = "float32") -> None:
-    """Write columns of text, and checked vectors when there are any. The file says nothing beyond them and its writer."""
+def write_parquet(
+    path: Path, columns: pa.Table, vectors: npt.NDArray[np.float32] | None, dtype: str = "float32", *, packed: bool = True
+) -> None:
+    """Write columns of text, and checked vectors when there are any. The file says nothing beyond them and its writer.
+
+    packed: as small as it gets; False = as fast as it goes, for a file that is soon read and removed.
+    """
     table = _plain(columns)
     if vectors is not None:
         flat = pa.array(as_type(vectors, dtype).reshape(-1))
@@ -29,7 +34,7 @@ def write_parquet(path: Path, columns: pa.Table, vectors: npt.NDArray[np.float32
         column = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
         names = table.column_names
         table = pa.Table.from_arrays([*table.columns, column], schema=pa.schema([*(table.field(n) for n in names), field]))
-    with _writer(path, table.schema) as writer:
+    with _writer(path, table.schema, packed=packed) as writer:
         writer.write_table(table, row_group_size=_GROUP_ROWS)
 
 
@@ -39,7 +44,9 @@ def _plain(columns: pa.Table) -> pa.Table:
     return pa.Table.from_arrays([column.cast(pa.string()) for column in columns.columns], schema=schema)
 
 
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def _writer(path: Path, schema: pa.Schema, *, packed: bool = True) -> pq.ParquetWriter:
+    if not packed:
+        return pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False)
     texts = [name for name in schema.names if name != VECTOR]
     # Numbers of a vector hardly repeat, so a dictionary only costs; their bytes by place (sign and exponent together)
     # compress far better.

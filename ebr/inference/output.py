@@ -150,6 +150,7 @@ class Output:
                         vectors,
                         delimiter=self.options.schema.delimiter,
                         dtype=self.options.vector_dtype,
+                        packed=False,
                     )
 
     def _join_rejects(self, records: Sequence[PartRecord]) -> None:

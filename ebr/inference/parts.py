@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ebr.data.embeddings import PART_FILE
 from ebr.data.shards import Schema, Shard
 from ebr.data.vector_formats import VectorFormat, suffix_of
 from ebr.inference.dedup import Dedup
@@ -16,7 +16,7 @@ from ebr.inference.dedup import Dedup
 PARTS, STORE = "parts", "vectors.sqlite"
 """Names in the folder of an output's state."""
 
-_PART_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{12})\.[a-z.]+")
+MEND_THE_ROW = "mend the row, or set on_bad_row reject to list such rows and go on"
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class PartOptions:
     work_dir: Path
     """Where the rejects and digests of parts lie."""
     incremental: bool = False
+
+    @property
+    def are_joined(self) -> bool:
+        """Whether the parts become one file, and lie with the output's state until then."""
+        return self.parts_dir == self.work_dir / PARTS
 
     @property
     def store_path(self) -> Path | None:
@@ -73,7 +78,7 @@ def part_name(index: int, key: str) -> str:
 def remove_parts(folder: Path, *, keep: Collection[str]) -> None:
     """Remove the files of all parts but those of these names; what is no part stays."""
     for file in sorted(folder.iterdir()):
-        part = _PART_FILE.fullmatch(file.name)
+        part = PART_FILE.fullmatch(file.name)
         if part and part[1] not in keep:
             file.unlink()
 

@@ -15,7 +15,7 @@ from ebr.data.shards import Source, read_shards
 from ebr.errors import DataError, EBRError, Interrupted
 from ebr.inference.ledger import Ledger
 from ebr.inference.output import Output
-from ebr.inference.parts import PartRecord, ShardTask, inputs_digest
+from ebr.inference.parts import MEND_THE_ROW, PartRecord, ShardTask, inputs_digest
 
 OnBatch = Callable[[ShardTask, int], None]
 _FIRST_REJECTS = 5
@@ -45,10 +45,14 @@ class EmbeddedTables:
     """Shards that were finished before."""
     n_rows: int
     n_rejected: int
+    n_fresh: int
+    """Rows of the shards of this run."""
     n_encoded: int
-    """Texts that went through the model, in this run or in those before it."""
+    """Of those, texts that went through the model."""
     n_reused: int
+    """Of those, rows whose vector was taken over, for their key had the same text before."""
     n_changed: int
+    """Of those, rows whose key had another text before."""
     first_rejects: list[str]
     dim: int
 
@@ -62,6 +66,7 @@ def embed_source(
     is kept, and the same run goes on from there.
     """
     records: dict[int, PartRecord] = {}
+    kept: set[int] = set()
     with _Progress() as progress:
 
         def unfinished() -> Iterator[ShardTask]:
@@ -70,6 +75,9 @@ def embed_source(
                 known = ledger.record_of(key)
                 progress.expect(index, shard.n_lines, shard.read_share)
                 if known is not None and output.has(known, ledger):
+                    if known.n_rejected and output.options.fail_on_bad_row:
+                        raise DataError(f"{known.first_rejects[0]}; {MEND_THE_ROW}")
+                    kept.add(index)
                     records[index] = known
                     progress.skip(index)
                 else:
@@ -82,7 +90,7 @@ def embed_source(
                 records[record.index] = record
                 progress.done(record.index)
     ordered = [records[index] for index in range(len(records))]
-    done = _summed_up(ordered, source, output, n_kept=progress.n_skipped)
+    done = _summed_up(ordered, source, output, kept)
     if not done.n_rows:
         why = f"the first reason: {done.first_rejects[0]}" if done.first_rejects else "the tables hold no rows"
         raise DataError(f"no row could be embedded; {why}")
@@ -120,19 +128,21 @@ def _facts(records: Sequence[PartRecord], done: EmbeddedTables) -> dict[str, Any
     return {"inputs_sha256": inputs, "n_shards": len(records), "n_rejected": done.n_rejected}
 
 
-def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, n_kept: int) -> EmbeddedTables:
+def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, kept: set[int]) -> EmbeddedTables:
+    fresh = [record for index, record in enumerate(records) if index not in kept]
     n_rejected = sum(record.n_rejected for record in records)
     return EmbeddedTables(
         output_path=output.path,
         rejects_path=output.rejects_path if n_rejected else None,
         n_files=len(source.files),
         n_shards=len(records),
-        n_kept=n_kept,
+        n_kept=len(kept),
         n_rows=sum(record.n_rows for record in records),
         n_rejected=n_rejected,
-        n_encoded=sum(record.n_encoded for record in records),
-        n_reused=sum(record.n_reused for record in records),
-        n_changed=sum(record.n_changed for record in records),
+        n_fresh=sum(record.n_rows for record in fresh),
+        n_encoded=sum(record.n_encoded for record in fresh),
+        n_reused=sum(record.n_reused for record in fresh),
+        n_changed=sum(record.n_changed for record in fresh),
         first_rejects=[line for record in records for line in record.first_rejects][:_FIRST_REJECTS],
         dim=records[0].dim if records else 0,
     )
@@ -142,7 +152,6 @@ class _Progress:
     """A bar over rows, with their rate. How many there are is told from the share of the bytes that has been read."""
 
     def __init__(self) -> None:
-        self.n_skipped = 0
         self._bar = tqdm(total=0, desc="embed", unit="row", dynamic_ncols=True)
         self._lock = threading.Lock()
         self._n_expected = 0
@@ -165,7 +174,6 @@ class _Progress:
 
     def skip(self, index: int) -> None:
         """It was finished before, and counts for no rate."""
-        self.n_skipped += 1
         self._bar.initial += self._open[index]
         self.done(index)
 

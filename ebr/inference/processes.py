@@ -116,8 +116,7 @@ class ProcessWorkers:
             if self._deaths[index] == _MOST_DEATHS:
                 raise EBRError(
                     f"{task.shard.file}: the shard from line {task.shard.first_line} ended its process {_MOST_DEATHS} times "
-                    f"(exit code {worker.process.exitcode}; -9 mostly means that memory was short: set fewer num_workers, or a "
-                    "lower token_budget)"
+                    f"(exit code {worker.process.exitcode}); {_reason(worker.process.exitcode)}"
                 )
         worker.process.join()
         worker.pipe.close()
@@ -150,6 +149,12 @@ def _received(pipe: Connection) -> tuple[str, Any] | None:
         return pipe.recv() if pipe.poll() else None
     except (EOFError, OSError):
         return None
+
+
+def _reason(exit_code: int | None) -> str:
+    if exit_code == 1:  # it did not come as far as its own work, where every error is passed on
+        return 'a script has to call it under `if __name__ == "__main__":`, for each process reads the script first'
+    return "-9 mostly means that memory was short: set fewer num_workers, or a lower token_budget"
 
 
 def _work(pipe: Connection, build: Build, options: PartOptions, place: Placement) -> None:

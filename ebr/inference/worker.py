@@ -24,7 +24,7 @@ from ebr.data.vector_formats import unfit_rows, write_vectors
 from ebr.errors import DataError, Interrupted
 from ebr.inference.dedup import Dedup, DistinctEncoder, EncodedRows, RowDigests
 from ebr.inference.engines import Engine, OnBatch
-from ebr.inference.parts import PartOptions, PartRecord, ShardTask
+from ebr.inference.parts import MEND_THE_ROW, PartOptions, PartRecord, ShardTask
 from ebr.inference.store import VectorStore
 
 OVERLAP = 3
@@ -103,9 +103,7 @@ class ShardWorker:
     def _refuse(self, bad: Sequence[BadRow]) -> None:
         if bad and self.options.fail_on_bad_row:
             first = min(bad, key=lambda row: row.line)
-            raise DataError(
-                f"{first.file}:{first.line}: {first.reason}; mend the row, or set on_bad_row reject to list such rows and go on"
-            )
+            raise DataError(f"{first.file}:{first.line}: {first.reason}; {MEND_THE_ROW}")
 
     def _write(self, task: ShardTask, rows: ShardRows, encoded: EncodedRows, keep: npt.NDArray[np.int64]) -> PartRecord:
         options, path = self.options, self.options.part_path(task.name)
@@ -117,8 +115,10 @@ class ShardWorker:
                 encoded.vectors[keep],
                 delimiter=options.schema.delimiter,
                 dtype=options.vector_dtype,
+                packed=not options.are_joined,
             )
-            hashes = {file.name: hash_file(file) for file in written}
+            # The hash of a part that is joined would never be asked for: the whole file has its own.
+            hashes = {file.name: "" if options.are_joined else hash_file(file) for file in written}
             n_bytes = sum(file.stat().st_size for file in written)
         bad = sorted(rows.bad, key=lambda row: row.line)
         if bad:

@@ -39,14 +39,15 @@ class InferencePlan:
         from ebr.data.shards import count_rows
 
         source, config = self.source, self.config
-        rows = f"{count_rows(source):,} rows, " if count else ""
+        rows = f"{_counted(count_rows(source), 'row')}, " if count else ""
         what = "one file" if self.is_file else f"a part for each {config.shard_rows:,} rows"
         lines = [
-            f"input   {_tables(len(source.files))}, {rows}{source.n_bytes / 1e6:,.1f} MB: {config.description_column}",
+            f"input   {_counted(len(source.files), 'table')}, {rows}{source.n_bytes / 1e6:,.1f} MB: "
+            f"{config.description_column}",
             f"output  {config.output_path}, {self.format.value}, {what}: {', '.join([*source.schema.columns, 'vector'])}",
         ]
         if source.empty_files:
-            lines.append(f"empty   {_tables(len(source.empty_files))} without a row, like {source.empty_files[0]}")
+            lines.append(f"empty   {_counted(len(source.empty_files), 'table')} without a row, like {source.empty_files[0]}")
         return lines
 
     def output(self) -> Output:
@@ -82,7 +83,9 @@ class InferenceResult:
     def summary(self) -> str:
         """What was written, how, and what was left out and why."""
         done, lines = self.embedded, []
-        lines.append(f"vectors  {done.output_path}: {done.n_rows:,} rows of {done.dim} from {_tables(done.n_files)}")
+        lines.append(
+            f"vectors  {done.output_path}: {_counted(done.n_rows, 'row')} of {done.dim} from {_counted(done.n_files, 'table')}"
+        )
         lines.append(f"texts    {self._texts()}")
         if done.n_kept:
             lines.append(f"kept     {done.n_kept:,} of {done.n_shards:,} shards were finished before")
@@ -90,24 +93,27 @@ class InferenceResult:
         lines.append(f"prompt   {self.prompt!r}" if self.prompt else "prompt   none")
         lines.append(f"took     {self.seconds:,.1f} s")
         if done.rejects_path:
-            lines.append(f"rejected {done.n_rejected:,} rows, listed in {done.rejects_path}")
+            lines.append(f"rejected {_counted(done.n_rejected, 'row')}, listed in {done.rejects_path}")
             lines += [f"  {line}" for line in done.first_rejects]
         return "\n".join(lines)
 
     def _texts(self) -> str:
+        """What this run did; the shards that were finished before are another line's."""
         done = self.embedded
-        fresh = done.n_rows - done.n_reused
-        said = f"{done.n_encoded:,} of {fresh:,} went through the model"
-        if done.n_encoded < fresh:
-            said += f"; {1 - done.n_encoded / fresh:.1%} saved, for each distinct text is encoded once"
+        wanted = done.n_fresh - done.n_reused
+        if not done.n_fresh:
+            return "none had to go through the model"
+        said = f"{done.n_encoded:,} of {wanted:,} went through the model"
+        if done.n_encoded < wanted:
+            said += f"; {1 - done.n_encoded / wanted:.1%} saved, for each distinct text is encoded once"
         if done.n_reused or done.n_changed:
-            new = fresh - done.n_changed
+            new = wanted - done.n_changed
             said += f"; {done.n_reused:,} rows as before, {done.n_changed:,} with a changed text, {new:,} new"
         return said
 
 
-def _tables(count: int) -> str:
-    return "1 table" if count == 1 else f"{count:,} tables"
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def plan_inference(config: InferenceConfig) -> InferencePlan:
@@ -174,7 +180,9 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
     output = plan.output()
     with open_ledger(config.output_path, make_recipe(config, loaded.facts, output.options)) as ledger:
         if ledger.changed:
-            say(f"what was embedded before was made with another {', '.join(ledger.changed)}: it is embedded anew")
+            taken_over = output.options.incremental and ledger.brought_up_to_date
+            what = "rows with an unchanged text are taken over" if taken_over else "everything is embedded anew"
+            say(f"what was embedded before was made with another {', '.join(ledger.changed)}: {what}")
         output.sweep()
         with computing(config, loaded, output.options, plan.source, ledger, say) as (workers, settings):
             ledger.begin(settings.to_json())
