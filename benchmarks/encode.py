@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ import psutil
 import torch
 from sentence_transformers import SentenceTransformer
 
+from ebr.errors import ModelError, first_line
 from ebr.inference.attention import this_machine
 from ebr.inference.dedup import Dedup, DistinctEncoder
 from ebr.inference.engines import LocalEngine
 from ebr.inference.precision import choose_settings
+from ebr.inference.settings import DTYPES, settings_of
 from ebr.model.encoder import Role, load_encoder
 
 CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))
@@ -41,6 +43,7 @@ class Arm:
 
     name: str
     encode: Encode
+    precision: str = "float32"
     seconds: float = float("inf")
     peak_mb: float = 0.0
     vectors: np.ndarray | None = None
@@ -56,7 +59,10 @@ class Arm:
 
 
 class PeakMemory:
-    """The most memory beyond what was held at the start: of the GPU where there is one, else of the process, sampled."""
+    """The most memory beyond what was held at the start: of the GPU where there is one, else of the process, sampled.
+
+    What the process has kept from arms before counts for nothing, so on a CPU it is a lower bound.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.mb = 0.0
@@ -140,7 +146,7 @@ def stock(name: str, max_seq_length: int | None, dtype: torch.dtype) -> Encode:
     return encode
 
 
-def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision: str, compiling: str) -> Encode:
+def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision: str, compiling: str) -> Arm:
     """Our engine, with settings chosen on these texts."""
     model = load_encoder(name, max_seq_length=max_seq_length)
     settings = choose_settings(
@@ -156,7 +162,24 @@ def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision:
         n_texts_expected=1_000_000,
         say=lambda line: print(f"  {precision}: {line}"),
     )
-    return LocalEngine(model, Role.DOCUMENT, settings=settings).encode
+    label = f"ours {precision}" if precision == "auto" else f"ours {settings.precision}"
+    return Arm(label, LocalEngine(model, Role.DOCUMENT, settings=settings).encode, settings.precision)
+
+
+def ours_on_gpu(name: str, max_seq_length: int | None) -> list[Arm]:
+    """bf16 with each attention that this model and machine can do: padded, torch's own unpadded, flash-attn."""
+    made = []
+    for attention in ("padded", "varlen", "flash_attention_2"):
+        model = load_encoder(name, max_seq_length=max_seq_length)
+        settings = replace(settings_of(model), precision="bfloat16", attention=attention)
+        try:
+            engine = LocalEngine(model, Role.DOCUMENT, settings=settings)
+            engine.encode(["a try"])
+        except (ModelError, ImportError, RuntimeError) as error:
+            print(f"ours bf16 {attention} is left out: {first_line(error)}")
+        else:
+            made.append(Arm(f"ours {attention[:6]}", engine.encode, "bfloat16"))
+    return made
 
 
 def arms(name: str, max_seq_length: int | None, texts: Sequence[str], compiling: str) -> list[Arm]:
@@ -164,12 +187,12 @@ def arms(name: str, max_seq_length: int | None, texts: Sequence[str], compiling:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made = [Arm("stock float32", stock(name, max_seq_length, torch.float32))]
     if device == "cuda" or this_machine(device).has_bfloat16:
-        made.append(Arm("stock bf16", stock(name, max_seq_length, torch.bfloat16)))
+        made.append(Arm("stock bf16", stock(name, max_seq_length, torch.bfloat16), "bfloat16"))
     else:
         print("stock bf16 is left out: this processor has no bfloat16, and would take many times as long")
-    made.append(Arm("ours float32", ours(name, max_seq_length, texts, "float32", "never")))
-    made.append(Arm("ours auto", ours(name, max_seq_length, texts, "auto", compiling)))
-    return made
+    made.append(ours(name, max_seq_length, texts, "float32", "never"))
+    made.append(ours(name, max_seq_length, texts, "auto", compiling))
+    return made + (ours_on_gpu(name, max_seq_length) if device == "cuda" else [])
 
 
 def measure(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], rounds: int) -> None:
@@ -182,7 +205,9 @@ def measure(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], rounds:
             the_arms[(index + number) % len(the_arms)].run(texts)
 
 
-def print_table(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], counter: SentenceTransformer, peak: float) -> list:
+def print_table(
+    profile: str, texts: Sequence[str], the_arms: Sequence[Arm], counter: SentenceTransformer, peaks: dict[str, float]
+) -> list:
     """A row for each arm."""
     lengths = np.array([len(ids) for ids in counter.tokenizer(list(texts), truncation=True)["input_ids"]])
     work, base = flops(counter, lengths), the_arms[0]
@@ -193,7 +218,7 @@ def print_table(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], cou
         smallest, mean = cosines(arm.vectors, base.vectors)
         row = {
             "profile": profile, "arm": arm.name, "texts_s": len(texts) / arm.seconds, "tokens_s": lengths.sum() / arm.seconds,
-            "of_peak": work / arm.seconds / peak, "ratio": base.seconds / arm.seconds, "min_cosine": smallest,
+            "of_peak": work / arm.seconds / peaks[arm.precision], "ratio": base.seconds / arm.seconds, "min_cosine": smallest,
             "mean_cosine": mean, "peak_mb": arm.peak_mb,
         }  # fmt: skip
         print(
@@ -204,13 +229,15 @@ def print_table(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], cou
     return rows
 
 
-def dedup_row(texts: Sequence[str], the_arms: Sequence[Arm], engine: LocalEngine, rng: np.random.Generator) -> list:
+def dedup_row(
+    texts: Sequence[str], stock_arm: Arm, engine: LocalEngine, rng: np.random.Generator, peaks: dict[str, float]
+) -> list:
     """The same texts, each three times in random order: stock encodes all of them."""
     repeated = [texts[index] for index in rng.permutation(np.repeat(np.arange(len(texts)), COPIES))]
     distinct = DistinctEncoder(engine, Dedup.SHARD)
-    both = [Arm("stock float32", the_arms[0].encode), Arm("ours float32", lambda t: distinct.encode(t, None, None).vectors)]
+    both = [Arm("stock float32", stock_arm.encode), Arm("ours float32", lambda t: distinct.encode(t, None, None).vectors)]
     measure("repeated", repeated, both, 1)
-    return print_table(f"repeated {COPIES} times", repeated, both, engine.model, matrix_peak(torch.float32, "cpu"))
+    return print_table(f"repeated {COPIES} times", repeated, both, engine.model, peaks)
 
 
 def main() -> int:
@@ -226,17 +253,19 @@ def main() -> int:
     rng = np.random.default_rng(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = this_machine(device)
-    peak = matrix_peak(torch.float32, device)
+    peaks = {"float32": matrix_peak(torch.float32, device)}
+    if device == "cuda" or machine.has_bfloat16:
+        peaks |= {name: matrix_peak(DTYPES[name], device) for name in ("bfloat16", "float16")}
     print(f"{machine.name}, {machine.n_cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"float32 matrix product {peak / 1e9:,.0f} GFLOP/s")
+    print("matrix product: " + ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()))
     by_profile = profiles(options.texts, rng)
     the_arms = arms(options.model, options.max_seq_length, by_profile["mixed"], options.compile)
     counter = load_encoder(options.model, max_seq_length=options.max_seq_length)
     rows = []
     for profile, texts in by_profile.items():
         measure(profile, texts, the_arms, options.rounds)
-        rows += print_table(profile, texts, the_arms, counter, peak)
-    rows += dedup_row(by_profile["titles"], the_arms, LocalEngine(counter, Role.DOCUMENT), rng)
+        rows += print_table(profile, texts, the_arms, counter, peaks)
+    rows += dedup_row(by_profile["titles"], the_arms[0], LocalEngine(counter, Role.DOCUMENT), rng, peaks)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
     return 0

@@ -18,6 +18,7 @@ from ebr.inference.attention import (
     can_pack,
     compiled_forward,
     exact_products,
+    is_out_of_memory,
     packed_attention,
     set_attention,
     unpadded_attention,
@@ -238,11 +239,67 @@ def test_a_compilation_that_fails_goes_on_eagerly_and_says_so_once(compiling, ca
     ]
 
 
-def test_products_of_float32_are_exact_whatever_a_notebook_set():
-    torch.set_float32_matmul_precision("medium")
+def products_now():
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an API of torch 2.9")
+@pytest.mark.parametrize(
+    "setter",
+    [
+        (lambda: torch.set_float32_matmul_precision("medium"), "medium"),
+        (lambda: setattr(torch.backends, "fp32_precision", "tf32"), None),
+        (lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"), None),
+        (lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"), None),
+        (lambda: None, "highest"),
+    ],
+    ids=["legacy", "all", "cuda", "mkldnn", "nothing"],
+)
+def test_products_of_float32_are_exact_whatever_a_notebook_set(setter):
+    set_products, products_before = setter
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
     try:
+        set_products()
+        asked_for = products_now()
+        assert asked_for != ["ieee", "ieee"]
         with exact_products():
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "medium"
+            assert products_now() == ["ieee", "ieee"]
+        assert products_now() == asked_for
+        with pytest.raises(ZeroDivisionError), exact_products():
+            raise ZeroDivisionError
+        assert products_now() == asked_for
+        assert products_before is None or torch.get_float32_matmul_precision() == products_before
     finally:
+        torch.backends.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_want_of_memory_has_many_names(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("CUDA error: out of memory")]
+)
+def test_other_errors_are_not_want_of_memory(error):
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_the_pooling_of_packed_texts_need_not_count_out_whose_token_is_whose(tiny_model, mode, monkeypatch):
+    base = SentenceTransformer(tiny_model, device="cpu")
+    model = SentenceTransformer(modules=[base[0], Pooling(32, mode)], device="cpu")
+    monkeypatch.setattr(torch, "repeat_interleave", None)
+    packed, padded = packed_and_padded(model)
+    assert np.abs(packed - padded).max() < 1e-5

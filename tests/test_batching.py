@@ -98,6 +98,8 @@ def test_packed_features_by_hand():
     assert packed["cu_seq_lens_q"].dtype == torch.int32
     assert (packed["max_length_q"], packed["max_length_k"]) == (3, 3)
     assert "token_type_ids" not in packed
+    assert packed["seq_idx"].tolist() == [[0, 0, 0, 1]]
+    assert packed["seq_idx"].dtype == torch.int32
 
 
 def test_a_text_without_a_token_becomes_one_of_padding(tiny_decoder):

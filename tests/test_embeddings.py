@@ -149,7 +149,8 @@ def test_changed_file_is_refused_until_its_manifest_is_gone(tmp_path, fmt):
         with pytest.raises(DataError) as caught:
             read_embeddings(path)
         assert str(caught.value) == (
-            f"{changed}: differs from what its manifest recorded; embed again, or delete {path.name}.manifest.json"
+            f"{changed}: differs from what its manifest recorded; delete it and embed again, "
+            f"or delete {path.name}.manifest.json"
         )
         manifest_path(path).unlink()
         assert len(read_embeddings(path).vectors) == 2

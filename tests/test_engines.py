@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from ebr.errors import DataError
+from ebr.errors import DataError, ModelError
+from ebr.inference import settings as compute_settings
 from ebr.inference.engines import LocalEngine, RetrievalEncoder, TextsTooLarge
 from ebr.inference.settings import ComputeSettings, apply_settings, copy_in, settings_of
 from ebr.model.encoder import Role, fingerprint, load_encoder
@@ -177,7 +178,11 @@ def test_queries_and_documents_of_one_model_share_its_tokenizer_lock(model):
 # ---------------------------------------------------------------- memory
 
 
-OUT = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+OUT = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    MemoryError(),
+]
 
 
 def with_room_for(engine, n_tokens, error=OUT[0]):
@@ -240,6 +245,112 @@ def test_many_texts_too_large_do_not_wear_the_budget_down_to_nothing(model):
     assert engine.settings.token_budget == 51  # one less than the 52 tokens of such a text
 
 
+def without_memory_for_a_while(engine, n_times):
+    """The engine, whose next so many passes find no memory."""
+    left, forward = [n_times], engine._forward
+
+    def forward_later(features):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OUT[0]
+        return forward(features)
+
+    engine._forward = forward_later
+
+
+def test_a_passing_shortage_is_waited_for_and_rejects_no_text(model):
+    texts = ["国" * 40, "red shoe"]
+    waits = []
+    engine = engine_of(model, batch_size=1, token_budget=400, sleep=waits.append)
+    expected = engine.encode(texts)
+    without_memory_for_a_while(engine, 3)
+    assert np.array_equal(engine.encode(texts), expected)
+    assert len(waits) == 3
+    assert waits == sorted(waits)
+    assert engine.token_budget == 400
+
+
+def test_a_shortage_that_stays_ends_the_run_and_rejects_no_text(model):
+    waits = []
+    engine = engine_of(model, batch_size=1, sleep=waits.append)
+    engine.encode(["国" * 40])
+    without_memory_for_a_while(engine, 100)
+    with pytest.raises(ModelError, match=r"out of memory .* free memory and run the same command again") as caught:
+        engine.encode(["red"])
+    assert not isinstance(caught.value, TextsTooLarge)
+    assert 2 <= len(waits) <= 5
+    assert sum(waits) < 60
+
+
+def test_a_text_longer_than_any_that_fitted_is_too_large_without_a_wait(model):
+    waits = []
+    engine = engine_of(model, batch_size=1, sleep=waits.append)
+    with_room_for(engine, 30)
+    engine.encode(["red shoe"])
+    with pytest.raises(TextsTooLarge):
+        engine.encode(["国" * 40])
+    assert waits == []
+
+
+def test_the_budget_of_later_texts_stays_above_the_longest_that_fitted(model):
+    texts = ["red shoe"] * 32
+    engine = engine_of(model, token_budget=400, sleep=lambda seconds: None)
+    expected = engine.encode(texts)
+    engine.encode(["国" * 40])  # 42 tokens
+    without_memory_for_a_while(engine, 6)  # 128 tokens → 64 → 32 → 16 → 8 → 4: alone, and once more
+    assert np.abs(engine.encode(texts) - expected).max() < 1e-6
+    assert engine.token_budget == 42
+
+
+def overflowing(engine, precision):
+    """The engine, in whose third text of three a number overflows."""
+    forward = engine._forward
+    engine._settings = replace(engine._settings, precision=precision)
+
+    def forward_and_overflow(features):
+        rows = forward(features)
+        if features["input_ids"].shape[1] > 10:
+            rows = torch.full_like(rows, float("inf"))
+        return rows
+
+    engine._forward = forward_and_overflow
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("precision", "says"),
+    [
+        ("float16", r"float16 overflows for 2 texts \(first: text 1\); use precision bfloat16 or float32"),
+        ("bfloat16", r"vectors in bfloat16 are not finite for 2 texts \(first: text 1\)"),
+    ],
+)
+def test_vectors_that_are_not_finite_end_the_run(model, precision, says):
+    engine = overflowing(engine_of(model, batch_size=1), precision)
+    with pytest.raises(ModelError, match=says):
+        engine.encode(["red", "国" * 40, "blue", "国" * 50])
+
+
+def test_rows_of_texts_too_large_are_not_taken_for_an_overflow(model):
+    engine = engine_of(model, batch_size=1)
+    with_room_for(engine, 30)
+    with pytest.raises(TextsTooLarge):
+        engine.encode(["red", "国" * 40])
+
+
+def test_vectors_are_those_of_the_settings_under_autocast_too(model):
+    expected = engine_of(model).encode(TEXTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(engine_of(model).encode(TEXTS), expected)
+
+
+def test_a_quantized_model_keeps_the_autocast_around_it(tiny_model):
+    model = load_encoder(tiny_model, device="cpu")
+    model[0].model.is_quantized = True
+    expected = engine_of(model).encode(TEXTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not np.array_equal(engine_of(model).encode(TEXTS), expected)
+
+
 def test_another_error_is_not_taken_for_want_of_memory(model):
     engine = engine_of(model)
 
@@ -281,10 +392,33 @@ def test_threads_are_set_where_it_computes_and_only_when_settings_ask(model):
 
 
 def test_settings_made_elsewhere_keep_padding_and_say_so(model, caplog):
-    made = replace(settings_of(model), device="cuda", attention="varlen")
+    here = settings_of(model)
+    made = replace(here, device="cuda", attention="varlen", precision="float16", token_budget=10**9)
+    expected = engine_of(model).encode(TEXTS)
     engine = engine_of(model, settings=made)
-    assert engine.settings.attention == "padded"
-    assert "made on cuda and the model is on cpu" in caplog.text
+    assert engine.settings == here
+    assert np.array_equal(engine.encode(TEXTS), expected)
+    assert [record.message[:48] for record in caplog.records] == ["settings were made on cuda and the model is on c"]
+    assert engine_of(model, settings=replace(made, token_budget=77)).token_budget == 77
+
+
+@pytest.mark.parametrize(("unpadded", "attention"), [(None, "padded"), ("flash_attention_2", "padded"), ("varlen", "varlen")])
+def test_without_flash_attn_texts_are_attended_to_otherwise_and_said_so(tiny_model, unpadded, attention, monkeypatch, caplog):
+    model = load_encoder(tiny_model, device="cpu")
+    monkeypatch.setattr(compute_settings, "unpadded_attention", lambda model: unpadded)
+    engine = engine_of(model, settings=replace(settings_of(model), attention="flash_attention_2"))
+    assert engine.settings.attention == attention
+    warnings = [record.message for record in caplog.records if record.name == compute_settings.__name__]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("attention flash_attention_2: ")
+    assert warnings[0].endswith(f"; {attention} from here on")
+
+
+def test_other_attention_that_cannot_be_set_is_an_error(tiny_model, monkeypatch):
+    model = load_encoder(tiny_model, device="cpu")
+    monkeypatch.setattr(type(model[0].model), "_supports_attention_backend", False)
+    with pytest.raises(ModelError, match="attention varlen"):
+        engine_of(model, settings=replace(settings_of(model), attention="varlen"))
 
 
 def test_settings_survive_json_and_what_is_not_theirs_is_refused():

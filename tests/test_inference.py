@@ -321,7 +321,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_embedded(tiny_mo
         (tmp_path / "folder.txt", "is a folder"),
         (tmp_path / "file", "is a file"),
         (tmp_path / "other", "holds other files"),
-        (table / "part.csv", "is one of the input tables"),
+        (table / "part.csv", "lies in input_dir"),
         (table / "out", "lies in input_dir"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -335,3 +335,34 @@ def test_what_tools_leave_beside_the_data_is_not_embedded(tiny_model, table):
     plan = plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table))
     assert [one.name for one in plan.source.files] == ["part.csv"]
     assert "1 table, 5 rows" in plan.lines()[0]
+
+
+def test_the_manifest_of_something_else_is_never_overwritten(tiny_model, table, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "ebr_manifest.json").write_text('{"kind": "model"}')
+    with pytest.raises(ConfigError, match="is a model of ebr"):
+        plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table, output_path=tmp_path / "model"))
+
+
+def test_an_output_below_a_file_is_refused_by_the_plan(tiny_model, table, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is no folder that can be written to"):
+        plan_inference(InferenceConfig(model_path=tiny_model, input_dir=table, output_path=tmp_path / "file" / "v.txt"))
+
+
+def test_threads_of_another_engine_and_a_budget_that_was_not_asked_for_anew_do_not_stick(tiny_model, table, tmp_path):
+    import torch
+
+    from ebr.inference.ledger import Ledger, work_folder
+
+    out = tmp_path / "v.txt"
+    embed(tiny_model, table, out, engine="processes", num_workers=1, token_budget=50)
+    record = work_folder(out) / "run.json"
+    halved = record.read_text(encoding="utf-8").replace('"token_budget": 50', '"token_budget": 25', 1)
+    halved = halved.replace('"n_threads": 2', '"n_threads": 7').replace('"n_threads": 1', '"n_threads": 7')
+    record.write_text(halved, encoding="utf-8")
+    again, _ = embed(tiny_model, table, out, engine="processes", num_workers=1, token_budget=50)
+    assert (again.settings.n_threads, again.settings.token_budget) == (7, 25)
+    local, _ = embed(tiny_model, table, out, token_budget=40)
+    assert (local.settings.n_threads, local.settings.token_budget) == (torch.get_num_threads(), 40)
+    assert Ledger(out, {}).asked == {"engine": ["local", None], "token_budget": 40}

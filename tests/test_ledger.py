@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from ebr.data.embeddings import read_embeddings
-from ebr.errors import DataError
+from ebr.errors import DataError, Interrupted
 from ebr.inference import output as output_module
-from ebr.inference.ledger import Ledger
+from ebr.inference.ledger import Ledger, open_ledger
 from ebr.inference.parts import PartRecord
+from ebr.inference.store import VectorStore
 from tests.embedding_runs import Run, everything, forked, leftovers, write_table
 from tests.shard_engines import FakeEngine
 
@@ -207,3 +210,95 @@ def test_a_part_that_moved_keeps_its_content_under_the_name_of_its_new_place():
     moved = record("a" * 64, index=3).moved(12)
     assert (moved.index, moved.name, list(moved.files)) == (12, "part-000012-aaaaaaaaaaaa", ["part-000012-aaaaaaaaaaaa.txt"])
     assert json.loads(json.dumps(moved.to_json()))["files"] == moved.files
+
+
+# ---------------------------------------------------------------- what is there stays readable, and honest
+
+
+def test_a_folder_stays_readable_while_its_parts_get_new_places(tmp_path, monkeypatch):
+    write_table(tmp_path / "in" / "b.csv", *[f"{i}|text {i}|L" for i in range(8)])
+    run = Run(tmp_path / "in", tmp_path / "out" / "v")
+    run.go()
+    before = read_embeddings(run.out, "|").columns
+    write_table(tmp_path / "in" / "a.csv", "new|first|L")
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output_module, "write_embeddings_manifest", stop)
+        with pytest.raises(Interrupted):
+            run.go()
+    assert read_embeddings(run.out, "|").columns == before
+    run.go()
+    assert read_embeddings(run.out, "|").columns["id"] == ["new", *before["id"]]
+    assert len(list(run.out.glob("part-*"))) == 3
+
+
+def test_new_vectors_never_lie_beside_the_rows_of_before(run, monkeypatch):
+    run.out = run.out.with_suffix(".npy")
+    run.go()
+    write_table(run.folder / "a.csv", *[f"{i}|another text {i}|L" for i in range(16)])
+    moved = Path.replace
+
+    def stop_after_the_vectors(self, target):
+        moved(self, target)
+        if Path(target) == run.out:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stop_after_the_vectors)
+        with pytest.raises(Interrupted):
+            run.go()
+    assert run.out.is_file()
+    assert not run.out.with_suffix(".rows.parquet").exists()
+    run.go()
+    assert read_embeddings(run.out).columns["text"][3] == "another text 3"
+
+
+def test_two_names_of_one_output_take_one_lock(run, tmp_path):
+    run.go()
+    (tmp_path / "alias").symlink_to(run.out.parent)
+    with open_ledger(run.out, run.recipe()), pytest.raises(DataError, match="another run is writing it"):
+        with open_ledger(tmp_path / "alias" / run.out.name, run.recipe()):
+            pass
+
+
+def test_a_hidden_file_of_the_users_survives_the_sweep(run, tmp_path):
+    run.out = tmp_path / "folder"
+    run.out.mkdir()
+    (run.out / ".my.partial-notes").touch()
+    run.go()
+    assert (run.out / ".my.partial-notes").exists()
+
+
+def test_a_state_of_another_version_says_what_to_delete(run):
+    run.go()
+    path = state_of(run) / "run.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"keys"', '"kez"'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"run\.json: is of another version of ebr; delete"):
+        run.go()
+
+
+def test_rejects_that_were_lost_are_made_again(run):
+    write_table(run.folder / "a.csv", "1|good|L", "2|ragged")
+    run.go()
+    shutil.rmtree(state_of(run) / "rejects")
+    done = run.go()
+    assert (done.n_kept, done.n_rejected) == (0, 1)
+    assert "ragged" not in done.rejects_path.read_text(encoding="utf-8")  # base64
+    assert json.loads(done.rejects_path.read_text(encoding="utf-8"))["line"] == 3
+
+
+def test_on_bad_row_fail_also_stops_at_rows_that_were_rejected_before(run):
+    write_table(run.folder / "a.csv", "1|good|L", "2|ragged")
+    run.go()
+    run.fail_on_bad_row = True
+    with pytest.raises(DataError, match=r"a\.csv:3: 2 columns instead of 3; mend the row"):
+        run.go()
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    (tmp_path / "vectors.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(DataError, match=r"is damaged .*; delete it"):
+        VectorStore(tmp_path / "vectors.sqlite").get([b"x" * 16])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from ebr.errors import ConfigError
+from ebr.errors import ConfigError, ModelError
 from ebr.inference import precision
 from ebr.inference.attention import Machine, cpu_flags
 from ebr.inference.engines import LocalEngine
@@ -41,6 +45,10 @@ def choose(model, machine=FAST, lines=None, **changes):
     role, texts = options.pop("role"), options.pop("texts")
     say = (lambda line: None) if lines is None else lines.append
     return choose_settings(model, role, texts, machine=machine, say=say, **options)
+
+
+def work_of(model):
+    return precision._Work(model, Role.DOCUMENT, "", TEXTS, 0.9995, "never", None, 100, print, FAST, None)
 
 
 @pytest.fixture
@@ -158,6 +166,99 @@ def test_up_to_128_texts_from_first_to_last_are_tried_and_fewer_when_they_are_sl
     assert [n for _, n in fake[2]] == [4, 30, 30]
 
 
+def test_a_gpu_tries_up_to_4096_texts(model, fake, monkeypatch):
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(precision, "default_token_budget", lambda model, dtype: 512)
+    monkeypatch.setattr(precision, "unpadded_attention", lambda model: None)
+    fake[0].update({"float32": 1000.0, "float16": 10.0})
+    choose(model, texts=[f"red {index}" for index in range(9000)])
+    assert fake[2] == [("float32", 4), ("float32", 4096), ("bfloat16", 4096), ("float16", 4096)]
+
+
+@pytest.mark.parametrize(("texts_s", "chosen"), [(104.0, "float32"), (106.0, "bfloat16")])
+def test_what_is_less_exact_must_be_faster_by_more_than_chance(model, fake, texts_s, chosen):
+    fake[0]["bfloat16"] = texts_s
+    assert choose(model).precision == chosen
+
+
+@pytest.mark.parametrize(("asked", "held_against"), [("float16", "float32"), ("bfloat16", "bfloat16")])
+def test_float16_is_held_against_float32_also_when_asked_for(model, monkeypatch, asked, held_against):
+    tried = []
+
+    def measure(work, settings, texts):
+        tried.append(precision._name(settings))
+        if settings.precision == "float16":
+            raise ModelError("float16 overflows for 1 text")
+        return Trial(settings, 100.0, np.ones((len(texts), 2), np.float32))
+
+    monkeypatch.setattr(precision, "measure", measure)
+    monkeypatch.setattr(precision, "default_token_budget", lambda model, dtype: 512)
+    monkeypatch.setattr(precision, "unpadded_attention", lambda model: "varlen")
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    lines = []
+    attention = choose(model, lines=lines, precision=asked).attention
+    assert tried == [held_against, held_against, f"{asked}, varlen"]
+    assert attention == ("padded" if asked == "float16" else "varlen")
+
+
+def test_a_candidate_whose_vectors_are_not_finite_is_left_out_with_its_reason(model, monkeypatch):
+    plain = LocalEngine._forward
+
+    def forward(engine, features):
+        rows = plain(engine, features)
+        return rows * float("nan") if engine.settings.precision == "bfloat16" else rows
+
+    monkeypatch.setattr(LocalEngine, "_forward", forward)
+    lines = []
+    assert choose(model, lines=lines, min_cosine=0.5).precision == "float32"
+    assert lines[1].startswith("bfloat16: cannot be used here (vectors in bfloat16 are not finite for 8 texts")
+
+
+def test_only_computing_is_timed_and_the_best_of_two_counts(model, monkeypatch):
+    clock = [0.0]
+    seconds = iter([100.0, 4.0, 2.0])
+    compute, prepare = LocalEngine.compute, LocalEngine.prepare
+
+    def slow_prepare(engine, texts):
+        clock[0] += 50.0
+        return prepare(engine, texts)
+
+    def slow_compute(engine, prepared, on_batch=None):
+        clock[0] += next(seconds)
+        return compute(engine, prepared, on_batch)
+
+    monkeypatch.setattr(LocalEngine, "prepare", slow_prepare)
+    monkeypatch.setattr(LocalEngine, "compute", slow_compute)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    trial = precision.measure(work_of(model), settings_of(model), TEXTS)
+    assert trial.texts_s == pytest.approx(len(TEXTS) / 2.0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trial_leaves_no_copy_of_the_model_behind(model, monkeypatch, fails):
+    copies = []
+    plain = precision.copy_in
+
+    def copy_in(model, dtype):
+        copy = plain(model, dtype)
+        copies.append(weakref.ref(copy))
+        return copy
+
+    def broken(engine, features):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(precision, "copy_in", copy_in)
+    if fails:
+        monkeypatch.setattr(LocalEngine, "_forward", broken)
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            precision.measure(work_of(model), settings_of(model), TEXTS)
+        assert [copy() for copy in copies] == [None]
+    finally:
+        gc.enable()
+
+
 def test_a_real_calibration_leaves_the_model_as_it_was(model):
     before, vectors = fingerprint(model), LocalEngine(model, Role.DOCUMENT).encode(TEXTS)
     lines = []
@@ -209,6 +310,8 @@ def test_a_choice_is_remembered_for_the_model_and_machine(model, fake):
         {"min_cosine": 0.99},
         {"torch_compile": "auto"},
         {"role": Role.QUERY},
+        {"token_budget": 777},
+        {"batch_size": 3},
         {"machine": Machine("another processor", 2, FAST.flags)},
         {"machine": Machine(FAST.name, 4, FAST.flags)},
         {"machine": Machine(FAST.name, 2, FAST.flags | {"amx_bf16"})},
@@ -230,11 +333,29 @@ def test_other_weights_lengths_or_torch_are_found_anew(model, fake, monkeypatch)
         lambda: next(model.parameters()).data.add_(1),
         lambda: setattr(model, "max_seq_length", 12),
         lambda: monkeypatch.setattr(torch, "__version__", "9.9"),
+        lambda: monkeypatch.setattr(transformers, "__version__", "9.9"),
+        lambda: monkeypatch.setattr(torch, "get_num_threads", lambda: 77),
+        lambda: setattr(model[1], "pooling_mode", "cls"),
     ):
         change()
         fake[2].clear()
         choose(model)
         assert fake[2]
+
+
+def test_what_others_remember_meanwhile_is_not_forgotten(model, fake, monkeypatch):
+    choose(model)
+    plain = precision.measure
+
+    def measure(work, settings, texts):
+        record = json.loads(memory_path().read_text())
+        memory_path().write_text(json.dumps({**record, "another": {"precision": "float32"}}))
+        return plain(work, settings, texts)
+
+    monkeypatch.setattr(precision, "measure", measure)
+    choose(model, prompt="other")
+    assert "another" in json.loads(memory_path().read_text())
+    assert len(json.loads(memory_path().read_text())) == 3
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"x"', None])

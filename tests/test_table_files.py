@@ -226,3 +226,16 @@ def test_binary_column_that_is_not_utf8_is_named(tmp_path):
     pq.write_table(pa.table({"x": [b"\xff\xfe"]}), tmp_path / "t")
     with pytest.raises(DataError, match=r"t: column 'x' is binary and not text \(.*UTF8.*\); leave it out of output_columns"):
         list(parquet_batches(tmp_path / "t", ["x"]))
+
+
+def test_linked_folders_are_entered_once_and_loops_are_not(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a").touch()
+    home = tmp_path / "in"
+    (home / "own").mkdir(parents=True)
+    (home / "own" / "b").touch()
+    (home / "dt=1").symlink_to(tmp_path / "real")
+    (home / "twice").symlink_to(tmp_path / "real")
+    (home / "inside").symlink_to(home / "own")
+    (tmp_path / "real" / "loop").symlink_to(home)
+    assert find_tables(home, "*") == [home / "dt=1" / "a", home / "own" / "b"]

@@ -191,7 +191,9 @@ def _verify(found: _Found, file: Path) -> None:
     for written in files_of(file, found.format):
         if written in found.hashes and hash_file(written) != found.hashes[written]:
             manifest = manifest_path(found.path).name
-            raise DataError(f"{written}: differs from what its manifest recorded; embed again, or delete {manifest}")
+            raise DataError(
+                f"{written}: differs from what its manifest recorded; delete it and embed again, or delete {manifest}"
+            )
 
 
 def write_embeddings(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,13 +76,31 @@ def find_tables(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"input_dir {folder}: no such folder")
     try:
-        found = [path for path in folder.rglob(pattern) if path.is_file()]
+        found = {path for below in _with_linked_folders(folder) for path in below.rglob(pattern) if path.is_file()}
     except (NotImplementedError, ValueError):
         raise ConfigError(f"file_pattern {pattern!r}: must lie below input_dir, like *.csv") from None
     files = sorted(path for path in found if not any(map(_is_left_by_a_tool, path.relative_to(folder).parts)))
     if not files:
         raise DataError(f"input_dir {folder}: no file matches {pattern!r}; set file_pattern or put tables there")
     return files
+
+
+def _with_linked_folders(folder: Path) -> Iterator[Path]:
+    """The folder, and every folder below it that is a link to elsewhere, which rglob does not enter; each real one once."""
+    yield folder
+    home = folder.resolve()
+    seen = {home}
+    for place, names, _ in os.walk(folder, followlinks=True):
+        for name in sorted(names):
+            below = Path(place, name)
+            if not below.is_symlink():
+                continue
+            real = below.resolve()
+            if real in seen or home in real.parents or real in home.parents:
+                names.remove(name)  # met already, on another way, or a loop
+            else:
+                seen.add(real)
+                yield below
 
 
 def _is_left_by_a_tool(part: str) -> bool:

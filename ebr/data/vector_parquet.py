@@ -66,6 +66,8 @@ def join_parquet(parts: Sequence[Path], output: Path) -> None:
                 if not group.schema.equals(schema):
                     raise DataError(f"{part}: its columns differ from those of {parts[0]}; remove the parts and run again")
                 writer.write_table(group, row_group_size=_GROUP_ROWS)
+            # Or what each part leaves in Arrow's pool adds up, until memory depends on how many parts there are.
+            pa.default_memory_pool().release_unused()
 
 
 def _groups(path: Path) -> Iterator[pa.Table]:

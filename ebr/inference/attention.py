@@ -35,6 +35,13 @@ _PACKED_FEATURES = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_lengt
 # Modules that read either the pooled vector, or packed tokens by cu_seq_lens_q.
 _READ_PACKED = (Pooling, Dense, Normalize, LayerNorm, Dropout)
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+# Of errors that are RuntimeError and nothing more.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -259,18 +266,33 @@ def has_cpp_compiler() -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the machine itself, had no memory left for a tensor."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Matrix products of float32 in float32: neither TF32 on a GPU nor bfloat16 on a CPU, whatever a notebook has set."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):
+        with _exact_products_before_2_9():
+            yield
         return
+    # Not torch.get_float32_matmul_precision: it raises once anybody has set one of these, as transformers' enable_tf32 does.
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+@contextmanager
+def _exact_products_before_2_9() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield

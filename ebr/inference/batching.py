@@ -30,6 +30,9 @@ _CUDA_SHARE = 0.4
 _DEFAULT_WIDTH = 4096
 # Where nothing says how many tokens a text has, only which texts are long matters.
 _CHARACTERS_A_TOKEN = 4
+# A tokenizer's own record of a text is many times as large as its tokens; a shard of them would be gigabytes.
+_TEXTS_A_CALL = 1024
+_NONE: Ints = np.empty(0, dtype=np.int64)
 _KNOWN_FEATURES = {"input_ids", "token_type_ids", "attention_mask"}
 
 
@@ -89,8 +92,18 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prompt: str = "", max_length: int | None = None
 ) -> Tokens:
     """Tokens of N texts, each once and without padding. max_length: None = the tokenizer's own."""
-    if not texts:
-        return Tokens(_flat([]), None, np.zeros(1, dtype=np.int64))
+    starts = range(0, len(texts), _TEXTS_A_CALL)
+    some = [_tokenize_some(tokenizer, texts[start : start + _TEXTS_A_CALL], prompt, max_length) for start in starts]
+    type_ids = [one.type_ids for one in some if one.type_ids is not None]
+    lengths = np.concatenate([_NONE, *(one.lengths for one in some)])
+    return Tokens(
+        np.concatenate([_NONE, *(one.ids for one in some)]),
+        np.concatenate([_NONE, *type_ids]) if len(type_ids) == len(some) else None,
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def _tokenize_some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prompt: str, max_length: int | None) -> Tokens:
     encoded = tokenizer(
         [prompt + text for text in texts],
         padding=False,
@@ -138,6 +151,8 @@ def packed_features(tokens: Tokens, batch: Ints, first_position: int) -> dict[st
         "input_ids": torch.from_numpy(tokens.rows(tokens.ids, batch)[None]),
         "position_ids": torch.from_numpy(positions[None]),
         "cu_seq_lens_q": torch.from_numpy(starts.astype(np.int32)),
+        # Else the pooling counts it out itself, and waits for the GPU to do so.
+        "seq_idx": torch.from_numpy(np.repeat(np.arange(len(batch), dtype=np.int32), lengths)[None]),
         "max_length_q": int(lengths.max()),
         "max_length_k": int(lengths.max()),
     }

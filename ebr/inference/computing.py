@@ -96,6 +96,7 @@ def computing(
 ) -> Iterator[tuple[Workers, ComputeSettings]]:
     """Workers that are ready, with settings that hold for the whole output: those of before, or chosen now on its texts."""
     settings = _settled(ledger, config)
+    same_engine = ledger.asked.get("engine") == [config.engine, config.num_workers]
     if config.engine == "ray":
         with closing(RayWorkers(options, num_workers=config.num_workers, address=config.ray_address)) as ray:
             if settings is None:
@@ -108,8 +109,8 @@ def computing(
     n_threads = len(places[0].cores or ()) if places else 0
     if settings is None:
         settings = _choose(loaded.model, loaded.spec, _Choice.of(config, source), n_threads, say)
-    elif n_threads:
-        settings = replace(settings, n_threads=n_threads)
+    elif not same_engine:
+        settings = replace(settings, n_threads=n_threads or torch.get_num_threads())
     spec = replace(loaded.spec, settings=settings)
     workers = ProcessWorkers(spec.build, options, places) if places else ShardWorker(spec.on(loaded.model), options)
     with closing(workers):
@@ -124,7 +125,15 @@ def _settled(ledger: Ledger, config: InferenceConfig) -> ComputeSettings | None:
     if before is None:
         return None
     settings = ComputeSettings.from_json(before)
-    return replace(settings, token_budget=config.token_budget) if config.token_budget else settings
+    # Asked for again, a budget that was halved since stays halved.
+    if config.token_budget is None or config.token_budget == ledger.asked.get("token_budget"):
+        return settings
+    return replace(settings, token_budget=config.token_budget)
+
+
+def asked_for(config: InferenceConfig) -> dict[str, Any]:
+    """What may change between two runs of one output, as the ledger keeps it."""
+    return {"engine": [config.engine, config.num_workers], "token_budget": config.token_budget}
 
 
 @dataclass(frozen=True)

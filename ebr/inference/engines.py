@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from ebr.errors import ModelError
 from ebr.inference.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.inference.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
-from ebr.inference.settings import ComputeSettings, apply_settings, settings_of
+from ebr.inference.settings import ComputeSettings, apply_settings, is_quantized, settings_of
 from ebr.model.encoder import Role, prompt_for
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ OnBatch = Callable[[int], None]
 """Told how many texts each batch held; what it raises ends the work."""
 # Vectors stay on the device for so many passes: a copy waits for all that was asked of the device before.
 _PASSES_A_COPY = 16
+# Seconds to wait before each new try of a pass that had room before, while others may give memory back.
+_WAITS = (1.0, 3.0, 10.0)
 
 
 class Engine(Protocol):
@@ -51,7 +55,8 @@ class Engine(Protocol):
         """What prepare made of N texts → (N, D) float32; only ever from one thread.
 
         on_batch: told how many texts each forward pass held; what it raises ends the work.
-        Raises TextsTooLarge at the end, when texts alone do not fit in the device's memory.
+        Raises TextsTooLarge at the end, when texts alone do not fit in the device's memory, and ModelError when a vector is not
+        finite, or when memory that was there before stays short.
         """
         ...
 
@@ -80,7 +85,8 @@ class LocalEngine:
     prompt: None = the one saved with the model for this role. batch_size: most texts a forward pass; None = as many as
     token_budget lets in. token_budget: None = that of the settings, or default_token_budget. truncate_dim: keep the first
     dimensions; a shortened vector is normalised after the cut. show_progress: a bar over the texts, with their rate.
-    settings: the model is made to compute so, in place; None = as it stands. Raises ModelError for attention that it cannot do.
+    settings: the model is made to compute so, in place; None = as it stands. sleep: waits so many seconds for memory. Raises
+    ModelError for attention that it cannot do.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class LocalEngine:
         truncate_dim: int | None = None,
         show_progress: bool = False,
         settings: ComputeSettings | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.model = model
         self.role = role
@@ -104,11 +111,12 @@ class LocalEngine:
         self.truncate_dim = truncate_dim
         self.show_progress = show_progress
         self._n_threads = settings.n_threads if settings is not None else None
-        if settings is not None:
-            apply_settings(model, settings)
-        settings = settings or settings_of(model)
+        settings = apply_settings(model, settings) if settings is not None else settings_of(model)
         self._settings = replace(settings, token_budget=token_budget or settings.token_budget)
         self.reader = TextReader(model, role.value, self.prompt)
+        self._sleep = sleep
+        # The most tokens of a pass, and of a text, that memory has sufficed for.
+        self._most_tokens = self._longest = 0
 
     @property
     def dim(self) -> int:
@@ -136,7 +144,7 @@ class LocalEngine:
         return self._settings.token_budget
 
     def compute(self, prepared: Prepared, on_batch: OnBatch | None = None) -> Vectors:
-        """What prepare made of N texts → (N, D) float32, in their order. Raises TextsTooLarge at the end.
+        """What prepare made of N texts → (N, D) float32, in their order; see Engine.
 
         on_batch: told how many texts each forward pass held; what it raises ends the work.
         """
@@ -152,8 +160,9 @@ class LocalEngine:
                 if on_batch is not None:
                     on_batch(n_texts)
 
-            with exact_products():
+            with _as_settled(self.model):
                 too_large = self._fill(vectors, prepared, step)
+        self._check_finite(vectors, too_large)
         if too_large:
             raise TextsTooLarge(sorted(too_large), vectors)
         return vectors
@@ -162,17 +171,25 @@ class LocalEngine:
         """Compute every row of vectors; the texts that do not fit, even alone."""
         too_large: list[int] = []
         computed: list[tuple[Ints, torch.Tensor]] = []
-        waiting = self._plan(prepared, np.arange(len(vectors)))
+        budget = self._settings.token_budget
+        waiting = self._plan(prepared, np.arange(len(vectors)), budget)
         while waiting:
             batch = waiting.popleft()
+            tokens = cost_of(prepared.lengths[batch], padded=not self._packs(prepared))
             rows = self._attempt(prepared, batch)
             if rows is None:
                 _collect(computed, vectors)  # frees what they hold
-                self._lower_budget(prepared, batch)
+                self._empty_cache()
+                if len(batch) == 1 and tokens <= self._most_tokens:
+                    rows = self._attempt_again(prepared, batch)
+            if rows is None:
+                budget = self._lower_budget(tokens, len(batch), budget)
                 too_large += batch.tolist() if len(batch) == 1 else []
                 rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
-                waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]))
+                waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]), budget)
                 continue
+            self._most_tokens = max(self._most_tokens, tokens)
+            self._longest = max(self._longest, int(prepared.lengths[batch].max()))
             computed.append((batch, rows))
             if len(computed) == _PASSES_A_COPY or not waiting:
                 _collect(computed, vectors)
@@ -180,31 +197,63 @@ class LocalEngine:
         _collect(computed, vectors)
         return too_large
 
-    def _plan(self, prepared: Prepared, indices: Ints) -> deque[Ints]:
+    def _plan(self, prepared: Prepared, indices: Ints, budget: int) -> deque[Ints]:
         batches = token_budget_batches(
-            prepared.lengths[indices], self._settings.token_budget, batch_size=self.batch_size, padded=not self._packs(prepared)
+            prepared.lengths[indices], budget, batch_size=self.batch_size, padded=not self._packs(prepared)
         )
         return deque(indices[batch] for batch in batches)
 
     def _packs(self, prepared: Prepared) -> bool:
         return prepared.tokens is not None and attention_of(self.model) != PADDED
 
-    def _lower_budget(self, prepared: Prepared, batch: Ints) -> None:
-        """Less a pass from here on: half of what did not fit; less than a text that did not fit alone."""
+    def _empty_cache(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        tried = cost_of(prepared.lengths[batch], padded=not self._packs(prepared))
-        before = self._settings.token_budget
+
+    def _lower_budget(self, tried: int, n_texts: int, before: int) -> int:
+        """Less a pass for the rest of these texts: half of what did not fit; less than a text that did not fit alone.
+
+        What later texts get does not sink below the longest text that did fit: others may have held the memory for a while.
+        """
         # Halving for every text that is too large would leave one token a pass after a handful of them.
-        budget = max(1, min(tried, before) // 2 if len(batch) > 1 else min(tried - 1, before))
-        log.warning("out of memory at %d tokens a pass (%d texts): token_budget %d → %d", tried, len(batch), before, budget)
-        self._settings = replace(self._settings, token_budget=budget)
+        budget = max(1, min(tried, before) // 2 if n_texts > 1 else min(tried - 1, before))
+        log.warning("out of memory at %d tokens a pass (%d texts): token_budget %d → %d", tried, n_texts, before, budget)
+        kept = min(self._settings.token_budget, max(budget, self._longest))
+        self._settings = replace(self._settings, token_budget=kept)
+        return budget
+
+    def _attempt_again(self, prepared: Prepared, batch: Ints) -> torch.Tensor:
+        """Vectors of a text that memory sufficed for before, once it does again. Raises ModelError when it stays short."""
+        for seconds in _WAITS:
+            log.warning("out of memory for a text no larger than what did fit: waiting %g s", seconds)
+            self._sleep(seconds)
+            self._empty_cache()
+            rows = self._attempt(prepared, batch)
+            if rows is not None:
+                return rows
+        raise ModelError(
+            f"out of memory for a text of {prepared.lengths[batch[0]]} tokens, though {self._most_tokens} fitted before; "
+            "free memory and run the same command again"
+        )
+
+    def _check_finite(self, vectors: Vectors, too_large: list[int]) -> None:
+        """Raise ModelError when a vector that was computed holds something that is not a number."""
+        lost = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        lost = lost[~np.isin(lost, too_large)]
+        if not len(lost):
+            return
+        precision, texts = self._settings.precision, "1 text" if len(lost) == 1 else f"{len(lost)} texts"
+        if precision == "float16":
+            raise ModelError(f"float16 overflows for {texts} (first: text {lost[0]}); use precision bfloat16 or float32")
+        raise ModelError(
+            f"vectors in {precision} are not finite for {texts} (first: text {lost[0]}); the model's weights are broken"
+        )
 
     def _attempt(self, prepared: Prepared, batch: Ints) -> torch.Tensor | None:
         """(B, D) vectors of a batch, on the device; None when it does not fit in memory."""
         try:
             return self._forward(self.reader.features(prepared, batch, packed=self._packs(prepared)))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Only now are the error and, with its frames, the tensors of the failed pass gone.
@@ -214,6 +263,13 @@ class LocalEngine:
     def _forward(self, features: dict[str, Any]) -> torch.Tensor:
         embedded: torch.Tensor = self.model(features, task=self.role.value)["sentence_embedding"][:, : self.dim].float()
         return normalize(embedded, dim=1) if self.normalize_embeddings else embedded
+
+
+@contextmanager
+def _as_settled(model: SentenceTransformer) -> Iterator[None]:
+    """Products in the precision of the settings, whatever a notebook has set; a quantised model in what it chooses itself."""
+    with exact_products(), torch.autocast(model.device.type, enabled=False) if not is_quantized(model) else nullcontext():
+        yield
 
 
 def _collect(computed: list[tuple[Ints, torch.Tensor]], vectors: Vectors) -> None:

@@ -32,6 +32,9 @@ def fill_store(output_path: Path, finished: Finished, options: PartOptions) -> N
         if not _is_there(output_path, finished, options.vector_dtype):
             log.warning("%s: is not what the last run finished, or holds float16: no vector of it is taken over", output_path)
             return
+        if not all(options.digests_path(key).is_file() for key in finished.keys):
+            log.warning("%s: the record of its keys is gone: no vector of it is taken over", output_path)
+            return
         digests = _Table(options.digests_path(key) for key in finished.keys)
         for batch in iterate_embeddings(output_path, options.schema.delimiter, columns={}):
             keys, texts = digests.take(len(batch.vectors))

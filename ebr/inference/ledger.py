@@ -43,8 +43,10 @@ class Finished:
 
 
 def work_folder(output_path: Path) -> Path:
-    """Where the state of an output lies."""
-    return output_path.with_name(f".{output_path.name}.ebr")
+    """Where the state of an output lies: beside what its name leads to, or two names would take two locks."""
+    real = output_path.resolve()
+    place = output_path if real == output_path.absolute() else real
+    return place.with_name(f".{place.name}.ebr")
 
 
 class Ledger:
@@ -57,8 +59,9 @@ class Ledger:
         self.recipe: Recipe = json.loads(json.dumps(recipe))
         self.recipe_digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         record = self._read_run()
-        before = record.get("finished")
-        self.finished = Finished(**before) if before else None
+        self.asked: dict[str, Any] = record.get("asked") or {}
+        """What the run before was asked for that a part does not depend on: who computes, and how much at a time."""
+        self.finished = self._read_finished(record)
         self._finished_keys = frozenset(self.finished.keys if self.finished else ())
         self.settings: dict[str, Any] | None = None
         """What an unfinished or finished run of this very recipe settled; None = nothing yet."""
@@ -66,11 +69,15 @@ class Ledger:
         """Options by which an earlier run of this output differs: what it made does not count."""
         self._records: dict[str, PartRecord] = {}
         if "recipe" in record and not self.changed:
-            self.settings = record["settings"]
+            self.settings = record.get("settings")
             self._records = {one.key: one for one in self._read_journal()}
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Settle what every part has in common, before the first shard; or change it, when memory did not suffice."""
+    def begin(self, settings: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
+        """Settle what every part has in common, before the first shard; or change it, when memory did not suffice.
+
+        asked: what the user wants of who computes; None = as before.
+        """
+        self.asked = self.asked if asked is None else asked
         if self.settings is None:
             # Another model's vectors, or parts of another form, must not come in again.
             self._journal.unlink(missing_ok=True)
@@ -151,9 +158,19 @@ class Ledger:
             raise DataError(f"{path}: cannot be read ({error}); delete {self.work_dir} to embed everything again") from None
         return record if isinstance(record, dict) else {}
 
+    def _read_finished(self, record: dict[str, Any]) -> Finished | None:
+        before = record.get("finished")
+        try:
+            return Finished(**before) if before else None
+        except TypeError:
+            raise DataError(
+                f"{self.work_dir / 'run.json'}: is of another version of ebr; delete {self.work_dir} to embed everything again"
+            ) from None
+
     def _write_run(self) -> None:
         finished = self.finished and asdict(self.finished)
-        write_json(self.work_dir / "run.json", {"recipe": self.recipe, "settings": self.settings, "finished": finished})
+        record = {"recipe": self.recipe, "settings": self.settings, "asked": self.asked, "finished": finished}
+        write_json(self.work_dir / "run.json", record)
 
     def _read_journal(self) -> Iterator[PartRecord]:
         if not self._journal.is_file():

@@ -48,7 +48,7 @@ class Output:
         own = glob.escape(self.path.name)
         left = [*self.path.parent.glob(f".{own}.manifest.partial-*"), *self.path.parent.glob(f".{own}.rejects.partial-*")]
         left += [*self.options.work_dir.rglob(".*partial-*"), self.options.work_dir / _JOINED]
-        left += [] if self.is_file else self.path.glob(".*partial-*")
+        left += [] if self.is_file else [*self.path.glob(".partial-*-*"), *self.path.glob(".ebr_manifest.partial-*")]
         for path in left:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -56,7 +56,9 @@ class Output:
                 path.unlink(missing_ok=True)
 
     def has(self, record: PartRecord, ledger: Ledger) -> bool:
-        """Whether a part is there, whole: as files of its own, or in the finished file."""
+        """Whether a part is there, whole: as files of its own, or in the finished file; with its rejects."""
+        if record.n_rejected and not self.options.rejects_path(record.key).is_file():
+            return False
         if self._has_files(record):
             return True
         finished = ledger.finished if self.is_file and ledger.was_finished(record.key) else None
@@ -115,7 +117,8 @@ class Output:
         for old, new in zip(records, moved, strict=True):
             if old.index != new.index and self._has_files(old):
                 for before, after in zip(old.files, new.files, strict=True):
-                    (self.options.parts_dir / before).replace(self.options.parts_dir / after)
+                    # A second name: under the first, the manifest of before still finds it.
+                    _link(self.options.parts_dir / before, self.options.parts_dir / after)
                 ledger.add(new)
         return moved
 
@@ -131,6 +134,9 @@ class Output:
         hashes = {file.name: hash_file(file) for file in files}
         # A manifest never stands beside a file that it does not describe, not even between two renames.
         manifest_path(self.path).unlink(missing_ok=True)
+        # Nor new vectors beside old rows: of npy the old rows go before the new vectors come.
+        for file in files[1:]:
+            self.path.with_name(file.name).unlink(missing_ok=True)
         for file in files:
             file.replace(self.path.with_name(file.name))
         joined.rmdir()
@@ -168,6 +174,15 @@ class Output:
             shutil.rmtree(self.options.parts_dir, ignore_errors=True)
         else:
             remove_parts(self.path, keep={record.name for record in records})
+
+
+def _link(before: Path, after: Path) -> None:
+    after.unlink(missing_ok=True)
+    try:
+        after.hardlink_to(before)
+    except OSError:  # a file system without links
+        with write_aside(after) as aside:
+            shutil.copyfile(before, aside)
 
 
 class _Rows:

@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-import logging
-import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from sentence_transformers import SentenceTransformer
 
-from ebr.data.files import read_json, write_json
 from ebr.errors import ConfigError, first_line
-from ebr.inference.attention import (
-    FLASH,
-    PADDED,
-    VARLEN,
-    Machine,
-    has_cpp_compiler,
-    this_machine,
-    unpadded_attention,
-)
-from ebr.inference.batching import default_token_budget
+from ebr.inference.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
+from ebr.inference.batching import Prepared, default_token_budget
+from ebr.inference.choices import memory_path, read_memory, write_memory
 from ebr.inference.engines import LocalEngine, TextsTooLarge, Vectors
-from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, settings_of
-from ebr.model.encoder import Role, fingerprint, prompt_for
-
-log = logging.getLogger(__name__)
+from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, is_quantized, settings_of
+from ebr.model.encoder import Role, fingerprint, pooling_name, prompt_for
 
 MOST_TEXTS = 128
+# A GPU that is given less is not busy, and every precision looks as fast as the other.
+MOST_TEXTS_CUDA = 4096
 _FEWEST_TEXTS = 8
 _PROBE_TEXTS = 4
-# A candidate is encoded twice; a large model on a slow machine must not calibrate for an hour.
+# A candidate is encoded three times; a large model on a slow machine must not calibrate for an hour.
 _MOST_SECONDS_A_PASS = 15.0
 # Compiling takes minutes: with less work than this it would never be earned back.
 _COMPILE_FROM_SECONDS = 30 * 60.0
 _COMPILE_FROM_TEXTS = 10_000
 # float32 is promised to be this close to stock, however it is computed.
 _EXACT = 0.99999
+# What is less exact must be so much faster than float32: less than that is within what a trial of seconds can tell.
+_WORTH_IT = 1.05
+_TIMED_PASSES = 2
 
 Say = Callable[[str], None]
 
@@ -78,7 +73,7 @@ def choose_settings(
     say: Say,
     machine: Machine | None = None,
 ) -> ComputeSettings:
-    """How this model is to compute on this machine, found by trying it on up to 128 of the texts; the model stays as it is.
+    """How this model is to compute on this machine, found by trying it on some of the texts; the model stays as it is.
 
     precision: float32, bfloat16, float16, or auto: the fastest whose smallest cosine to float32 is at least min_cosine, found
     once and remembered for this model and machine. torch_compile: always, never, or auto: when the work is over half an hour on
@@ -93,7 +88,7 @@ def choose_settings(
     if precision == "bfloat16" and device == "cpu" and not machine.has_bfloat16:
         say("precision bfloat16: this processor computes it slowly, without avx512_bf16 or amx_bf16; float32 is faster here")
     prompt = prompt_for(model, role) if prompt is None else prompt
-    if getattr(getattr(model[0], "model", None), "is_quantized", False):
+    if is_quantized(model):
         say("the model's base is quantized: it computes as it was loaded")
         present = settings_of(model)
         return replace(present, token_budget=token_budget or present.token_budget)
@@ -139,9 +134,11 @@ class _Work:
         lengths = [getattr(first, name, None) for name in ("query_length", "document_length")]
         compiler = self.torch_compile != "never" and has_cpp_compiler()
         options = [self.min_cosine, self.torch_compile, compiler, unpadded_attention(self.model)]
-        conditions = [self.prompt, self.role.value, self.model.max_seq_length, *lengths, *options]
+        passes = [self.token_budget, self.batch_size, pooling_name(self.model)]
+        conditions = [self.prompt, self.role.value, self.model.max_seq_length, *lengths, *options, *passes]
         machine = [self.machine.name, self.machine.n_cores, sorted(self.machine.flags), self.model.device.type]
-        record = [fingerprint(self.model), conditions, machine, torch.__version__]
+        machine += [torch.get_num_threads(), torch.__version__, transformers.__version__]
+        record = [fingerprint(self.model), conditions, machine]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
@@ -150,8 +147,8 @@ def _remembered_or_found(work: _Work) -> ComputeSettings:
     if work.model.device.type == "cpu" and not work.machine.has_bfloat16:
         work.say("precision auto: float32: this processor has no bfloat16 (avx512_bf16, amx_bf16)")
         return _with_compile(work, _asked_for(work, "float32"))
-    key, remembered = work.key(), _read_memory()
-    known = _known(remembered.get(key), work)
+    key = work.key()
+    known = _known(read_memory().get(key), work)
     if known is not None:
         work.say(f"precision auto: {_name(known)}, found before for this model and machine ({memory_path()})")
         return known
@@ -161,7 +158,8 @@ def _remembered_or_found(work: _Work) -> ComputeSettings:
     eager, chosen = _calibrate(work)
     found = {"precision": chosen.precision, "attention": chosen.attention, "compiled": chosen.compiled}
     tried = {"texts_s": eager.texts_s, "compile_tried": work.worth_compiling(eager.texts_s)}
-    _write_memory({**remembered, key: found | tried})
+    # Read again: a trial takes minutes, in which others remember theirs.
+    write_memory({**read_memory(), key: found | tried})
     return chosen
 
 
@@ -185,7 +183,7 @@ def _calibrate(work: _Work) -> tuple[Trial, ComputeSettings]:
     eager = reference
     for settings in _candidates(work):
         trial = _try(work, settings, texts, reference.vectors)
-        if trial is not None and trial.texts_s > eager.texts_s:
+        if trial is not None and trial.texts_s > max(eager.texts_s, _WORTH_IT * reference.texts_s):
             eager = trial
     best = _try_compiled(work, eager, texts, reference.vectors)
     least = best.min_cosine(reference.vectors)
@@ -202,7 +200,7 @@ def _asked_for(work: _Work, precision: str) -> ComputeSettings:
     unpadded = unpadded_attention(work.model) if precision != "float32" else None
     if unpadded is None or not work.texts:
         return padded
-    texts, reference = _reference(work, padded)
+    texts, reference = _reference(work, _held_against(work, padded))
     trial = _try(work, replace(padded, attention=unpadded), texts, reference.vectors)
     return padded if trial is None else trial.settings
 
@@ -212,8 +210,15 @@ def _with_compile(work: _Work, eager: ComputeSettings) -> ComputeSettings:
     small = work.torch_compile == "auto" and (eager.device != "cpu" or work.n_texts_expected < _COMPILE_FROM_TEXTS)
     if small or work.torch_compile == "never" or not work.texts:
         return eager
-    texts, reference = _reference(work, eager)
-    return _try_compiled(work, reference, texts, reference.vectors).settings
+    exact = _held_against(work, eager)
+    texts, reference = _reference(work, exact)
+    tried = reference if exact is eager else measure(work, eager, texts)
+    return _try_compiled(work, tried, texts, reference.vectors).settings
+
+
+def _held_against(work: _Work, settings: ComputeSettings) -> ComputeSettings:
+    """What vectors of these settings are held against: themselves, but float32 for float16, which may overflow."""
+    return work.settings("float32") if settings.precision == "float16" else settings
 
 
 def _candidates(work: _Work) -> Iterator[ComputeSettings]:
@@ -226,9 +231,11 @@ def _candidates(work: _Work) -> Iterator[ComputeSettings]:
 def _reference(work: _Work, settings: ComputeSettings) -> tuple[list[str], Trial]:
     """Sample texts that fit in memory, as many as are encoded in seconds, and their vectors, which others are held against."""
     probe = measure(work, settings, work.sample(_PROBE_TEXTS))
-    n_texts = int(min(MOST_TEXTS, max(_FEWEST_TEXTS, _MOST_SECONDS_A_PASS * probe.texts_s)))
+    most = MOST_TEXTS_CUDA if work.model.device.type == "cuda" else MOST_TEXTS
+    n_texts = int(min(most, max(_FEWEST_TEXTS, _MOST_SECONDS_A_PASS * probe.texts_s)))
     texts = work.sample(n_texts)
     trial = measure(work, settings, texts)
+    # The others were too large: measure raises for a vector that was computed and is not finite.
     fits = np.flatnonzero(np.isfinite(trial.vectors).all(axis=1))
     return [texts[index] for index in fits], replace(trial, vectors=trial.vectors[fits])
 
@@ -264,23 +271,41 @@ def _try_compiled(work: _Work, eager: Trial, texts: Sequence[str], reference: Ve
 
 
 def measure(work: _Work, settings: ComputeSettings, texts: Sequence[str]) -> Trial:
-    """Encode texts, twice, with a copy of the model that computes so; the second time counts."""
-    model = copy_in(work.model, DTYPES[settings.precision])
-    engine = LocalEngine(model, work.role, prompt=work.prompt, batch_size=work.batch_size, settings=settings)
+    """Encode texts with a copy of the model that computes so: once to warm up, then timed; the best time counts.
+
+    Raises ModelError when vectors are not finite.
+    """
     try:
-        _encode(engine, texts)
-        started = time.perf_counter()
-        vectors = _encode(engine, texts)
-        seconds = time.perf_counter() - started
+        return _measure(work, settings, texts)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the copy
+        raise
     finally:
         if settings.compiled:
             torch._dynamo.reset()  # else it keeps the copy
+        # A model is full of cycles: without this the next candidate finds the memory of this one taken.
+        gc.collect()
+        if work.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measure(work: _Work, settings: ComputeSettings, texts: Sequence[str]) -> Trial:
+    model = copy_in(work.model, DTYPES[settings.precision])
+    engine = LocalEngine(model, work.role, prompt=work.prompt, batch_size=work.batch_size, settings=settings)
+    # Outside the clock: a run prepares texts in a thread of its own, while it computes.
+    prepared = engine.prepare(texts)
+    _compute(engine, prepared)
+    seconds = float("inf")
+    for _ in range(_TIMED_PASSES):
+        started = time.perf_counter()
+        vectors = _compute(engine, prepared)
+        seconds = min(seconds, time.perf_counter() - started)
     return Trial(replace(engine.settings, token_budget=settings.token_budget), len(texts) / max(seconds, 1e-9), vectors)
 
 
-def _encode(engine: LocalEngine, texts: Sequence[str]) -> Vectors:
+def _compute(engine: LocalEngine, prepared: Prepared) -> Vectors:
     try:
-        return engine.encode(texts)
+        return engine.compute(prepared)
     except TextsTooLarge as error:
         return error.vectors
 
@@ -288,24 +313,3 @@ def _encode(engine: LocalEngine, texts: Sequence[str]) -> Vectors:
 def _name(settings: ComputeSettings) -> str:
     attention = [] if settings.attention == PADDED else [settings.attention]
     return ", ".join([settings.precision, *attention, *(["compiled"] if settings.compiled else [])])
-
-
-def memory_path() -> Path:
-    """Where choices are remembered: precision.json in $EBR_CACHE_DIR, or in ~/.cache/ebr."""
-    return Path(os.environ.get("EBR_CACHE_DIR") or Path.home() / ".cache" / "ebr") / "precision.json"
-
-
-def _read_memory() -> dict[str, Any]:
-    try:
-        record = read_json(memory_path())
-    except (OSError, ValueError) as error:  # absent, or not ours: it is written anew
-        log.debug("%s: %s", memory_path(), error)
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _write_memory(record: dict[str, Any]) -> None:
-    try:
-        write_json(memory_path(), record)
-    except OSError as error:
-        log.info("%s: the choice is not remembered (%s)", memory_path(), first_line(error))

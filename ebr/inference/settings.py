@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 
-from ebr.errors import DataError
-from ebr.inference.attention import PADDED, CompiledForward, attention_of, compiled_forward, set_attention
+from ebr.errors import DataError, ModelError, first_line
+from ebr.inference.attention import (
+    FLASH,
+    PADDED,
+    CompiledForward,
+    attention_of,
+    compiled_forward,
+    set_attention,
+    unpadded_attention,
+)
 from ebr.inference.batching import default_token_budget
 
 log = logging.getLogger(__name__)
@@ -68,26 +76,59 @@ def settings_of(model: SentenceTransformer) -> ComputeSettings:
     )
 
 
-def apply_settings(model: SentenceTransformer, settings: ComputeSettings) -> None:
-    """Have the model compute so, in place: its weights, its attention, its compilation.
+def is_quantized(model: SentenceTransformer) -> bool:
+    """Whether the model's base computes in integers, and only as it was loaded."""
+    return bool(getattr(getattr(model[0], "model", None), "is_quantized", False))
 
-    Raises ModelError for attention that this model cannot do.
+
+def apply_settings(model: SentenceTransformer, settings: ComputeSettings) -> ComputeSettings:
+    """Have the model compute so, in place: its weights, its attention, its compilation; the settings as they are in the end.
+
+    Settings made on another kind of device become exact and padded ones; without flash-attn, its texts are laid end to end by
+    torch, or padded. Raises ModelError for other attention that this model cannot do.
     """
-    if not getattr(getattr(model[0], "model", None), "is_quantized", False):
+    if settings.device != model.device.type:
+        settings = _on_this_device(model, settings)
+    if not is_quantized(model):
         # Parameters only: rotary and other tables are buffers, and in half precision they would blur positions.
         for weight in model.parameters():
             if weight.is_floating_point():
                 weight.data = weight.data.to(DTYPES[settings.precision])
-    attention = settings.attention
-    if settings.device != model.device.type:
-        log.warning("settings were made on %s and the model is on %s: padded attention", settings.device, model.device.type)
-        attention = PADDED
-    set_attention(model, attention)
+    settings = replace(settings, attention=_set_attention(model, settings.attention))
     present = compiled_forward(model)
     if settings.compiled and present is None and hasattr(model[0], "model"):
         model[0].model.forward = CompiledForward(model[0].model)
     elif not settings.compiled and present is not None:
         present.undo()
+    return settings
+
+
+def _on_this_device(model: SentenceTransformer, settings: ComputeSettings) -> ComputeSettings:
+    """What is safe on a device that nothing was tried on; float32 is near enough whatever was asked for."""
+    device, precision = model.device.type, settings.precision if is_quantized(model) else "float32"
+    budget = min(settings.token_budget, default_token_budget(model, DTYPES[precision]))
+    log.warning(
+        "settings were made on %s and the model is on %s: %s, padded, %d tokens a pass",
+        settings.device,
+        device,
+        precision,
+        budget,
+    )
+    return replace(settings, precision=precision, attention=PADDED, token_budget=budget, device=device)
+
+
+def _set_attention(model: SentenceTransformer, attention: str) -> str:
+    """Have the model attend so, or without flash-attn where that is not at hand; the attention that it has then."""
+    try:
+        set_attention(model, attention)
+    except ModelError as error:
+        if attention != FLASH:
+            raise
+        unpadded = unpadded_attention(model)
+        attention = PADDED if unpadded is None or unpadded == FLASH else unpadded
+        log.warning("%s; %s from here on", first_line(error), attention)
+        set_attention(model, attention)
+    return attention
 
 
 def copy_in(model: SentenceTransformer, dtype: torch.dtype) -> SentenceTransformer:

@@ -100,6 +100,8 @@ class VectorStore:
             yield self._opened
         except sqlite3.OperationalError as error:
             raise DataError(f"{self.path}: cannot be used ({error}); make room on the disk") from error
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{self.path}: is damaged ({error}); delete it") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

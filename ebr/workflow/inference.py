@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebr.config import InferenceConfig
@@ -125,6 +125,7 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
     config.check()
     output_format = format_of(config.output_path, config.output_format)
     check_dtype(output_format, config.vector_dtype)
+    _check_output(config)
     source = open_source(
         config.input_dir,
         config.file_pattern,
@@ -135,30 +136,29 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
         key_column=config.incremental_key,
     )
     check_output_columns(source.schema.columns, output_format, source.schema.delimiter)
-    _check_output(config.output_path, source)
     resolve_model(config.model_path)
     return InferencePlan(config, source, output_format)
 
 
-def _check_output(path: Path, source: Source) -> None:
+def _check_output(config: InferenceConfig) -> None:
+    """Refuse an output that cannot be written, or would overwrite what is none. Raises ConfigError."""
+    path, home = config.output_path, config.input_dir.resolve()
     if path.suffix and path.is_dir():
         raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'embeds.txt'}")
-    if path.resolve() in {file.path.resolve() for file in source.files}:
-        raise ConfigError(f"output_path {path}: is one of the input tables; write elsewhere, or narrow file_pattern")
-    if path.suffix:
-        return
-    if path.is_file():
+    if not path.suffix and path.is_file():
         raise ConfigError(f"output_path {path}: is a file; without a suffix it names a folder")
-    if path.resolve() == source.input_dir.resolve() or source.input_dir.resolve() in path.resolve().parents:
-        raise ConfigError(f"output_path {path}: lies in input_dir {source.input_dir}; write elsewhere")
-    if (
-        path.is_dir()
-        and read_manifest(path) is None
-        and any(not file.name.startswith(("part-", ".")) for file in path.iterdir())
-    ):
+    if home in (path.resolve(), *path.resolve().parents):
+        raise ConfigError(f"output_path {path}: lies in input_dir {config.input_dir}; write elsewhere")
+    kind = (read_manifest(path) or {}).get("kind") if path.exists() else None
+    if kind not in (None, "embeddings"):
+        raise ConfigError(f"output_path {path}: is a {kind} of ebr; write elsewhere")
+    if path.is_dir() and kind is None and any(not file.name.startswith(("part-", ".")) for file in path.iterdir()):
         raise ConfigError(
             f"output_path {path}: holds other files; give a new folder, or a file in it like {path / 'embeds.txt'}"
         )
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"output_path {path}: {parent} is no folder that can be written to")
 
 
 def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> InferenceResult:
@@ -167,7 +167,7 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
     Interrupted, by whatever, it goes on from there when it is called again.
     Raises EBRError subclasses that say what to mend; what was at output_path stays until the new output is whole.
     """
-    from ebr.inference.computing import computing, load_for_inference, make_recipe
+    from ebr.inference.computing import asked_for, computing, load_for_inference, make_recipe
     from ebr.inference.incremental import fill_store
     from ebr.inference.ledger import open_ledger
     from ebr.inference.pipeline import embed_source
@@ -185,7 +185,7 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
             say(f"what was embedded before was made with another {', '.join(ledger.changed)}: {what}")
         output.sweep()
         with computing(config, loaded, output.options, plan.source, ledger, say) as (workers, settings):
-            ledger.begin(settings.to_json())
+            ledger.begin(settings.to_json(), asked_for(config))
             if output.options.incremental and ledger.brought_up_to_date:
                 fill_store(config.output_path, ledger.brought_up_to_date, output.options)
             facts = {**loaded.facts, "config": config.to_json(), "settings": settings.to_json(), "versions": library_versions()}
