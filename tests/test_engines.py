@@ -282,11 +282,12 @@ def test_a_shortage_that_stays_ends_the_run_and_rejects_no_text(model):
     assert sum(waits) < 60
 
 
-def test_a_text_longer_than_any_that_fitted_is_too_large_without_a_wait(model):
+@pytest.mark.parametrize("n_texts", [1, 64])
+def test_a_text_longer_than_any_that_fitted_is_too_large_without_a_wait(model, n_texts):
     waits = []
-    engine = engine_of(model, batch_size=1, sleep=waits.append)
+    engine = engine_of(model, sleep=waits.append)
+    engine.encode(["red shoe"] * n_texts)  # more tokens in one pass than the long text has, and no proof that it fits
     with_room_for(engine, 30)
-    engine.encode(["red shoe"])
     with pytest.raises(TextsTooLarge):
         engine.encode(["国" * 40])
     assert waits == []

@@ -29,7 +29,7 @@ from ebr.model.encoder import Role, fingerprint, load_encoder, pooling_name, pro
 
 Say = Callable[[str], None]
 
-_CALIBRATION_ROWS = 512
+_CALIBRATION_ROWS = 4096
 """Rows of the first shards among which the texts to try are chosen."""
 
 

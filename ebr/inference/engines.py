@@ -116,7 +116,7 @@ class LocalEngine:
         self.reader = TextReader(model, role.value, self.prompt)
         self._sleep = sleep
         # The most tokens of a pass, and of a text, that memory has sufficed for.
-        self._most_tokens = self._longest = 0
+        self._longest = 0
 
     @property
     def dim(self) -> int:
@@ -180,7 +180,8 @@ class LocalEngine:
             if rows is None:
                 _collect(computed, vectors)  # frees what they hold
                 self._empty_cache()
-                if len(batch) == 1 and tokens <= self._most_tokens:
+                # A text alone is as long as its tokens; attention takes memory by their square, so short ones prove nothing.
+                if len(batch) == 1 and tokens <= self._longest:
                     rows = self._attempt_again(prepared, batch)
             if rows is None:
                 budget = self._lower_budget(tokens, len(batch), budget)
@@ -188,7 +189,6 @@ class LocalEngine:
                 rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
                 waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]), budget)
                 continue
-            self._most_tokens = max(self._most_tokens, tokens)
             self._longest = max(self._longest, int(prepared.lengths[batch].max()))
             computed.append((batch, rows))
             if len(computed) == _PASSES_A_COPY or not waiting:
@@ -232,7 +232,7 @@ class LocalEngine:
             if rows is not None:
                 return rows
         raise ModelError(
-            f"out of memory for a text of {prepared.lengths[batch[0]]} tokens, though {self._most_tokens} fitted before; "
+            f"out of memory for a text of {prepared.lengths[batch[0]]} tokens, though one of {self._longest} fitted before; "
             "free memory and run the same command again"
         )
 
