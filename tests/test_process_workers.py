@@ -70,7 +70,9 @@ def test_a_process_that_dies_is_replaced_and_every_row_comes_once(folder, tmp_pa
 @pytest.mark.parametrize("places", [ONE, TWO])
 def test_a_shard_that_always_kills_its_process_is_named_and_the_rest_is_kept(folder, tmp_path, places):
     run = Run(folder, tmp_path / "out" / "v.txt")
-    with pytest.raises(EBRError, match=r"^a\.csv: the shard from line 22 ended its process 3 times \(exit code -9;") as caught:
+    with pytest.raises(
+        EBRError, match=r"^a\.csv: the shard from line 22 ended its process 3 times \(exit code -9\);"
+    ) as caught:
         go(run, Builder(deadly="text 21"), places)
     assert "finished and kept" in str(caught.value)
     assert run.go().n_kept >= 5

@@ -55,7 +55,7 @@ def write_files_aside(folder: Path) -> Iterator[Path]:
 def write_folder_aside(folder: Path) -> Iterator[Path]:
     """A new empty folder beside `folder`, swapped with it when the block ends well; until then the old one is untouched."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{_partial()}")
+    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
