@@ -9,10 +9,9 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.vectors import Vectors
 from ebr.inference.engines import Engine, OnBatch, TextsTooLarge
 from ebr.inference.store import DIGEST_BYTES, VectorStore, row_digest, text_digest
-
-Vectors = npt.NDArray[np.float32]
 
 
 class Dedup(str, Enum):

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
 from ebr.inference.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.inference.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
@@ -25,7 +25,6 @@ from ebr.model.encoder import Role, prompt_for
 
 log = logging.getLogger(__name__)
 
-Vectors = npt.NDArray[np.float32]
 OnBatch = Callable[[int], None]
 """Told how many texts each batch held; what it raises ends the work."""
 # Vectors stay on the device for so many passes: a copy waits for all that was asked of the device before.

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ebr.data.embeddings import iterate_embeddings, write_embeddings_manifest
 from ebr.data.files import hash_file, manifest_path, read_manifest, write_aside, write_files_aside
-from ebr.data.vector_formats import files_of, join_parts, write_vectors
+from ebr.data.vector_formats import files_of, join_parts
+from ebr.data.vectors import Vectors
 from ebr.inference.ledger import Finished, Ledger
 from ebr.inference.parts import PartOptions, PartRecord, inputs_digest, remove_parts
-
-Vectors = npt.NDArray[np.float32]
+from ebr.inference.worker import write_part
 
 log = logging.getLogger(__name__)
 
@@ -148,16 +147,7 @@ class Output:
         for key, n_rows in zip(finished.keys, finished.n_rows, strict=True):
             columns, vectors = rows.take(n_rows)
             if key in wanted:
-                with write_files_aside(self.options.parts_dir) as aside:
-                    write_vectors(
-                        aside / self.options.part_path(wanted[key].name).name,
-                        self.options.format,
-                        columns,
-                        vectors,
-                        delimiter=self.options.schema.delimiter,
-                        dtype=self.options.vector_dtype,
-                        packed=False,
-                    )
+                write_part(self.options, wanted[key].name, columns, vectors)
 
     def _join_rejects(self, records: Sequence[PartRecord]) -> None:
         if not any(record.n_rejected for record in records):

@@ -21,14 +21,15 @@ from typing import Any
 from ebr.errors import EBRError
 from ebr.inference.engines import Engine
 from ebr.inference.parts import PartOptions, PartRecord, ShardTask
+from ebr.inference.pipeline import OnBatch
 from ebr.inference.spec import Placement
 from ebr.inference.worker import OVERLAP, ShardWorker
 
 Build = Callable[[Placement], Engine]
-OnBatch = Callable[[ShardTask, int], None]
 
 _MOST_DEATHS = 3
-_CORES_A_WORKER = 8
+CORES_A_WORKER = 8
+"""Cores that one worker makes good use of, where there is no GPU."""
 
 
 def placements(num_workers: int | None, n_gpus: int, cores: list[int]) -> list[Placement]:
@@ -36,7 +37,7 @@ def placements(num_workers: int | None, n_gpus: int, cores: list[int]) -> list[P
     if n_gpus:
         count = num_workers or n_gpus
         return [Placement(f"cuda:{index % n_gpus}") for index in range(count)]
-    count = num_workers or max(2, len(cores) // _CORES_A_WORKER)
+    count = num_workers or max(2, len(cores) // CORES_A_WORKER)
     each = max(1, len(cores) // count)
     return [Placement("cpu", tuple(cores[index * each % len(cores) :][:each])) for index in range(count)]
 

@@ -17,14 +17,14 @@ from typing import Any
 
 from ebr.errors import ConfigError, DataError, EBRError, MissingPackageError
 from ebr.inference.parts import PartOptions, PartRecord, ShardTask
-from ebr.inference.processes import Build, OnBatch
+from ebr.inference.pipeline import OnBatch
+from ebr.inference.processes import CORES_A_WORKER, Build
 from ebr.inference.spec import Placement
 from ebr.inference.worker import OVERLAP, ShardWorker
 
 log = logging.getLogger(__name__)
 
 _MOST_LOSSES = 3
-_CORES_A_WORKER = 8
 _PATIENCE_S = 60
 _STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
@@ -48,8 +48,8 @@ def worker_shape(num_workers: int | None, nodes: Sequence[Mapping[str, float]]) 
     if n_gpus:
         return WorkerShape(num_workers or n_gpus, {"num_cpus": 1, "num_gpus": 1})
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    count = num_workers or max(1, sum(max(1, n // _CORES_A_WORKER) for n in cores))
-    fitting = (each for each in range(_CORES_A_WORKER, 1, -1) if sum(n // each for n in cores) >= count)
+    count = num_workers or max(1, sum(max(1, n // CORES_A_WORKER) for n in cores))
+    fitting = (each for each in range(CORES_A_WORKER, 1, -1) if sum(n // each for n in cores) >= count)
     return WorkerShape(count, {"num_cpus": next(fitting, 1)})
 
 

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from ebr.data.vectors import Vectors
 from ebr.errors import DataError
-
-Vectors = npt.NDArray[np.float32]
 
 DIGEST_BYTES = 16
 _PATIENCE_S = 600

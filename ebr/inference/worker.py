@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ebr.data.files import hash_file, write_aside, write_files_aside
 from ebr.data.shards import ShardRows, parse_shard
 from ebr.data.tables import BadRow
 from ebr.data.vector_formats import unfit_rows, write_vectors
+from ebr.data.vectors import Vectors
 from ebr.errors import DataError, Interrupted
 from ebr.inference.dedup import Dedup, DistinctEncoder, EncodedRows, RowDigests
 from ebr.inference.engines import Engine, OnBatch
@@ -106,20 +108,8 @@ class ShardWorker:
             raise DataError(f"{first.file}:{first.line}: {first.reason}; {MEND_THE_ROW}")
 
     def _write(self, task: ShardTask, rows: ShardRows, encoded: EncodedRows, keep: npt.NDArray[np.int64]) -> PartRecord:
-        options, path = self.options, self.options.part_path(task.name)
-        with write_files_aside(path.parent) as aside:
-            written = write_vectors(
-                aside / path.name,
-                options.format,
-                rows.columns,
-                encoded.vectors[keep],
-                delimiter=options.schema.delimiter,
-                dtype=options.vector_dtype,
-                packed=not options.are_joined,
-            )
-            # The hash of a part that is joined would never be asked for: the whole file has its own.
-            hashes = {file.name: "" if options.are_joined else hash_file(file) for file in written}
-            n_bytes = sum(file.stat().st_size for file in written)
+        options = self.options
+        hashes, n_bytes = write_part(options, task.name, rows.columns, encoded.vectors[keep])
         bad = sorted(rows.bad, key=lambda row: row.line)
         if bad:
             with write_aside(options.rejects_path(task.key)) as aside_file:
@@ -138,6 +128,24 @@ class ShardWorker:
             n_bytes=n_bytes,
             first_rejects=[f"{row.file}:{row.line}: {row.reason}" for row in bad[:_FIRST_REJECTS]],
         )
+
+
+def write_part(options: PartOptions, name: str, columns: pa.Table, vectors: Vectors) -> tuple[dict[str, str], int]:
+    """Write a part and move it into place, whole. Its sha256 by file name ("" for a part that is joined), and its size."""
+    path = options.part_path(name)
+    with write_files_aside(path.parent) as aside:
+        written = write_vectors(
+            aside / path.name,
+            options.format,
+            columns,
+            vectors,
+            delimiter=options.schema.delimiter,
+            dtype=options.vector_dtype,
+            packed=not options.are_joined,
+        )
+        # The hash of a part that is joined would never be asked for: the whole file has its own.
+        hashes = {file.name: "" if options.are_joined else hash_file(file) for file in written}
+        return hashes, sum(file.stat().st_size for file in written)
 
 
 def _reject(rows: ShardRows, reasons: dict[int, str], file: str) -> tuple[ShardRows, npt.NDArray[np.int64]]:
@@ -189,9 +197,6 @@ class _InOneThread:
 
     def compute(self, prepared: Any, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:  # noqa: ANN401
         return self._thread.submit(self._engine.compute, prepared, on_batch).result()
-
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        return self.compute(self.prepare(texts))
 
     def close(self) -> None:
         """End the thread."""
