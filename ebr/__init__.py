@@ -9,15 +9,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
+    from ebr.config import (
+        EvaluationConfig,
+        FinetuneConfig,
+        IndexConfig,
+        InferenceConfig,
+        MergeConfig,
+        MiningConfig,
+        SampleConfig,
+        SearchConfig,
+        TrainConfig,
+        VisualizationConfig,
+    )
     from ebr.config.overrides import notebook_configs
     from ebr.workflow import (
+        build_index,
         build_sample_corpus,
         compare_models,
+        evaluate_retrieval,
         merge_adapter,
+        mine_hard_negatives,
+        open_index,
         plan_merge,
         rank_texts,
         run_batch_inference,
+        search_index,
         train_sentence_transformer,
         visualize_embeddings,
     )
@@ -25,33 +41,58 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EvaluationConfig",
     "FinetuneConfig",
+    "IndexConfig",
     "InferenceConfig",
     "MergeConfig",
+    "MiningConfig",
     "SampleConfig",
+    "SearchConfig",
     "TrainConfig",
     "VisualizationConfig",
+    "build_index",
     "build_sample_corpus",
     "compare_models",
+    "evaluate_retrieval",
     "merge_adapter",
+    "mine_hard_negatives",
     "notebook_configs",
+    "open_index",
     "plan_merge",
     "rank_texts",
     "run_batch_inference",
+    "search_index",
     "train_sentence_transformer",
     "visualize_embeddings",
 ]
 
 _HOMES = {
-    "ebr.config": {"FinetuneConfig", "InferenceConfig", "MergeConfig", "SampleConfig", "TrainConfig", "VisualizationConfig"},
+    "ebr.config": {
+        "EvaluationConfig",
+        "FinetuneConfig",
+        "IndexConfig",
+        "InferenceConfig",
+        "MergeConfig",
+        "MiningConfig",
+        "SampleConfig",
+        "SearchConfig",
+        "TrainConfig",
+        "VisualizationConfig",
+    },
     "ebr.config.overrides": {"notebook_configs"},
     "ebr.workflow": {
+        "build_index",
         "build_sample_corpus",
         "compare_models",
+        "evaluate_retrieval",
         "merge_adapter",
+        "mine_hard_negatives",
+        "open_index",
         "plan_merge",
         "rank_texts",
         "run_batch_inference",
+        "search_index",
         "train_sentence_transformer",
         "visualize_embeddings",
     },

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ebr.config import Config, FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
+from ebr.config import (
+    Config,
+    EvaluationConfig,
+    FinetuneConfig,
+    IndexConfig,
+    InferenceConfig,
+    MergeConfig,
+    MiningConfig,
+    SampleConfig,
+    SearchConfig,
+    TrainConfig,
+    VisualizationConfig,
+)
 from ebr.config.options import add_arguments, flag_to_name, read_record
 from ebr.errors import ConfigError, EBRError, Interrupted
 
@@ -29,6 +41,8 @@ class Command:
     plan: str
     on_every_gpu: bool = False
     """Whether it takes one process a GPU where there are several."""
+    positional: str | None = None
+    """The option that is also understood without its flag."""
 
 
 COMMANDS = {
@@ -38,6 +52,10 @@ COMMANDS = {
     "merge": Command(MergeConfig, "merge_adapter", "plan_merge"),
     "infer": Command(InferenceConfig, "run_batch_inference", "plan_inference"),
     "visualize": Command(VisualizationConfig, "visualize_embeddings", "plan_visualization"),
+    "evaluate": Command(EvaluationConfig, "evaluate_retrieval", "plan_evaluation"),
+    "index": Command(IndexConfig, "build_index", "plan_index"),
+    "search": Command(SearchConfig, "search_index", "plan_search", positional="query"),
+    "mine": Command(MiningConfig, "mine_hard_negatives", "plan_mining"),
 }
 
 
@@ -99,6 +117,9 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
     )
     parser.add_argument("--dry_run", action="store_true", help="validate, count, say what would be done, and do nothing")
     add_arguments(parser, command.config)
+    if command.positional:
+        help_text = f"{command.positional}, without its flag"
+        parser.add_argument("words", nargs="*", metavar=command.positional.upper(), help=help_text)
 
 
 def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
@@ -107,6 +128,10 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
     name = values.pop("command")
     command = COMMANDS[name]
     record, dry_run = values.pop("config"), values.pop("dry_run")
+    if (words := values.pop("words", None)) and command.positional:
+        if command.positional in values:
+            raise ConfigError(f"{command.positional}: given with its flag and without; give it once")
+        values[command.positional] = " ".join(words)
     for option, value in values.items():
         if value in ("none", ["none"]) and command.config.may_be_unset(option):
             values[option] = None  # unsets what the record or the default set
@@ -123,7 +148,8 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
             return exit_code
     result = getattr(workflow, command.run)(config)
     if _is_first_process():
-        print()
+        if not getattr(result, "is_data", False):  # what a program reads holds nothing but the data
+            print()
         print(result.summary())
     return 0
 

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from ebr import cli, workflow
-from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
+from ebr.config import (
+    EvaluationConfig,
+    FinetuneConfig,
+    IndexConfig,
+    InferenceConfig,
+    MergeConfig,
+    MiningConfig,
+    SampleConfig,
+    SearchConfig,
+    TrainConfig,
+    VisualizationConfig,
+)
 from ebr.errors import DataError, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -23,10 +34,16 @@ VERBS = {
     "merge": ("merge_adapter", "plan_merge", MergeConfig),
     "infer": ("run_batch_inference", "plan_inference", InferenceConfig),
     "visualize": ("visualize_embeddings", "plan_visualization", VisualizationConfig),
+    "evaluate": ("evaluate_retrieval", "plan_evaluation", EvaluationConfig),
+    "index": ("build_index", "plan_index", IndexConfig),
+    "search": ("search_index", "plan_search", SearchConfig),
+    "mine": ("mine_hard_negatives", "plan_mining", MiningConfig),
 }
 NEEDED = {
     "train": ["--model_name_or_path", "m", "--train_dataset", "t.jsonl", "--output_dir", "o", "--batch_size", "4"],
     "merge": ["--base_model_path", "m", "--lora_adapter_path", "a", "--output_path", "o"],
+    "evaluate": ["--models", "m", "--eval_dataset", "e"],
+    "mine": ["--output_path", "o"],
 }
 """What a command does not start without."""
 
@@ -63,13 +80,27 @@ def parsed(calls, *flags, command="finetune"):
 
 @pytest.mark.parametrize("command", VERBS)
 def test_command_calls_its_verb_with_its_config_and_prints_the_summary(command, calls, capsys):
-    option, value = {"infer": ("batch_size", 7), "merge": ("training_precision", "bfloat16")}.get(command, ("seed", 7))
+    others = {"infer": ("batch_size", 7), "merge": ("training_precision", "bfloat16"), "search": ("k", 7)}
+    option, value = others.get(command, ("seed", 7))
     assert cli.main([command, *NEEDED.get(command, []), f"--{option}", str(value)]) == 0
     run, _, config = VERBS[command]
     ((name, got),) = calls
     assert (name, type(got)) == (run, config)
     assert got[option] == value
     assert "the summary" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["red shoes"], ["red", "shoes"], ["--query", "red shoes"]])
+def test_search_takes_its_text_with_and_without_a_flag(words, calls):
+    assert cli.main(["search", *words, "--k", "3"]) == 0
+    ((_, config),) = calls
+    assert (config.query, config.k) == ("red shoes", 3)
+
+
+def test_a_text_given_twice_is_refused(calls, capsys):
+    assert cli.main(["search", "red", "--query", "blue"]) == 2
+    assert "query: given with its flag and without" in capsys.readouterr().err
+    assert not calls
 
 
 @pytest.mark.parametrize("command", VERBS)

@@ -116,9 +116,11 @@ def test_every_command_line_is_accepted_by_its_command(readme):
         parser.add_argument("--config", default=argparse.SUPPRESS)
         parser.add_argument("--dry_run", action="store_true", default=argparse.SUPPRESS)
         add_arguments(parser, config)
+        if COMMANDS[name].positional:
+            parser.add_argument("words", nargs="*")
         values, unknown = parser.parse_known_args([flag_to_name(word) for word in words])
         assert not unknown, f"ebr {name} has no {unknown}"
-        config.from_dict({key: value for key, value in vars(values).items() if key not in EVERY_COMMAND})
+        config.from_dict({key: value for key, value in vars(values).items() if key not in {*EVERY_COMMAND, "words"}})
 
 
 @READMES

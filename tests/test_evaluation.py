@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ebr.data.evaluation_set import EvaluationSet
-from ebr.retrieval.evaluation import HEADLINES, Evaluation, compare, evaluate_encoder
+from ebr.retrieval.evaluation import HEADLINES, Evaluation, compare, evaluate_encoder, evaluate_ranking
 from ebr.retrieval.metrics import METRICS
 
 VECTORS = {"east": (1, 0), "north": (0, 1), "north-east": (0.8, 0.6), "west": (-1, 0)}
@@ -40,7 +40,9 @@ DATASET = EvaluationSet(
 def evaluation(ndcg, n_documents=1234):
     ndcg = np.asarray(ndcg, np.float64)
     scores = dict.fromkeys(METRICS, np.full(len(ndcg), 0.5)) | {"ndcg@10": ndcg}
-    return Evaluation("toy", [f"q{i}" for i in range(len(ndcg))], n_documents, scores)
+    nothing = np.empty((len(ndcg), 0))
+    query_ids = [f"q{i}" for i in range(len(ndcg))]
+    return Evaluation("toy", query_ids, n_documents, scores, nothing.astype(np.int64), nothing.astype(np.float32))
 
 
 def test_a_ranking_is_scored_query_by_query():
@@ -50,7 +52,12 @@ def test_a_ranking_is_scored_query_by_query():
     assert result.scores["recall@10"].tolist() == [0.5, 1]
     assert result.mean("mrr@10") == 0.75
     assert result.means()["recall@1"] == 0.5
-    assert tuple(result.means()) == METRICS
+    assert tuple(result.means()) == (*METRICS, "unjudged@10")
+    # East has one judged document among its three, north too.
+    assert result.mean("unjudged@10") == pytest.approx(2 / 3)
+    # East: itself, north-east, west; north: north-east, then east and west, which tie, the lower row first.
+    assert result.rows.tolist() == [[0, 1, 2], [1, 0, 2]]
+    assert result.similarities[0].tolist() == pytest.approx([1, 0.8, -1])
     assert (result.dataset, result.query_ids, result.n_documents) == ("compass", ["qe", "qn"], 3)
 
 
@@ -59,20 +66,29 @@ def test_queries_and_documents_go_through_their_own_encoders():
     assert turned.scores["mrr@10"].tolist() == [0.5, pytest.approx(1 / 3)]
 
 
-def test_a_search_too_shallow_for_recall_at_100_is_refused():
-    with pytest.raises(ValueError, match="recall@100 needs at least 100"):
-        evaluate_encoder(CompassEncoder(), DATASET, k=99)
+def test_metrics_that_look_deeper_than_the_search_are_left_out():
+    shallow = evaluate_encoder(CompassEncoder(), DATASET, k=99)
+    assert tuple(shallow.means()) == (*(metric for metric in METRICS if metric != "recall@100"), "unjudged@10")
 
 
-def test_a_comparison_holds_both_means_and_the_difference_of_every_headline_metric():
+def test_a_ranking_may_come_from_anywhere_and_may_lack_documents():
+    rows = np.array([[1, -1, -1], [-1, -1, -1]])
+    result = evaluate_ranking(rows, np.array([[0.5, 0, 0], [0, 0, 0]], np.float32), DATASET, k=100)
+    assert result.scores["recall@10"].tolist() == [0.5, 0]
+    assert result.scores["unjudged@10"].tolist() == [0, 0]
+
+
+def test_a_comparison_holds_both_means_and_the_difference_of_every_metric():
     comparison = compare(evaluation([0.2, 0.4, 0.6]), evaluation([0.3, 0.4, 0.8]), seed=0)
-    assert [change.metric for change in comparison.changes] == list(HEADLINES)
+    assert [change.metric for change in comparison.changes] == list(METRICS)
     ndcg = comparison.changes[0]
     assert (ndcg.base, ndcg.tuned) == (pytest.approx(0.4), pytest.approx(0.5))
     assert ndcg.interval.difference == pytest.approx(0.1)
     # Of the 27 resamples of the gains 0.1, 0, 0.2 one is all 0 and one all 0.2, each likelier than 2.5 %.
     assert (ndcg.interval.low, ndcg.interval.high) == (pytest.approx(0), pytest.approx(0.2))
-    assert comparison.changes[1].interval == replace(ndcg.interval, difference=0.0, low=0.0, high=0.0)
+    assert comparison.change("mrr@10").interval == replace(ndcg.interval, difference=0.0, low=0.0, high=0.0)
+    # Of the 8 ways to sign 0.1, 0 and 0.2, the four with both gains on one side are as extreme; six metrics make it 1.
+    assert (ndcg.p, ndcg.p_holm, comparison.change("mrr@10").p) == (pytest.approx(0.5), 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,8 @@ def test_json_holds_plain_numbers_that_survive_a_round_trip():
     record = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert record == comparison.to_json()
     assert (record["dataset"], record["n_queries"], record["n_documents"], record["confidence"]) == ("toy", 2, 1234, 0.95)
-    assert record["metrics"]["ndcg@10"] == {"base": 0.375, "tuned": 0.625, "difference": 0.25, "low": 0.25, "high": 0.25}
+    change = {"base": 0.375, "tuned": 0.625, "difference": 0.25, "low": 0.25, "high": 0.25, "p": 0.5, "p_holm": 1.0}
+    assert record["metrics"]["ndcg@10"] == pytest.approx(change)
 
 
 @pytest.mark.parametrize("other", [evaluation([0.1, 0.2]), evaluation([0.1], n_documents=9)])

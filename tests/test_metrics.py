@@ -1,10 +1,13 @@
 import math
-import warnings
+import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ebr.retrieval.metrics import METRICS, paired_bootstrap, score_run
+from ebr.data.trec_runs import read_run, write_run
+from ebr.retrieval.metrics import METRICS, metrics_within, score_run, unjudged_share
 
 
 def ranking(*doc_ids):
@@ -59,6 +62,28 @@ def test_neighbouring_float32_scores_keep_their_order():
     assert score_one(run, {"a": 1})["mrr@10"] == 1
 
 
+def test_scores_that_are_equal_as_float32_tie_in_every_metric():
+    # In double precision a is ahead of ten others; trec_eval keeps floats, so it goes last, by its name.
+    run = {"a": 0.7 + 1e-12, **{f"b{i}": 0.7 for i in range(10)}}
+    scores = score_one(run, {"a": 1})
+    assert (scores["recall@1"], scores["mrr@10"], scores["recall@10"], scores["map"]) == (0, 0, 0, pytest.approx(1 / 11))
+    assert unjudged_share({"q": run}, {"q": {"a": 1}}).tolist() == [1]
+
+
+def test_a_negative_grade_gains_and_counts_nothing():
+    # a (grade 2) at rank 2, behind x (grade -2): its gain is not lowered, and x is not relevant.
+    scores = score_one(ranking("x", "a"), {"a": 2, "x": -2})
+    assert scores["ndcg@10"] == pytest.approx(1 / math.log2(3))
+    assert (scores["recall@10"], scores["map"], scores["mrr@10"]) == (1, 0.5, 0.5)
+
+
+def test_grades_beyond_the_cut_still_make_the_ideal_ranking():
+    # Twelve documents of grade 1 and nothing found but one: the ideal ten are summed, recall is of twelve.
+    scores = score_one(ranking("d0"), {f"d{i}": 1 for i in range(12)})
+    assert scores["ndcg@10"] == pytest.approx(1 / sum(1 / math.log2(rank + 1) for rank in range(1, 11)))
+    assert scores["recall@10"] == pytest.approx(1 / 12)
+
+
 def test_values_follow_the_order_of_the_qrels_and_an_unanswered_query_scores_zero():
     run = {"q3": ranking("b", "a"), "q1": ranking("a"), "unasked": ranking("a"), "q0": {}}
     qrels = {query_id: {"a": 1} for query_id in ("q1", "q2", "q3", "q0")}
@@ -71,57 +96,103 @@ def test_a_query_without_a_positive_grade_is_refused(grades):
         score_run({}, {"q": {"a": 1}, "hollow": grades})
 
 
-def test_identical_scores_give_exactly_zero_without_a_warning():
-    scores = np.random.default_rng(0).random(50)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        interval = paired_bootstrap(scores, scores.copy(), seed=0)
-    assert (interval.difference, interval.low, interval.high, interval.n) == (0, 0, 0, 50)
+def test_empty_qrels_are_refused():
+    with pytest.raises(ValueError, match="the qrels are empty"):
+        score_run({"q": ranking("a")}, {})
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_the_same_gain_for_every_query_has_no_width_at_all(n):
-    # Means of three times 0.1 are off by one bit, which would leave a width.
-    interval = paired_bootstrap(np.zeros(n), np.full(n, 0.1), seed=0)
-    assert (interval.difference, interval.low, interval.high, interval.n) == (0.1, 0.1, 0.1, n)
+def test_only_the_metrics_asked_for_come_in_the_order_asked():
+    run, qrels = {"q": ranking("x", "a")}, {"q": {"a": 1}}
+    assert list(score_run(run, qrels, ("map", "ndcg@10"))) == ["map", "ndcg@10"]
+    assert score_run(run, qrels, ("map",))["map"].item() == 0.5
+    with pytest.raises(ValueError, match=r"'ndcg@5' is not a metric; known are ndcg@10, mrr@10"):
+        score_run(run, qrels, ("ndcg@5",))
 
 
-def test_a_planted_improvement_lies_above_zero_and_its_reverse_below():
-    rng = np.random.default_rng(3)
-    before = rng.random(200)
-    after = before + rng.normal(0.1, 0.2, size=200)
-    gain, loss = paired_bootstrap(before, after, seed=0), paired_bootstrap(after, before, seed=0)
-    assert 0 < gain.low < gain.difference < gain.high
-    assert loss.low < loss.difference < loss.high < 0
-    # A mean of 200 differences of deviation 0.2 has a standard error of 0.2 / sqrt(200); the interval spans 2 x 1.96 of it.
-    assert gain.high - gain.low == pytest.approx(2 * 1.96 * 0.2 / math.sqrt(200), rel=0.15)
+def test_a_shallow_ranking_allows_the_metrics_that_look_no_deeper():
+    assert metrics_within(1000) == metrics_within(100) == METRICS
+    assert metrics_within(99) == metrics_within(10) == ("ndcg@10", "mrr@10", "recall@1", "recall@10", "map")
+    assert metrics_within(9) == metrics_within(1) == ("recall@1",)
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        metrics_within(0)
 
 
-def test_pairs_stay_together():
-    # Queries differ far more from each other than the two systems do: unpaired, such a gain would drown.
-    rng = np.random.default_rng(4)
-    before = rng.random(100)
-    assert paired_bootstrap(before, before + rng.normal(0.01, 0.01, size=100), seed=0).low > 0
+# --- results that nobody judged
 
 
-def test_noise_around_zero_includes_zero():
-    rng = np.random.default_rng(5)
-    before = rng.random(200)
-    interval = paired_bootstrap(before, before + rng.normal(0, 0.2, size=200), seed=0)
-    assert interval.low < 0 < interval.high
+def test_every_grade_is_a_judgement_zero_and_negative_ones_too():
+    assert unjudged_share({"q": ranking("a", "b", "c", "x")}, {"q": {"a": 2, "b": 0, "c": -1}}).tolist() == [0.25]
 
 
-def test_the_seed_decides_and_the_confidence_widens():
-    rng = np.random.default_rng(6)
-    before, after = rng.random(60), rng.random(60)
-    first = paired_bootstrap(before, after, seed=1)
-    assert paired_bootstrap(before, after, seed=1) == first
-    assert paired_bootstrap(before, after, seed=2) != first
-    narrow = paired_bootstrap(before, after, seed=1, confidence=0.5)
-    assert first.low < narrow.low < narrow.high < first.high
+def test_unjudged_results_are_counted_in_the_first_ten_in_the_order_of_trec_eval():
+    judged = {f"d{i:02}": 1 for i in range(10)}
+    run = {
+        "deep": ranking(*judged, "x", "y"),
+        "shallow": ranking("x", "d00", "y"),
+        "silent": {},
+        "ties": dict.fromkeys(["x", *judged], 1.0),
+    }
+    shares = unjudged_share(run, dict.fromkeys(["ties", "deep", "shallow", "silent", "absent"], judged))
+    # x ties with the ten judged and goes first by its name, which pushes out d00.
+    assert shares.tolist() == [0.1, 0, pytest.approx(2 / 3), 0, 0]
+    assert unjudged_share(run, {"shallow": judged}, cut=1).tolist() == [1]
+    with pytest.raises(ValueError, match="cut must be at least 1"):
+        unjudged_share(run, {"deep": judged}, cut=0)
 
 
-@pytest.mark.parametrize(("before", "after"), [([1.0], [1.0, 2.0]), ([], []), ([[1.0]], [[1.0]])])
-def test_scores_that_are_not_paired_are_refused(before, after):
-    with pytest.raises(ValueError, match="paired scores"):
-        paired_bootstrap(np.array(before), np.array(after), seed=0)
+# --- against the definitions, written out once more without pytrec_eval
+
+
+def by_definition(run, grades):
+    """trec_eval's measures of one query, from their definitions; scores must be exact in float32."""
+    found = [doc_id for doc_id, _ in sorted(run.items(), key=lambda item: (item[1], item[0].encode()), reverse=True)]
+    relevant = {doc_id for doc_id, grade in grades.items() if grade >= 1}
+    hits = [doc_id in relevant for doc_id in found]
+
+    def dcg(gains):
+        return sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in enumerate(gains[:10], start=1))
+
+    precisions = [sum(hits[:rank]) / rank for rank, hit in enumerate(hits, start=1) if hit]
+    return {
+        "ndcg@10": dcg([grades.get(doc_id, 0) for doc_id in found]) / dcg(sorted(grades.values(), reverse=True)),
+        "mrr@10": next((1 / rank for rank, hit in enumerate(hits[:10], start=1) if hit), 0),
+        **{f"recall@{cut}": sum(hits[:cut]) / len(relevant) for cut in (1, 10, 100)},
+        "map": sum(precisions) / len(relevant),
+    }
+
+
+def agree(run, qrels):
+    scores = score_run(run, qrels)
+    for index, (query_id, grades) in enumerate(qrels.items()):
+        expected = by_definition(run.get(query_id, {}), grades)
+        assert {name: values[index] for name, values in scores.items()} == pytest.approx(expected, abs=1e-12), query_id
+
+
+def test_metrics_of_a_saved_run_equal_the_definitions(tmp_path):
+    # Thirty queries, up to 150 results each, scores in steps of 1/32 so that many tie, grades -1 to 3, some never retrieved.
+    rng = random.Random(7)
+    doc_ids = [f"文{i}" if i % 5 == 0 else f"d{i}" for i in range(200)]
+    rows, scores, qrels = np.full((30, 150), -1), np.zeros((30, 150), np.float32), {}
+    for index in range(30):
+        depth = rng.choice([0, 1, 9, 10, 11, 99, 100, 101, 150])
+        rows[index, :depth] = rng.sample(range(200), depth)
+        scores[index, :depth] = sorted((rng.randint(0, 64) / 32 for _ in range(depth)), reverse=True)
+        judged = rng.sample(doc_ids, rng.choice([1, 3, 20, 60]))
+        qrels[f"q{index}"] = {doc_id: rng.choice([-1, 0, 1, 1, 2, 3]) for doc_id in judged} | {judged[0]: 1, "gone": 1}
+    write_run(tmp_path / "run.trec", list(qrels), doc_ids, rows, scores, "saved")
+    run = read_run(tmp_path / "run.trec")
+    assert sum(map(len, run.values())) > 1000
+    agree(run, qrels)
+    assert unjudged_share(run, qrels).mean() > 0.3
+
+
+DOCUMENTS = st.sampled_from([*"abcdefghijklmnop", "é", "文", "\U00020000", "\uffee"])
+RANKING = st.dictionaries(DOCUMENTS, st.integers(-4, 4).map(lambda step: step / 4), max_size=20)
+GRADES = st.dictionaries(DOCUMENTS, st.integers(-2, 4), min_size=1, max_size=12).filter(lambda grades: max(grades.values()) > 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(RANKING, GRADES), min_size=1, max_size=4))
+def test_metrics_of_any_run_with_ties_equal_the_definitions(queries):
+    run = {f"q{index}": ranking for index, (ranking, _) in enumerate(queries)}
+    agree(run, {f"q{index}": grades for index, (_, grades) in enumerate(queries)})

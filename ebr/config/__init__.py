@@ -1,11 +1,26 @@
 """Every option of EBR, defined once."""
 
+from ebr.config.evaluation import EvaluationConfig
 from ebr.config.finetune import FinetuneConfig
+from ebr.config.index import IndexConfig, SearchConfig
 from ebr.config.inference import InferenceConfig
 from ebr.config.merge import MergeConfig
+from ebr.config.mining import MiningConfig
 from ebr.config.options import Config
 from ebr.config.sample import SampleConfig
 from ebr.config.train import TrainConfig
 from ebr.config.visualization import VisualizationConfig
 
-__all__ = ["Config", "FinetuneConfig", "InferenceConfig", "MergeConfig", "SampleConfig", "TrainConfig", "VisualizationConfig"]
+__all__ = [
+    "Config",
+    "EvaluationConfig",
+    "FinetuneConfig",
+    "IndexConfig",
+    "InferenceConfig",
+    "MergeConfig",
+    "MiningConfig",
+    "SampleConfig",
+    "SearchConfig",
+    "TrainConfig",
+    "VisualizationConfig",
+]

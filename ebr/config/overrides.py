@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ebr.config.evaluation import EvaluationConfig
 from ebr.config.finetune import FinetuneConfig
+from ebr.config.index import IndexConfig, SearchConfig
 from ebr.config.inference import InferenceConfig
+from ebr.config.mining import MiningConfig
 from ebr.config.options import Config, parse_overrides, unknown_option
 from ebr.config.visualization import VisualizationConfig
 from ebr.errors import ConfigError
@@ -15,6 +18,10 @@ CONFIGS: dict[str, type[Config]] = {
     "FINETUNE_CONFIG": FinetuneConfig,
     "INFERENCE_CONFIG": InferenceConfig,
     "VIS_CONFIG": VisualizationConfig,
+    "EVAL_CONFIG": EvaluationConfig,
+    "INDEX_CONFIG": IndexConfig,
+    "SEARCH_CONFIG": SearchConfig,
+    "MINING_CONFIG": MiningConfig,
 }
 """Config classes by the name that the notebook gives them."""
 

@@ -6,7 +6,19 @@ import re
 import sys
 from pathlib import Path
 
-from ebr.config import Config, FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
+from ebr.config import (
+    Config,
+    EvaluationConfig,
+    FinetuneConfig,
+    IndexConfig,
+    InferenceConfig,
+    MergeConfig,
+    MiningConfig,
+    SampleConfig,
+    SearchConfig,
+    TrainConfig,
+    VisualizationConfig,
+)
 from ebr.config.options import Language, options_table
 
 CONFIGS: dict[str, type[Config]] = {
@@ -16,6 +28,10 @@ CONFIGS: dict[str, type[Config]] = {
     "merge": MergeConfig,
     "infer": InferenceConfig,
     "visualize": VisualizationConfig,
+    "evaluate": EvaluationConfig,
+    "index": IndexConfig,
+    "search": SearchConfig,
+    "mine": MiningConfig,
 }
 _MARK = re.compile(r"(<!-- options: (\w+) -->\n)(?:(?!<!--).)*?(\n?<!-- /options -->)", re.DOTALL)
 

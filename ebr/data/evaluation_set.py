@@ -90,6 +90,11 @@ class _Faults:
             raise DataError("\n".join(self._shown) + (f"\nand {n_hidden} more" if n_hidden else ""))
 
 
+def evaluation_files(folder: Path) -> list[Path]:
+    """The three files that read_evaluation_set reads. Raises DataError when one is missing."""
+    return list(_find_files(folder))
+
+
 def _find_files(folder: Path) -> tuple[Path, Path, Path]:
     corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
     qrels = next((folder / name for name in QRELS_FILES if (folder / name).is_file()), None)

@@ -7,14 +7,18 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ebr.data.near_duplicates import Groups
 from ebr.errors import DataError
 
+Parsed = TypeVar("Parsed")
+
 SUFFIXES = (".json", ".jsonl")
+# A manifest lies beside the training file that it describes; see ebr.data.files.manifest_path.
+_MANIFEST_SUFFIX = ".manifest.json"
 _MOST_PROBLEMS = 30
 
 
@@ -34,7 +38,7 @@ class Example:
 
 
 def find_training_files(data_path: str, *, option: str = "data_path") -> list[Path]:
-    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders).
+    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders); manifests are passed over.
 
     option: what the user calls data_path. Raises DataError when there are none.
     """
@@ -42,7 +46,11 @@ def find_training_files(data_path: str, *, option: str = "data_path") -> list[Pa
     if path.is_file():
         return [path]
     found = list(path.iterdir()) if path.is_dir() else [Path(name) for name in glob.glob(data_path)]  # noqa: PTH207
-    files = sorted(file for file in found if file.is_file() and file.suffix.lower() in SUFFIXES)
+    files = sorted(
+        file
+        for file in found
+        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.endswith(_MANIFEST_SUFFIX)
+    )
     if not files:
         what = (
             "holds no .json or .jsonl file"
@@ -59,16 +67,17 @@ def read_pairs(files: Sequence[Path]) -> list[Example]:
     A file is a JSON array or JSON lines. Raises one DataError that lists every wrong record: nothing is trained on a
     half-read set.
     """
-    return _read(files, parse_pair)
+    return read_objects(files, parse_pair)
 
 
 def read_triplets(files: Sequence[Path]) -> list[Example]:
     """Read query / pos / neg records: parse_triplet says what a record is. Files and errors as in read_pairs."""
-    return _read(files, parse_triplet)
+    return read_objects(files, parse_triplet)
 
 
-def _read(files: Sequence[Path], parse: Callable[[dict[str, Any]], Example]) -> list[Example]:
-    examples: list[Example] = []
+def read_objects(files: Sequence[Path], parse: Callable[[dict[str, Any]], Parsed]) -> list[Parsed]:
+    """What parse makes of every record of the files, in order. Files and errors as in read_pairs; parse raises DataError."""
+    examples: list[Parsed] = []
     problems: list[str] = []
     for file in files:
         for where, record in _records(file, problems):
@@ -156,7 +165,7 @@ def _text(name: str, value: object, *, empty: str = "give a text or remove the r
 
 
 def _collect(
-    where: str, record: object, parse: Callable[[dict[str, Any]], Example], examples: list[Example], problems: list[str]
+    where: str, record: object, parse: Callable[[dict[str, Any]], Parsed], examples: list[Parsed], problems: list[str]
 ) -> None:
     if not isinstance(record, dict):
         problems.append(f"{where}: is {type(record).__name__}, not an object like {{…}}")

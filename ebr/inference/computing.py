@@ -64,7 +64,9 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
         "tokenizer_sha256": _tokenizer_digest(model),
         "pooling": pooling_name(model),
         "prompt": spec.prompt,
+        "query_prompt": prompt_for(model, Role.QUERY),
         "max_seq_length": model.max_seq_length,
+        "query_max_len": getattr(model[0], "query_length", None),
         "normalized": config.normalize_embeddings,
     }
     return LoadedModel(model, spec, facts)
@@ -80,7 +82,8 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
 
     Who computes, and how much at a time, is not in it: a run may be finished by another engine, or with a lower token_budget.
     """
-    vectors = {name: value for name, value in facts.items() if name != "model"}  # a model is its weights, wherever they lie
+    # A model is its weights, wherever they lie; how queries are to be asked does not touch the vectors of documents.
+    vectors = {name: value for name, value in facts.items() if name not in ("model", "query_prompt", "query_max_len")}
     vectors |= {name: config[name] for name in ("precision", "min_cosine", "truncate_dim", "incremental_key")}
     layout = {name: config[name] for name in ("dedup", "shard_rows", "vector_dtype")}
     layout |= {"output_format": options.format.value, "columns": list(options.schema.columns)}

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 OnBatch = Callable[[int], None]
 """Told how many texts each batch held; what it raises ends the work."""
+# Tokens of a corpus of millions would take more memory than its vectors.
+_TEXTS_AT_ONCE = 16384
 # Vectors stay on the device for so many passes: a copy waits for all that was asked of the device before.
 _PASSES_A_COPY = 16
 # Seconds to wait before each new try of a pass that had room before, while others may give memory back.
@@ -131,7 +133,19 @@ class LocalEngine:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """N texts → (N, D) float32, in their order. Raises TextsTooLarge."""
-        return self.compute(self.prepare(texts))
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        too_large: list[int] = []
+        with tqdm(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                block = slice(start, start + _TEXTS_AT_ONCE)
+                try:
+                    vectors[block] = self.compute(self.prepare(texts[block]), bar.update)
+                except TextsTooLarge as error:
+                    vectors[block] = error.vectors
+                    too_large += [start + index for index in error.indices]
+        if too_large:
+            raise TextsTooLarge(too_large, vectors)
+        return vectors
 
     def prepare(self, texts: Sequence[str]) -> Prepared:
         """Tokens of N texts; the texts themselves for a model that has its own way with them. Safe beside compute."""
@@ -152,15 +166,8 @@ class LocalEngine:
             torch.set_num_threads(self._n_threads)
         self.model.eval()
         vectors = np.full((len(prepared.lengths), self.dim), np.nan, dtype=np.float32)
-        with tqdm(total=len(vectors), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
-
-            def step(n_texts: int) -> None:
-                bar.update(n_texts)
-                if on_batch is not None:
-                    on_batch(n_texts)
-
-            with _as_settled(self.model):
-                too_large = self._fill(vectors, prepared, step)
+        with _as_settled(self.model):
+            too_large = self._fill(vectors, prepared, on_batch or (lambda _: None))
         self._check_finite(vectors, too_large)
         if too_large:
             raise TextsTooLarge(sorted(too_large), vectors)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ebr.data.evaluation_set import EvaluationSet
-from ebr.retrieval.metrics import METRICS, Interval, Scores, paired_bootstrap, score_run
+from ebr.retrieval.metrics import METRICS, Scores, metrics_within, score_run, unjudged_share
 from ebr.retrieval.search import exact_search
+from ebr.retrieval.significance import Interval, holm, paired_bootstrap, randomization_test
 
 HEADLINES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "Recall@10", "recall@100": "Recall@100"}
 CONFIDENCE = 0.95
-_DEEPEST_CUT = 100
+UNJUDGED = "unjudged@10"
+"""The metric that is no quality: which share of the first ten nobody has judged."""
 _COLUMNS = "{:<10}  {:>6}  {:>6}  {:>10}  {}"
+
+
+Vectors = npt.NDArray[np.float32]
 
 
 class TextEncoder(Protocol):
@@ -29,52 +34,76 @@ class TextEncoder(Protocol):
         """(n, D) unit rows of n documents."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The metrics of one encoder on one evaluation set; `scores[metric]` is (Q,) float64 in the order of `query_ids`."""
+    """What one way of ranking gave for the Q queries of an evaluation set, in the order of `query_ids`."""
 
     dataset: str
     query_ids: list[str]
     n_documents: int
-    scores: dict[str, Scores]
+    scores: dict[str, Scores] = field(repr=False)
+    """By metric, (Q,) float64: those of METRICS that k is deep enough for, and UNJUDGED."""
+    rows: npt.NDArray[np.int64] = field(repr=False)
+    """(Q, k) rows of the documents, best first; -1 where fewer were retrieved."""
+    similarities: npt.NDArray[np.float32] = field(repr=False)
+    """(Q, k) what the documents were ranked by; 0 where none was retrieved."""
 
     def mean(self, metric: str) -> float:
-        """Mean of one of METRICS over the queries."""
+        """Mean of one metric over the queries."""
         return float(self.scores[metric].mean())
 
     def means(self) -> dict[str, float]:
         """Mean of every metric over the queries, in the order of METRICS."""
-        return {metric: self.mean(metric) for metric in METRICS}
+        return {metric: self.mean(metric) for metric in self.scores}
 
 
 def evaluate_encoder(encode: TextEncoder, dataset: EvaluationSet, *, k: int = 100) -> Evaluation:
-    """Encode, search all documents exactly for the k best of each query, and score the ranking.
+    """Encode, search all documents exactly for the k best of each query, and score the ranking."""
+    return evaluate_vectors(encode.encode_queries(dataset.queries), encode.encode_documents(dataset.documents), dataset, k=k)
 
-    Raises ValueError when k is below 100, the depth that Recall@100 needs; a larger k only deepens map.
+
+def evaluate_vectors(queries: Vectors, documents: Vectors, dataset: EvaluationSet, *, k: int = 100) -> Evaluation:
+    """Search all documents exactly for the k best of each query, and score the ranking.
+
+    queries: (Q, D), documents: (N, D), in the order of the dataset; a memory map of the documents is read block by block.
     """
-    if k < _DEEPEST_CUT:
-        raise ValueError(f"k is {k}; recall@{_DEEPEST_CUT} needs at least {_DEEPEST_CUT}")
-    scores, rows = exact_search(encode.encode_queries(dataset.queries), encode.encode_documents(dataset.documents), k)
+    similarities, rows = exact_search(queries, documents, k)
+    return evaluate_ranking(rows, similarities, dataset, k=k)
+
+
+def evaluate_ranking(
+    rows: npt.NDArray[np.int64], similarities: npt.NDArray[np.float32], dataset: EvaluationSet, *, k: int
+) -> Evaluation:
+    """Score a ranking, however it was made.
+
+    rows, similarities: (Q, at most k), best first, as in Evaluation. k: how many were asked for; metrics that look deeper are
+    left out.
+    """
     run = {
-        query_id: {dataset.doc_ids[row]: score for row, score in zip(query_rows, query_scores, strict=True)}
-        for query_id, query_rows, query_scores in zip(dataset.query_ids, rows.tolist(), scores.tolist(), strict=True)
+        query_id: {dataset.doc_ids[row]: score for row, score in zip(query_rows, query_scores, strict=True) if row >= 0}
+        for query_id, query_rows, query_scores in zip(dataset.query_ids, rows.tolist(), similarities.tolist(), strict=True)
     }
-    return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), score_run(run, dataset.qrels))
+    scores = score_run(run, dataset.qrels, metrics_within(k)) | {UNJUDGED: unjudged_share(run, dataset.qrels)}
+    return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities)
 
 
 @dataclass(frozen=True)
 class Change:
-    """One metric before and after: the two means, and the difference with its interval."""
+    """One metric before and after: the two means, and the difference with its interval and its p-values."""
 
     metric: str
     base: float
     tuned: float
     interval: Interval
+    p: float
+    """Two-sided, of a paired randomisation test."""
+    p_holm: float
+    """The same, for as many metrics as were compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Base against tuned on the same queries, one Change for each headline metric."""
+    """Base against tuned on the same queries, one Change for each metric."""
 
     dataset: str
     n_queries: int
@@ -84,11 +113,16 @@ class Comparison:
     def table(self) -> str:
         """Aligned text for people, closed by one line that says in words what became of nDCG@10."""
         header = _COLUMNS.format("metric", "base", "tuned", "difference", f"{CONFIDENCE:.0%} interval".replace("%", " %"))
-        return "\n".join([header, *map(_table_row, self.changes), "", self.verdict()])
+        headlines = [change for change in self.changes if change.metric in HEADLINES]
+        return "\n".join([header, *map(_table_row, headlines), "", self.verdict()])
+
+    def change(self, metric: str) -> Change:
+        """What became of one metric."""
+        return next(change for change in self.changes if change.metric == metric)
 
     def verdict(self) -> str:
         """Whether nDCG@10 rose, fell, or shows no clear difference, and on how many queries and documents."""
-        interval = next(change.interval for change in self.changes if change.metric == "ndcg@10")
+        interval = self.change("ndcg@10").interval
         if self.n_queries == 1:
             outcome = "nDCG@10 shows no clear difference: one query has no spread to judge it by"
         elif interval.low > 0:
@@ -100,7 +134,7 @@ class Comparison:
         return f"{outcome} ({_count(self.n_queries, 'query', 'queries')}, {_count(self.n_documents, 'document', 'documents')})."
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: counts, confidence, and for each metric base, tuned, difference, low, high."""
+        """Plain numbers: counts, confidence, and for each metric base, tuned, difference, low, high, p, p_holm."""
         return {
             "dataset": self.dataset,
             "n_queries": self.n_queries,
@@ -111,19 +145,24 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation, *, seed: int) -> Comparison:
-    """Pair two evaluations query by query; the intervals are 95 % paired bootstraps.
+    """Pair two evaluations query by query: 95 % paired bootstraps, and p-values corrected for the number of metrics.
 
     Raises ValueError when the two do not stand on the same queries and as many documents: such means cannot be compared.
     """
     if before.query_ids != after.query_ids or before.n_documents != after.n_documents:
         raise ValueError(f"'{before.dataset}' and '{after.dataset}' differ in queries or documents; evaluate both on one set")
-    changes = tuple(_change(metric, before, after, seed) for metric in HEADLINES)
+    metrics = [metric for metric in METRICS if metric in before.scores and metric in after.scores]
+    pairs = [(before.scores[metric], after.scores[metric]) for metric in metrics]
+    p_values = [randomization_test(base, tuned, seed=seed) for base, tuned in pairs]
+    changes = tuple(
+        Change(metric, float(base.mean()), float(tuned.mean()), _interval(base, tuned, seed), p, p_holm)
+        for metric, (base, tuned), p, p_holm in zip(metrics, pairs, p_values, holm(p_values), strict=True)
+    )
     return Comparison(after.dataset, len(after.query_ids), after.n_documents, changes)
 
 
-def _change(metric: str, before: Evaluation, after: Evaluation, seed: int) -> Change:
-    interval = paired_bootstrap(before.scores[metric], after.scores[metric], seed=seed, confidence=CONFIDENCE)
-    return Change(metric, before.mean(metric), after.mean(metric), interval)
+def _interval(base: Scores, tuned: Scores, seed: int) -> Interval:
+    return paired_bootstrap(base, tuned, seed=seed, confidence=CONFIDENCE)
 
 
 def _table_row(change: Change) -> str:
@@ -142,6 +181,8 @@ def _plain_numbers(change: Change) -> dict[str, float]:
         "difference": interval.difference,
         "low": interval.low,
         "high": interval.high,
+        "p": change.p,
+        "p_holm": change.p_holm,
     }
 
 

@@ -1,21 +1,19 @@
-"""How good a ranking is, in trec_eval's own numbers, and how sure one may be that another is better."""
+"""How good a ranking is, in trec_eval's own numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytrec_eval
-from scipy import stats
 
 Scores = npt.NDArray[np.float64]
 Run = Mapping[str, Mapping[str, float]]
 
 _MRR_CUT = 10
-# Our name → trec_eval's. recip_rank knows no cut: it is taken from runs that were cut before.
+# Our name → trec_eval's, and how deep a ranking it needs. recip_rank knows no cut: it is taken from runs that were cut before.
 _TREC_NAMES = {
     "ndcg@10": "ndcg_cut_10",
     "mrr@10": "recip_rank",
@@ -24,28 +22,25 @@ _TREC_NAMES = {
     "recall@100": "recall_100",
     "map": "map",
 }
+_DEPTHS = {"ndcg@10": 10, "mrr@10": 10, "recall@1": 1, "recall@10": 10, "recall@100": 100, "map": 10}
 METRICS = tuple(_TREC_NAMES)
-_RESAMPLED_AT_ONCE = 2_000_000
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference over n queries, and the confidence interval [low, high] around it."""
+def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]], metrics: Sequence[str] = METRICS) -> dict[str, Scores]:
+    """Each of `metrics` for each query of `qrels`, in its order: arrays of (Q,) float64 between 0 and 1.
 
-    difference: float
-    low: float
-    high: float
-    n: int
-
-
-def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> dict[str, Scores]:
-    """Each of METRICS for each query of `qrels`, in its order: arrays of (Q,) float64 between 0 and 1.
-
-    run: query id → document id → score; equal scores rank by document id, descending, as in trec_eval. A query that is absent
-    from the run scores 0, and so does a relevant document. nDCG uses the grade itself as gain (linear, Järvelin and Kekäläinen
-    2002); every other metric counts a grade of 1 or more as relevant. map sees no deeper than the run.
-    Raises ValueError when a query has no positive grade: no metric is defined for it.
+    run: query id → document id → score; scores that are equal as float32 rank by document id, descending, as in trec_eval. A
+    query that is absent from the run scores 0, and so does a relevant document. nDCG uses the grade itself as gain (linear,
+    Järvelin and Kekäläinen 2002); a negative grade counts as 0. Every other metric counts a grade of 1 or more as relevant.
+    map sees no deeper than the run.
+    Raises ValueError when there is no query, when a query has no positive grade (no metric is defined for it), or when a metric
+    is not one of METRICS.
     """
+    unknown = [name for name in metrics if name not in _TREC_NAMES]
+    if unknown:
+        raise ValueError(f"'{unknown[0]}' is not a metric; known are {', '.join(METRICS)}")
+    if not qrels:
+        raise ValueError("no query to score: the qrels are empty")
     # Not only a matter of taste: pytrec_eval versions differ on empty qrels, and some then misjudge the queries after them.
     hopeless = [query_id for query_id, grades in qrels.items() if max(grades.values(), default=0) < 1]
     if hopeless:
@@ -59,41 +54,39 @@ def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> dict[str, Sco
     measured_cut = pytrec_eval.RelevanceEvaluator(judgements, {"recip_rank"}).evaluate(cut)
     return {
         name: np.array([{**measured[query_id], **measured_cut[query_id]}[trec_name] for query_id in qrels], np.float64)
-        for name, trec_name in _TREC_NAMES.items()
+        for name, trec_name in ((name, _TREC_NAMES[name]) for name in metrics)
     }
 
 
-def paired_bootstrap(
-    before: Scores, after: Scores, *, seed: int, resamples: int = 10_000, confidence: float = 0.95
-) -> Interval:
-    """Mean of after - before over the same queries, with its percentile bootstrap interval (Efron and Tibshirani 1993, ch. 13).
+def metrics_within(k: int) -> tuple[str, ...]:
+    """Those of METRICS that a ranking of the k best documents allows, in their order; map needs 10, and sees no deeper than k.
 
-    before, after: (Q,), row i of both is the same query. Queries are resampled, their pairs stay together. When every query
-    changes by the same amount, one query included, there is no spread to resample and the interval has no width.
-    Raises ValueError when the shapes disagree or are empty.
+    Raises ValueError when k is below 1.
     """
-    if before.shape != after.shape or before.ndim != 1 or not before.size:
-        raise ValueError(f"paired scores must be two vectors of the same length, not {before.shape} and {after.shape}")
-    differences = after - before
-    mean = float(differences.mean())
-    if np.ptp(differences) == 0:
-        same = float(differences[0])
-        return Interval(same, same, same, len(differences))
-    bounds = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, _RESAMPLED_AT_ONCE // len(differences)),  # all at once would take resamples x queries x 8 bytes
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(bounds.low), float(bounds.high), len(differences))
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return tuple(name for name, depth in _DEPTHS.items() if depth <= k)
+
+
+def unjudged_share(run: Run, qrels: Mapping[str, Mapping[str, int]], cut: int = 10) -> Scores:
+    """Share of each query's first `cut` results that nobody judged: (Q,) float64 in the order of `qrels`.
+
+    Every grade is a judgement, 0 and negative ones too. Fewer results than `cut` are a share of those; no results give 0. A
+    high share says that the other metrics may be too low: a good answer that nobody looked at counts as a bad one.
+    Raises ValueError when cut is below 1.
+    """
+    if cut < 1:
+        raise ValueError(f"cut must be at least 1, not {cut}")
+    shares = []
+    for query_id, grades in qrels.items():
+        found = _best(_plain(run.get(query_id, {})), cut)
+        shares.append(sum(doc_id not in grades for doc_id in found) / max(1, len(found)))
+    return np.array(shares, np.float64)
 
 
 def _plain(ranking: Mapping[str, Any]) -> dict[str, float]:
-    # pytrec_eval takes python floats only; every float32 is one exactly, so the order stays.
-    return {doc_id: float(score) for doc_id, score in ranking.items()}
+    # pytrec_eval takes python floats only, and compares them as float32: what ties there must tie in our own cuts.
+    return dict(zip(ranking, np.fromiter(ranking.values(), np.float32, len(ranking)).tolist(), strict=True))
 
 
 def _best(ranking: dict[str, float], n: int) -> dict[str, float]:

@@ -1,96 +1,166 @@
-"""Look at a model: its ranking of a few texts of one's own, and its metrics beside those of another model."""
+"""Measure models on an evaluation set, one beside another, and write down the evidence."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ebr.config import FinetuneConfig
-from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
-from ebr.data.files import read_json
-from ebr.errors import DataError
-from ebr.workflow.speech import Say
+from ebr.config import EvaluationConfig, FinetuneConfig
+from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
+from ebr.data.files import hash_files
+from ebr.errors import ConfigError
+from ebr.workflow.leak_check import TrainingSource, check_leaks, leak_line, recorded_source
+from ebr.workflow.speech import Say, code_sha256, library_versions
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from ebr.retrieval.evaluation import Comparison, Evaluation
+    from ebr.retrieval.report import DatasetReport, Measured, Report
 
-_TEXT_COLUMNS = 72
-_ROW = "{:>4}  {}  {:>7}"
-# What a reader of the folder needs to know about pooling, prompts and lengths.
-_ENCODER_FILES = ("1_Pooling/config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """Q queries against N documents, in the order in which they were given."""
-
-    queries: tuple[str, ...]
-    documents: tuple[str, ...]
-    query_vectors: npt.NDArray[np.float32] = field(repr=False)
-    """(Q, D) unit rows."""
-    document_vectors: npt.NDArray[np.float32] = field(repr=False)
-    """(N, D) unit rows."""
-    scores: npt.NDArray[np.float32] = field(repr=False)
-    """(Q, N) cosines."""
-    order: npt.NDArray[np.int64] = field(repr=False)
-    """(Q, N) rows of the documents by falling cosine; equal ones stand as they were given."""
-    model_folder: Path | None
-    """What AutoModel and AutoTokenizer can open, with pooling, prompts and lengths beside the weights. None for a hub id, for a
-    folder that sentence-transformers did not write, and for an adapter whose base is no longer where it was."""
-
-    def table(self, k: int = 5) -> str:
-        """Each query and its k best documents with their cosines, as aligned text; long texts are cut.
-
-        Raises ValueError when k is below 1.
-        """
-        if k < 1:
-            raise ValueError(f"k is {k}; a table shows at least 1 document of each query")
-        order = self.order[:, :k]
-        shown = {row: _cut(self.documents[row], _TEXT_COLUMNS) for row in np.unique(order).tolist()}
-        columns = max(_columns("document"), *map(_columns, shown.values()))
-        lines = [_ROW.format("rank", _pad("document", columns), "cosine")]
-        for query, rows, scores in zip(self.queries, order.tolist(), self.scores, strict=True):
-            lines += ["", _cut(query, _TEXT_COLUMNS)]
-            lines += [
-                _ROW.format(rank, _pad(shown[row], columns), f"{scores[row]:.4f}") for rank, row in enumerate(rows, start=1)
-            ]
-        return "\n".join(lines)
+_RUNS = "runs"
+_SMALL_SAMPLE = 30
+"""Queries: with fewer, intervals are a rough guide only."""
 
 
-def rank_texts(
-    model_path: str | Path, queries: Sequence[str], documents: Sequence[str], *, trust_remote_code: bool = False
-) -> Ranking:
-    """Rank the documents for each query by cosine, with the prompts, pooling and lengths that the model was saved with.
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Which models would be measured on what, and where the report would go."""
 
-    model_path: a merged or whole model's folder, an adapter's folder, the embedded model's name, or a hub id.
-    Raises DataError when there is nothing to rank, ModelError when the model cannot be found or loaded, or gives nan.
-    """
-    from ebr.inference.engines import RetrievalEncoder
-    from ebr.model.encoder import load_encoder
-    from ebr.retrieval.search import exact_search
+    config: EvaluationConfig
+    models: dict[str, str]
+    """What to load, by the name in the report: the path itself, numbered where it was given twice."""
+    datasets: list[EvaluationSet]
+    """The evaluation set and, where there is one, that of forgetting."""
+    train_data: TrainingSource | None
+    """Where the training records are that evaluation texts may have leaked from."""
 
-    _check_texts("queries", queries)
-    _check_texts("documents", documents)
-    encoder = RetrievalEncoder(load_encoder(str(model_path), trust_remote_code=trust_remote_code), show_progress=False)
-    query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
-    best_first, order = exact_search(query_vectors, document_vectors, len(documents))
-    scores = np.empty_like(best_first)
-    np.put_along_axis(scores, order, best_first, axis=1)
-    return Ranking(
-        queries=tuple(queries),
-        documents=tuple(documents),
-        query_vectors=query_vectors,
-        document_vectors=document_vectors,
-        scores=scores,
-        order=order,
-        model_folder=_plain_folder(str(model_path)),
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        lines = [f"models     {', '.join(self.models)}"]
+        for role, dataset in zip(("evaluate", "forgetting"), self.datasets, strict=False):
+            lines.append(f"{role:<10} {dataset.name}: {len(dataset.queries):,} queries, {len(dataset.documents):,} documents")
+            lines += [f"warning: {dataset.name}: {text}" for text in _warnings(dataset)]
+        known = self.train_data and self.train_data.data_path
+        lines.append(f"training   {known or 'not known; train_data names it for the leak check'}")
+        return [*lines, f"report     {self.config.output_dir / 'report.html'}"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What was found, and where it is written down."""
+
+    report: Report
+    html: Path
+    json: Path
+    runs: list[Path]
+    seconds: float
+
+    def summary(self) -> str:
+        """The metrics of every model, what became of the base's, and where the report is."""
+        lines = metrics_table(self.report.main)
+        for found in self.report.main.contrasts:
+            lines += ["", f"{found.base} → {found.tuned}", found.comparison.table()]
+        if self.report.forgetting:
+            for found in self.report.forgetting.contrasts:
+                lines += ["", f"forgetting, on {self.report.forgetting.name}: {found.base} → {found.tuned}"]
+                lines.append(found.comparison.table())
+        lines += ["", leak_line(self.report.leaks, self.report.leak_note)]
+        lines += [f"report   {self.html}", f"numbers  {self.json}"]
+        lines += [f"run      {path}" for path in self.runs]
+        return "\n".join([*lines, f"took     {self.seconds:,.1f} s"])
+
+
+def metrics_table(report: DatasetReport) -> list[str]:
+    """A row for each model and baseline, a column for each metric, aligned."""
+    rows = {model.name: model.evaluation.means() for model in report.measured} | report.baselines
+    metrics = list(report.measured[0].evaluation.means())
+    width = max(len(name) for name in [*rows, "model"])
+    lines = [f"{'model':<{width}}" + "".join(f"  {metric:>10}" for metric in metrics)]
+    for name, means in rows.items():
+        lines.append(f"{name:<{width}}" + "".join(f"  {means[metric]:>10.4f}" for metric in metrics))
+    return lines
+
+
+def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
+    """Read the evaluation sets and find the models, and measure nothing. Raises EBRError subclasses that say what to mend."""
+    from ebr.data.trec_runs import check_run_ids
+    from ebr.model.encoder import resolve_model
+
+    for path in config.models:
+        resolve_model(path)  # a wrong second path would otherwise show only after the first evaluation
+    if config.output_dir.exists() and not config.output_dir.is_dir():
+        raise ConfigError(f"output_dir {config.output_dir}: is a file; name a folder")
+    folders = [config.eval_dataset, *([config.forgetting_dataset] if config.forgetting_dataset else [])]
+    datasets = [read_evaluation_set(folder) for folder in folders]
+    if config.save_runs:
+        check_run_ids(config.output_dir / _RUNS, datasets[0].query_ids, datasets[0].doc_ids)
+    return EvaluationPlan(
+        config=config,
+        models=_distinct_names(config.models),
+        datasets=datasets,
+        train_data=_train_data(config),
     )
+
+
+def evaluate_retrieval(config: EvaluationConfig, *, say: Say = print) -> EvaluationResult:
+    """Measure models on an evaluation folder and write report.html and report.json.
+
+    Each model is read with the prompts and lengths it was saved with, unless the config gives them.
+    Raises EBRError subclasses that say what to mend; an earlier report stays until the new one is whole.
+    """
+    from ebr.retrieval.evidence import report_on
+    from ebr.retrieval.report import Report, write_report
+
+    started = time.perf_counter()
+    plan = plan_evaluation(config)
+    for line in plan.lines():
+        say(line)
+    leaks, note = check_leaks(plan.train_data, plan.datasets[0])
+    say(leak_line(leaks, note))
+    measured = _measure_all(plan, say)
+    reports = [
+        report_on(
+            dataset,
+            models,
+            k=config.k,
+            seed=config.seed,
+            baselines=config.baselines,
+            facts=dataset_origin(folder),
+        )
+        for dataset, models, folder in zip(
+            plan.datasets, measured, [config.eval_dataset, config.forgetting_dataset or Path()], strict=False
+        )
+    ]
+    report = Report(
+        main=reports[0],
+        forgetting=reports[1] if len(reports) > 1 else None,
+        leaks=leaks,
+        leak_note=note,
+        facts=report_facts(config.to_json()),
+    )
+    runs = _write_runs(plan, reports[0]) if config.save_runs else []
+    html, json = write_report(config.output_dir, report, config.language)
+    return EvaluationResult(report, html, json, runs, time.perf_counter() - started)
+
+
+def dataset_origin(folder: Path) -> dict[str, str]:
+    """Where an evaluation set lies, and the hash of its files."""
+    return {"folder": str(folder), "sha256": hash_files(evaluation_files(folder))}
+
+
+def report_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What says how a report was made."""
+    return {
+        "config": dict(config),
+        "versions": library_versions(),
+        "code_sha256": code_sha256(),
+        "made": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
 
 
 def compare_models(
@@ -129,49 +199,89 @@ def _evaluate(role: str, path: str, dataset: EvaluationSet, trust_remote_code: b
     return evaluation
 
 
-def _check_texts(what: str, texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise DataError(f"{what}: is one text; give a list of texts, like [{texts[:40]!r}]")
-    if not texts:
-        raise DataError(f"{what}: is empty; give at least one text")
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise DataError(f"{what}: number {number} is {text!r}, not a text")
+# ---------------------------------------------------------------- one model
 
 
-def _plain_folder(model_path: str) -> Path | None:
-    from ebr.model.encoder import ADAPTER_CONFIG, resolve_model
+def _measure_all(plan: EvaluationPlan, say: Say) -> list[list[Measured]]:
+    """By dataset, every model; each is loaded once, and let go before the next."""
+    from ebr.inference.engines import RetrievalEncoder
+    from ebr.retrieval.evidence import measure_encoder
 
-    folder = Path(resolve_model(model_path).location)
-    if not all((folder / file).is_file() for file in _ENCODER_FILES):
-        return None
-    if (folder / ADAPTER_CONFIG).is_file():
-        base = Path(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
-        if base.is_absolute() and not base.is_dir():
-            return None
-    return folder
-
-
-def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes: two for a Chinese character, none for a combining mark."""
-    return sum(map(_character_columns, text))
-
-
-def _character_columns(character: str) -> int:
-    if unicodedata.category(character) in {"Mn", "Me", "Cf"}:
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    config = plan.config
+    measured: list[list[Measured]] = [[] for _ in plan.datasets]
+    for name, path in plan.models.items():
+        model = load_for_evaluation(config, path)
+        encode, facts = RetrievalEncoder(model, batch_size=config.batch_size), {"path": path, **_facts(model)}
+        for dataset, found in zip(plan.datasets, measured, strict=True):
+            started = time.perf_counter()
+            one = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
+            found.append(one)
+            seconds = time.perf_counter() - started
+            say(f"{name}: nDCG@10 {one.evaluation.mean('ndcg@10'):.4f} on {dataset.name} ({seconds:.0f} s)")
+    return measured
 
 
-def _cut(text: str, columns: int) -> str:
-    """A text on one line, closed with … where it is longer than so many columns."""
-    line = " ".join(text.split())
-    if _columns(line) <= columns:
-        return line
-    ends = np.cumsum([_character_columns(character) for character in line])
-    # One column is kept for the ellipsis.
-    return line[: int(np.searchsorted(ends, columns - 1, side="right"))].rstrip() + "…"
+def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransformer:
+    """A model with the prompts and lengths of the config, or those that it was saved with."""
+    from ebr.model.encoder import load_encoder, require_transformer, set_prompts
+    from ebr.model.lengths import set_lengths
+
+    model = load_encoder(path, trust_remote_code=config.trust_remote_code)
+    if config.prompt is not None or config.query_prompt is not None or config.passage_prompt is not None:
+        set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
+    lengths = (config.max_seq_length, config.query_max_len, config.passage_max_len)
+    if any(length is not None for length in lengths):
+        require_transformer(model, "models", path)
+        # What is not given stays as it was saved, unless max_seq_length is: that one is for every text.
+        own = (None, None) if config.max_seq_length else (model[0].query_length, model[0].document_length)
+        query, passage = config.query_max_len or own[0], config.passage_max_len or own[1]
+        set_lengths(model, config.max_seq_length or model.max_seq_length, query=query, passage=passage)
+    return model
 
 
-def _pad(text: str, columns: int) -> str:
-    return text + " " * (columns - _columns(text))
+def _facts(model: SentenceTransformer) -> dict[str, Any]:
+    from ebr.workflow.model_folder import encoder_facts
+
+    facts = encoder_facts(model)
+    facts.pop("versions")
+    return facts
+
+
+def _distinct_names(paths: Sequence[str]) -> dict[str, str]:
+    seen: Counter[str] = Counter()
+    names = {}
+    for path in paths:
+        seen[path] += 1
+        names[path if seen[path] == 1 else f"{path} ({seen[path]})"] = path
+    return names
+
+
+def _warnings(dataset: EvaluationSet) -> list[str]:
+    n_few = len(dataset.queries)
+    found = {
+        f"{n_few} queries are few; expect wide intervals": n_few < _SMALL_SAMPLE,
+        f"{dataset.n_missing_documents:,} judged documents are not in the corpus and count as not found": (
+            dataset.n_missing_documents
+        ),
+        f"{dataset.n_unknown_queries:,} judged queries have no text and are left out": dataset.n_unknown_queries,
+    }
+    return [text for text, holds in found.items() if holds]
+
+
+def _write_runs(plan: EvaluationPlan, report: DatasetReport) -> list[Path]:
+    from ebr.data.trec_runs import write_run
+
+    dataset, paths = plan.datasets[0], []
+    for number, model in enumerate(report.measured, start=1):
+        short = Path(model.name).name.replace(" ", "-") or "model"
+        paths.append(plan.config.output_dir / _RUNS / f"{number}-{short}.trec")
+        ranking = model.evaluation
+        write_run(paths[-1], dataset.query_ids, dataset.doc_ids, ranking.rows, ranking.similarities, short)
+    return paths
+
+
+def _train_data(config: EvaluationConfig) -> TrainingSource | None:
+    """The training records that the config names, or the manifest of the first tuned model that has one."""
+    if config.train_data is not None:
+        return TrainingSource(config.train_data)
+    return next((source for path in config.models[1:] if (source := recorded_source(Path(path)))), None)

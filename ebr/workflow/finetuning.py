@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files
-from ebr.workflow.model_folder import model_manifest, save_model, write_report
+from ebr.data.leaks import find_leaks
+from ebr.workflow.evaluation import dataset_origin, report_facts
+from ebr.workflow.leak_check import leak_line
+from ebr.workflow.model_folder import REPORT, model_manifest, save_model, write_summary
 from ebr.workflow.planning import FinetunePlan, plan_finetune
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.retrieval.evaluation import Comparison, Evaluation
+    from ebr.data.leaks import LeakCheck
+    from ebr.inference.engines import RetrievalEncoder
+    from ebr.retrieval.evaluation import Comparison
+    from ebr.retrieval.report import Measured, Report
     from ebr.training.processes import Processes
     from ebr.training.run import TrainingRecord
 
+_K = 100
+"""Documents ranked a query: as deep as Recall@100 looks."""
 _METRIC_MEANINGS = (
     "nDCG@10: quality of the first ten, 1 = the best possible order; MRR@10: 1 / rank of the first right document;",
     "Recall@k: share of the right documents that are among the first k. All 0..1, higher is better.",
@@ -36,6 +44,8 @@ class FinetuneResult:
     record: TrainingRecord
     comparison: Comparison | None
     loss_curve: Path | None
+    report: Path | None = None
+    """The evidence, as a page: base against tuned."""
 
     def summary(self) -> str:
         """What was made, where, and whether it is better."""
@@ -46,6 +56,7 @@ class FinetuneResult:
             f"model       {self.model_path}",
             f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
             *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
+            *([f"report      {self.report}"] if self.report else []),
         ]
         return "\n".join([*lines, "", self.comparison.table(), "", *_METRIC_MEANINGS] if self.comparison else lines)
 
@@ -68,6 +79,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
+    if plan.dataset and processes.is_main and (leaks := find_leaks(plan.records(), plan.dataset)).is_leak:
+        say(leak_line(leaks, ""))
     model = load_for_training(config)
     base_sha256 = fingerprint(model)
     prepare_model(model, config)
@@ -77,9 +90,9 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     data_sha256 = hash_files(plan.files)
     run = run_record(model, config, data_sha256, processes)
     resume_from = _begin_or_go_on(plan, run, processes, say)
-    judge = _Judge(plan.dataset, config.eval_batch_size, say) if plan.dataset else None
+    judge = _Judge(plan.dataset, config, say) if plan.dataset else None
     if judge and processes.is_main:
-        judge(model, 0)
+        judge.begin(model, {"model_sha256": base_sha256})
     record = fine_tune(
         model,
         plan.train,
@@ -91,15 +104,17 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         evaluate=judge,
         processes=processes,
     )
-    comparison = curve = None
+    comparison = report = curve = None
     if processes.is_main:
-        comparison = judge.compare(model, record.weights_step, seed=config.seed) if judge else None
         manifest = model_manifest(model, config, plan, base_sha256, data_sha256)
-        curve = save_model(model, config, plan.layout.final, record, comparison, manifest)
-        write_report(plan, config, record, comparison)
+        if judge and plan.dataset:
+            report = judge.report(model, str(plan.layout.final), manifest, find_leaks(plan.records(), plan.dataset))
+            comparison = report.main.contrasts[0].comparison
+        curve = save_model(model, config, plan.layout.final, record, report, manifest)
+        write_summary(plan, config, record, comparison)
         plan.layout.end()
     processes.leave()
-    return FinetuneResult(plan.layout.final, record, comparison, curve)
+    return FinetuneResult(plan.layout.final, record, comparison, curve, plan.layout.final / REPORT if report else None)
 
 
 def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[int], object]) -> int | None:
@@ -160,30 +175,50 @@ def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
 
 
 class _Judge:
-    """Evaluates a model on the evaluation set, and remembers what it found after which step."""
+    """Evaluates a model on the evaluation set: what it was before, how it is on the way, and what it has become."""
 
-    def __init__(self, dataset: EvaluationSet, batch_size: int, say: Say) -> None:
+    def __init__(self, dataset: EvaluationSet, config: FinetuneConfig, say: Say) -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.config = config
         self.say = say
-        self.evaluations: dict[int, Evaluation] = {}
+        self.base: Measured | None = None
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
-        from ebr.inference.engines import RetrievalEncoder
         from ebr.model.encoder import own_precision
         from ebr.retrieval.evaluation import evaluate_encoder
 
         with own_precision(model):
-            evaluation = evaluate_encoder(RetrievalEncoder(model, batch_size=self.batch_size), self.dataset)
-        self.evaluations[step] = evaluation
-        name = "base" if step == 0 else f"step {step}"
-        self.say(f"{name}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
+            evaluation = evaluate_encoder(self._encoder(model), self.dataset)
+        self.say(f"step {step}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
         return evaluation.means()
 
-    def compare(self, model: SentenceTransformer, step: int, *, seed: int) -> Comparison:
-        """The base against the model as it is after this step."""
-        from ebr.retrieval.evaluation import compare
+    def begin(self, model: SentenceTransformer, facts: Mapping[str, Any]) -> None:
+        """Measure the base, as it will be tuned."""
+        self.base = self._measure(self.config.model_name, model, facts)
+        self.say(f"base: nDCG@10 {self.base.evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
 
-        if step not in self.evaluations:
-            self(model, step)
-        return compare(self.evaluations[0], self.evaluations[step], seed=seed)
+    def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck) -> Report:
+        """The base against the model as it is now."""
+        from ebr.retrieval.evidence import report_on
+        from ebr.retrieval.report import Report
+
+        assert self.base is not None  # begin comes first
+        known = {key: value for key, value in facts.items() if key not in ("config", "versions", "kind")}
+        tuned = self._measure(name, model, known)
+        # A model tuned in place has the name of its base.
+        names = replace(tuned, name=f"{name} (tuned)") if name == self.base.name else tuned
+        origin = dataset_origin(self.config.eval_dataset) if self.config.eval_dataset else {}
+        main = report_on(self.dataset, [self.base, names], k=_K, seed=self.config.seed, baselines=True, facts=origin)
+        return Report(main, None, leaks, "", report_facts(self.config.to_json()))
+
+    def _measure(self, name: str, model: SentenceTransformer, facts: Mapping[str, Any]) -> Measured:
+        from ebr.model.encoder import own_precision
+        from ebr.retrieval.evidence import measure_encoder
+
+        with own_precision(model):
+            return measure_encoder(name, self._encoder(model), self.dataset, k=_K, seed=self.config.seed, facts=facts)
+
+    def _encoder(self, model: SentenceTransformer) -> RetrievalEncoder:
+        from ebr.inference.engines import RetrievalEncoder
+
+        return RetrievalEncoder(model, batch_size=self.config.eval_batch_size)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.retrieval.evaluation import Comparison
+    from ebr.retrieval.report import Report
     from ebr.training.run import TrainingRecord
 
 TRAINING_CONFIG = "training_config.json"
+REPORT = "report.html"
 
 
 def model_manifest(
@@ -62,11 +64,12 @@ def save_model(
     config: FinetuneConfig,
     folder: Path,
     record: TrainingRecord,
-    comparison: Comparison | None,
+    report: Report | None,
     manifest: Mapping[str, Any],
 ) -> Path | None:
     """Write the finished folder whole, then swap it with the one before; returns where the loss curve is."""
     from ebr.model.encoder import save_encoder
+    from ebr.retrieval.report import write_report
     from ebr.training.layouts import HISTORY
     from ebr.visualization.plot import draw_loss_curve
 
@@ -74,8 +77,9 @@ def save_model(
         save_encoder(model, aside)
         write_json(aside / HISTORY, record.history)
         write_json(aside / TRAINING_CONFIG, _rerun(config).model_dump(mode="json", by_alias=True))
-        if comparison:
-            write_json(aside / "evaluation.json", comparison.to_json())
+        if report:
+            write_json(aside / "evaluation.json", report.main.contrasts[0].comparison.to_json())
+            write_report(aside, report, "en")
         drawn = draw_loss_curve(_plain_history(record.history), aside / "loss_curve.png")
         write_json(aside / FOLDER_MANIFEST, manifest)
     return folder / "loss_curve.png" if drawn else None
@@ -85,7 +89,7 @@ def _plain_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key.replace("eval_ndcg@10", "ndcg_at_10"): value for key, value in entry.items()} for entry in history]
 
 
-def write_report(plan: FinetunePlan, config: FinetuneConfig, record: TrainingRecord, comparison: Comparison | None) -> None:
+def write_summary(plan: FinetunePlan, config: FinetuneConfig, record: TrainingRecord, comparison: Comparison | None) -> None:
     """One JSON that says what a finished run did."""
     from ebr.training.layouts import SUMMARY
 

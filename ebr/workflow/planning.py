@@ -35,6 +35,10 @@ class FinetunePlan:
     """Where to resume from; None = from the start."""
     warnings: tuple[str, ...] = ()
 
+    def records(self) -> list[Example]:
+        """Every training record, those held out for the validation loss among them: early stopping sees them too."""
+        return [*self.train, *self.validation]
+
     def lines(self) -> list[str]:
         """The plan, for people. The first line is looked for by its exact words."""
         lines = [f"训练集大小: {len(self.train)}", f"验证集大小: {len(self.validation)}", f"optimiser steps: {self.n_steps:,}"]

@@ -1,0 +1,113 @@
+"""Options of indexing and searching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ByteSize
+
+from ebr.config.options import Config, Names, option
+from ebr.errors import ConfigError
+
+IndexKind = Literal[
+    "auto", "flat", "ivf", "hnsw", "pq", "ivf_sq8", "hnsw_sq8", "ivf_pq", "ivf_pq_sq8", "ivf_pq_fp16", "ivf_pq_flat"
+]
+
+
+class IndexConfig(Config):
+    """Build a FAISS index from the embeddings of a run, measured against exact search."""
+
+    embeddings_path: Path = option(
+        Path("./faiss/embeds_2.txt"), "the vectors: a file, or a folder of parts", "向量：单个文件，或由分片组成的目录"
+    )
+    delimiter: str = option(
+        "\x01",
+        "between columns, for a vector file made elsewhere: \\001, \\t, or the character",
+        "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
+        min_length=1,
+    )
+    id_column: str | None = option(
+        "id",
+        "the column with each row's own id; none = ids are the row numbers, from 0",
+        "每行 id 所在的列；none 表示用行号（从 0 开始）作 id",
+    )
+    output_columns: Names | None = option(
+        None, "columns kept to show with a hit; not set = every column", "随命中结果显示的列；未设置时保留所有列"
+    )
+    index_path: Path = option(Path("./faiss/index"), "folder of the index", "索引目录")
+    add: bool = option(
+        False,
+        "add the rows to the index that is there, of the same model; ids that it has already are refused",
+        "把新行加入已有索引（须为同一模型）；已存在的 id 会被拒绝",
+    )
+    kind: IndexKind = option(
+        "auto",
+        "auto = by row count, dimension and memory_budget; flat is exact",
+        "auto 按行数、维度与 memory_budget 选择；flat 为精确检索",
+    )
+    metric: Literal["cosine", "inner_product"] = option(
+        "cosine",
+        "cosine = inner product of vectors scaled to length 1, always",
+        "cosine 即单位向量的内积；inner_product 为原始向量的内积",
+    )
+    memory_budget: ByteSize | None = option(
+        None,
+        "what the index may take in memory, like 512MiB or 8GB; not set = half of what is free",
+        "索引可用的内存，如 512MiB 或 8GB；未设置时取可用内存的一半",
+    )
+    min_recall: float = option(
+        0.95,
+        "recall@10 against exact search that the search effort is tuned to",
+        "搜索力度按此 recall@10（相对精确检索）调节",
+        gt=0,
+        le=1,
+    )
+    query_embeddings: Path | None = option(
+        None,
+        "vectors of real queries to measure recall with; not set = rows of the index, each leaving itself out",
+        "用于测量召回率的真实查询向量；未设置时取索引中的行（各自排除自身）",
+    )
+    sample_queries: int = option(1000, "queries that recall and speed are measured with", "测量召回率与速度所用的查询数", ge=10)
+    seed: int = option(
+        42, "the same seed gives the same sample and the same clusters", "相同种子得到相同的样本与聚类", ge=0, le=2**31 - 1
+    )
+
+
+class SearchConfig(Config):
+    """Search an index with texts: its model and prompt encode them."""
+
+    query: str | None = option(None, "the text to search for", "要检索的文本", min_length=1)
+    queries_path: Path | None = option(
+        None,
+        "a file of queries: one a line, or .jsonl with text and optionally _id",
+        "查询文件：每行一条，或含 text（可选 _id）的 .jsonl",
+    )
+    index_path: Path = option(Path("./faiss/index"), "folder of the index, or a FAISS file", "索引目录，或 FAISS 索引文件")
+    k: int = option(10, "hits a query", "每个查询返回的条数", ge=1)
+    model_path: str | None = option(
+        None, "where the index's model lies now; not set = where it was", "索引所用模型现在的位置；未设置时用原位置"
+    )
+    trust_remote_code: bool = option(
+        False,
+        "run Python code that comes with the model; only for sources you trust",
+        "运行模型自带的 Python 代码；仅用于可信来源",
+    )
+    trust_index: bool = option(
+        False,
+        "open an index file without a manifest; only from sources you trust, and with model_path",
+        "打开没有清单的索引文件；仅用于可信来源，并须给出 model_path",
+    )
+    search_effort: int | None = option(
+        None,
+        "lists (ivf) or candidates (hnsw) looked at a query; not set = as the index was tuned",
+        "每个查询查看的倒排表数（ivf）或候选数（hnsw）；未设置时按建索引时的调节值",
+        ge=1,
+    )
+    output_format: Literal["table", "jsonl"] = option("table", "how hits are printed", "命中结果的输出格式")
+    output_path: Path | None = option(None, "write the hits there as JSON lines", "把命中结果以 JSON 行写入此文件")
+
+    def check(self) -> None:
+        """Refuse a search for nothing, or for two things at once. Raises ConfigError."""
+        if bool(self.query) == bool(self.queries_path):
+            raise ConfigError('query, queries_path: give one of the two, as in: ebr search "red shoes"')

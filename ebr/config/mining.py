@@ -1,0 +1,84 @@
+"""Options of mining hard negatives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ebr.config.options import Config, option
+from ebr.errors import ConfigError
+
+_SUFFIXES = (".jsonl", ".json")
+
+
+class MiningConfig(Config):
+    """Mine hard negatives: what a model takes for an answer and is none, as a new training file."""
+
+    model_path: str = option(
+        "all-MiniLM-L6-v2",
+        "the model that looks for negatives: base or tuned; a local folder, the embedded model by its name, or a hub id",
+        "用于挖掘的模型（基础或微调后的）：本地目录、内置模型名或 hub id",
+    )
+    trust_remote_code: bool = option(
+        False,
+        "run Python code that comes with the model; only for sources you trust",
+        "运行模型自带的 Python 代码；仅用于可信来源",
+    )
+    data_path: str = option(
+        "./train_text",
+        "training records of either format: a file, a glob, or a folder (not its subfolders)",
+        "任一格式的训练数据：文件、通配符或目录（不含子目录）",
+    )
+    corpus: Path | None = option(
+        None,
+        "texts to choose from: corpus.jsonl or the folder that holds it, or a text file, one a line; not set = the positives",
+        "候选文本：corpus.jsonl 或其所在目录，或每行一条的文本文件；未设置时取所有正例",
+    )
+    output_path: Path = option(..., "the new training file: .jsonl or .json", "新的训练文件：.jsonl 或 .json")
+    output_format: Literal["pairs", "triplets"] | None = option(
+        None,
+        "pairs = anchor, positive, negative; triplets = query, pos, neg; not set = as the records came",
+        "pairs 为 anchor、positive、negative；triplets 为 query、pos、neg；未设置时与输入相同",
+    )
+    num_negatives: int = option(4, "negatives mined a record, at most", "每条记录最多挖掘的负例数", ge=1)
+    top_k: int = option(100, "candidates looked at a query, best first", "每个查询考察的候选数，由高到低", ge=1)
+    skip_top: int = option(0, "pass over the first N candidates", "跳过得分最高的前 N 个候选", ge=0)
+    max_relative_score: float = option(
+        0.95,
+        "a candidate above this share of the positive's score is taken for a positive and left out",
+        "得分超过正例得分此比例的候选视为潜在正例而排除",
+        gt=0,
+        le=1,
+    )
+    near_duplicate: float = option(
+        0.9,
+        "a candidate sharing this much of its words (Jaccard) with a positive or the query is left out; 1 = equal words only",
+        "与正例或查询的词重合度（Jaccard，中文按相邻两字计）达到此值的候选视为近似重复而排除；1 表示仅排除用词完全相同者",
+        gt=0,
+        le=1,
+    )
+    keep_negatives: bool = option(True, "keep the negatives that the records have already", "保留记录中已有的负例")
+    max_seq_length: int | None = option(
+        None, "tokens kept of a text; not set = as the model was saved", "每条文本保留的 token 数；未设置时按模型保存值", ge=4
+    )
+    prompt: str | None = option(
+        None,
+        "put before every text, query and passage; not set = as the model was saved; '' = none",
+        "加在所有文本之前的提示；未设置时用模型保存的提示；'' 表示不加",
+    )
+    query_prompt: str | None = option(None, "put before queries instead of prompt", "加在查询之前的提示，优先于 prompt")
+    passage_prompt: str | None = option(None, "put before passages instead of prompt", "加在段落之前的提示，优先于 prompt")
+    batch_size: int | None = option(
+        None,
+        "at most so many texts a forward pass; not set = by the processor's cache or the GPU's memory",
+        "每次前向计算最多的文本数；未设置时按处理器缓存或显存决定",
+        ge=1,
+    )
+    seed: int = option(42, "chooses the examples that are shown", "决定展示哪些示例", ge=0, le=2**32 - 1)
+
+    def check(self) -> None:
+        """Refuse options that contradict each other. Raises ConfigError."""
+        if self.output_path.suffix.lower() not in _SUFFIXES:
+            raise ConfigError(f"output_path {self.output_path}: must end in {' or '.join(_SUFFIXES)}")
+        if self.skip_top >= self.top_k:
+            raise ConfigError(f"skip_top {self.skip_top}: passes over all top_k {self.top_k} candidates; raise top_k")

@@ -1,0 +1,243 @@
+"""Texts that training and evaluation share: what was learnt by heart proves nothing.
+
+Texts are compared after NFKC, case folding, and with every stretch of white space as one space.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+
+from tqdm import tqdm
+
+from ebr.data.evaluation_set import EvaluationSet
+from ebr.data.examples import Example
+from ebr.data.near_duplicates import jaccard
+
+_EXAMPLES_SHOWN = 10
+_LONG_S = 3.0
+# A shorter text ends other documents by chance; in bytes, as a Chinese character says as much as three letters.
+_TITLELESS_BYTES = 48
+_TAIL = _TITLELESS_BYTES // 4  # characters that such a text has at least
+# Han (with extensions and compatibility forms) and kana put no space between words: their bigrams stand for words.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_PIECE = re.compile(f"([{_UNSPACED}]+)|[^\\W_{_UNSPACED}]+")
+
+_Features = frozenset[str]
+
+
+@dataclass(frozen=True)
+class LeakedText:
+    """One shared text. where: 'answered', 'query' or 'near query', after LeakCheck's counts. text: the evaluation's query.
+
+    document: of an answered query the relevant document, of a near one the training text; else empty.
+    """
+
+    where: str
+    text: str
+    document: str
+
+
+@dataclass(frozen=True)
+class LeakCheck:
+    """How many texts were compared, and how many of the evaluation's are training texts; find_leaks says what is counted."""
+
+    n_train_texts: int
+    n_queries: int
+    n_documents: int
+    queries: int
+    answered: int
+    near_queries: int
+    documents: int
+    relevant: int
+    examples: tuple[LeakedText, ...]
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether training saw a query, or nearly. Shared documents alone are none: searching a known corpus is fair."""
+        return self.queries > 0 or self.answered > 0 or self.near_queries > 0
+
+
+def find_leaks(examples: Iterable[Example], dataset: EvaluationSet, *, near_duplicate: float = 0.9) -> LeakCheck:
+    """Count the texts of an evaluation set that training has seen.
+
+    examples: read once, in a stream; of each distinct text a hash of 16 bytes is kept.
+    n_train_texts: texts of the examples, repeats included. queries: evaluation queries that equal any training text.
+    answered: those of them that were also trained on as a query with one of their relevant documents as a positive.
+    near_queries: those that equal none, but whose words (of Chinese: character bigrams) have a Jaccard similarity of
+    near_duplicate or more with a training text's. documents: documents that equal a training text, with their title or
+    without. relevant: those of them with a positive grade for any query.
+    Raises ValueError when near_duplicate is not above 0 and at most 1.
+    """
+    if not 0 < near_duplicate <= 1:
+        raise ValueError(f"near_duplicate is {near_duplicate}; it must lie above 0 and be at most 1")
+    seen = _Training([normalized(query) for query in dataset.queries], near_duplicate)
+    for example in tqdm(examples, desc="leak check", unit="example", dynamic_ncols=True, delay=_LONG_S):
+        seen.add(example)
+    leaked_documents = _leaked_documents(dataset, seen)
+    return _leak_check(dataset, seen, leaked_documents)
+
+
+def normalized(text: str) -> str:
+    """The form in which texts are compared."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
+
+
+class _Training:
+    """What training has seen, as far as the evaluation queries want to know it."""
+
+    def __init__(self, queries: Sequence[str], threshold: float) -> None:
+        self.queries = queries
+        self.n_texts = 0
+        self.hashes: set[bytes] = set()
+        self.tails: set[int] = set()
+        """Of each text a hash of its last characters: most documents end like none, and need no search for a title."""
+        self.positives: dict[str, set[bytes]] = {query: set() for query in queries}
+        """By evaluation query, the hashes of what training gave it as positives."""
+        self.nearest: dict[int, tuple[float, str]] = {}
+        """By place of a query, the most similar training text that reaches the threshold, and how similar it is."""
+        self._near = _NearQueries(queries, threshold)
+
+    def add(self, example: Example) -> None:
+        positives = self.positives.get(normalized(example.query))
+        if positives is not None:
+            positives.update(_hash(normalized(text)) for text in example.positives)
+        for text in example.texts():
+            self._add_text(text)
+
+    def _add_text(self, text: str) -> None:
+        self.n_texts += 1
+        norm = normalized(text)
+        key = _hash(norm)
+        if key in self.hashes:
+            return
+        self.hashes.add(key)
+        self.tails.add(hash(norm[-_TAIL:]))
+        for place, similarity in self._near.similar_to(norm):
+            if similarity > self.nearest.get(place, (0.0, ""))[0]:
+                self.nearest[place] = similarity, text
+
+
+class _NearQueries:
+    """Finds the queries that nearly equal a text, by prefix filtering (Chaudhuri et al. 2006), as near_duplicates does.
+
+    Two sets of Jaccard similarity t share one of the rarest |s| - ceil(t * |s|) + 1 of each, so only those are looked up.
+    """
+
+    def __init__(self, queries: Sequence[str], threshold: float) -> None:
+        self._threshold = threshold
+        self._features = [frozenset(_features(query)) for query in queries]
+        self._frequency = Counter(feature for features in self._features for feature in features)
+        self._places_of: defaultdict[str, list[int]] = defaultdict(list)
+        for place, features in enumerate(self._features):
+            for feature in self._rarest(features):
+                self._places_of[feature].append(place)
+        # Rounded, as in _rarest: 9 / 0.9 must not become less than 10.
+        self._most = math.floor(round(max(map(len, self._features), default=0) / threshold, 9))
+
+    def similar_to(self, text: str) -> Iterator[tuple[int, float]]:
+        """(place, similarity) of every query that reaches the threshold; text is normalised."""
+        features = self._few_features(text)
+        if not features:
+            return
+        places = {place for feature in self._rarest(features) for place in self._places_of.get(feature, ())}
+        for place in sorted(places):
+            similarity = jaccard(features, self._features[place])
+            if similarity >= self._threshold:
+                yield place, similarity
+
+    def _few_features(self, text: str) -> _Features:
+        """The text's features, or none as soon as they are too many for any query: a long passage is not read to its end."""
+        found: set[str] = set()
+        for feature in _features(text):
+            found.add(feature)
+            if len(found) > self._most:
+                return frozenset()
+        return frozenset(found)
+
+    def _rarest(self, features: _Features) -> list[str]:
+        # Rounded before the ceiling: 0.28 * 25 must not become 7.000000000000001.
+        n_looked_up = len(features) - math.ceil(round(self._threshold * len(features), 9)) + 1
+        return sorted(features, key=lambda feature: (self._frequency[feature], feature))[:n_looked_up]
+
+
+def _features(text: str) -> Iterator[str]:
+    """Words and numbers of a normalised text; of Chinese and Japanese the pairs of neighbouring characters."""
+    for piece in _PIECE.finditer(text):
+        word, unspaced = piece[0], piece[1]
+        if unspaced is None or len(word) == 1:
+            yield word
+        else:
+            yield from (word[at : at + 2] for at in range(len(word) - 1))
+
+
+def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list[bytes]]:
+    """By id, the hashes under which training has seen a document: as a whole, or without its title."""
+    leaked = {}
+    pairs = zip(dataset.doc_ids, dataset.documents, strict=True)
+    bar = tqdm(pairs, total=len(dataset.doc_ids), desc="leak check", unit="document", dynamic_ncols=True, delay=_LONG_S)
+    for doc_id, document in bar:
+        norm = normalized(document)
+        forms = _forms(norm) if hash(norm[-_TAIL:]) in seen.tails else ()
+        keys = [key for key in map(_hash, forms) if key in seen.hashes]
+        if keys:
+            leaked[doc_id] = keys
+    return leaked
+
+
+def _forms(document: str) -> Iterator[str]:
+    """The document, and what is left of it without its first words, as the set no longer says which of them are its title."""
+    yield document
+    start = document.find(" ") + 1
+    # A title is no longer than the text that it stands above.
+    while 0 < start <= len(document) // 2 and len(_encoded(document[start:])) >= _TITLELESS_BYTES:
+        yield document[start:]
+        start = document.find(" ", start) + 1
+
+
+def _leak_check(dataset: EvaluationSet, seen: _Training, leaked_documents: dict[str, list[bytes]]) -> LeakCheck:
+    text_of = dict(zip(dataset.doc_ids, dataset.documents, strict=True)) if leaked_documents else {}
+    relevant = {doc_id for grades in dataset.qrels.values() for doc_id, grade in grades.items() if grade > 0}
+    answered, asked, near = [], [], []
+    for place, (query_id, query) in enumerate(zip(dataset.query_ids, dataset.queries, strict=True)):
+        norm = seen.queries[place]
+        if _hash(norm) not in seen.hashes:
+            if place in seen.nearest:
+                near.append(LeakedText("near query", query, seen.nearest[place][1]))
+            continue
+        answers = [
+            doc_id
+            for doc_id, grade in dataset.qrels[query_id].items()
+            if grade > 0 and not seen.positives[norm].isdisjoint(leaked_documents.get(doc_id, ()))
+        ]
+        if answers:
+            answered.append(LeakedText("answered", query, text_of[answers[0]]))
+        else:
+            asked.append(LeakedText("query", query, ""))
+    return LeakCheck(
+        n_train_texts=seen.n_texts,
+        n_queries=len(dataset.query_ids),
+        n_documents=len(dataset.doc_ids),
+        queries=len(answered) + len(asked),
+        answered=len(answered),
+        near_queries=len(near),
+        documents=len(leaked_documents),
+        relevant=len(relevant & leaked_documents.keys()),
+        examples=tuple(islice([*answered, *asked, *near], _EXAMPLES_SHOWN)),
+    )
+
+
+def _hash(text: str) -> bytes:
+    return blake2b(_encoded(text), digest_size=16).digest()
+
+
+def _encoded(text: str) -> bytes:
+    # JSON may hold half a character, as \ud800, which plain UTF-8 refuses.
+    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,41 @@
+"""When two texts say the same: by their normal form, or by the share of their words, in languages with spaces or without."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Han, kana and the signs among them, Thai, Lao, Khmer, Burmese: written without spaces, so a run is no word.
+_UNSPACED = r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED += r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_RUN = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+_IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+
+
+def normal_form(text: str) -> str:
+    """The text with compatible characters made one (NFKC), without case, each run of white space one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def shingles(text: str) -> frozenset[str]:
+    """What two texts are compared by: the distinct words of normal_form, and of writing without spaces the pairs of neighbours.
+
+    A run of one such character is a shingle itself. Punctuation counts for nothing.
+    """
+    found: set[str] = set()
+    for run in _RUN.findall(normal_form(text)):
+        if _IS_UNSPACED.match(run) and len(run) > 1:
+            found.update(run[start : start + 2] for start in range(len(run) - 1))
+        else:
+            found.add(run)
+    return frozenset(found)
+
+
+def is_near(left: frozenset[str], right: frozenset[str], threshold: float) -> bool:
+    """Whether two texts' shingles have a Jaccard similarity >= threshold; texts without any are near to none."""
+    fewer, more = (len(left), len(right)) if len(left) < len(right) else (len(right), len(left))
+    if not fewer or fewer / more < threshold:
+        return False  # the larger set alone keeps them apart: most pairs end here
+    n_shared = len(left & right)
+    return n_shared / (fewer + more - n_shared) >= threshold

@@ -1,0 +1,189 @@
+"""Training records as they stand in files of either format: read, turned from one into the other, written with scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ebr.data.examples import parse_pair, parse_triplet, read_objects
+from ebr.data.files import write_aside
+from ebr.data.likeness import normal_form
+from ebr.errors import DataError
+
+_DIGITS = 6
+
+
+class RecordFormat(str, Enum):
+    """How a record spells its query, its positives and its negatives."""
+
+    PAIRS = "pairs"
+    TRIPLETS = "triplets"
+
+    @property
+    def keys(self) -> tuple[str, str, str]:
+        """Where the query, the positives and the negatives stand."""
+        return ("anchor", "positive", "negative") if self is RecordFormat.PAIRS else ("query", "pos", "neg")
+
+    @property
+    def score_keys(self) -> tuple[str, str, str]:
+        """Where the positives' scores, the negatives' and the negatives' ranks stand; FlagEmbedding's names for triplets."""
+        if self is RecordFormat.PAIRS:
+            return "positive_score", "negative_scores", "negative_ranks"
+        return "pos_scores", "neg_scores", "neg_ranks"
+
+
+# Scores of before would be taken for those of the new lists.
+_OWN_KEYS = {key for form in RecordFormat for key in (*form.keys, *form.score_keys)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training record, and what else stood in it."""
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    rest: Mapping[str, Any]
+    """Every other key with its value, like id and type; no list of scores."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A text that does not belong to a query; rank: among the candidates, from 1; None when it is not among the first."""
+
+    text: str
+    score: float
+    rank: int | None
+
+
+def read_training_records(files: Sequence[Path]) -> tuple[RecordFormat, list[Record]]:
+    """Every record of the files in their order, and the one format that all have.
+
+    The first record's keys say which: 'anchor' or 'positive', or 'query' or 'pos'. Raises one DataError that lists every wrong
+    record; a second format is named once, where it begins.
+    """
+    reader = _Reader()
+    records = read_objects(files, reader.parse)
+    return reader.format or RecordFormat.PAIRS, records
+
+
+class _Reader:
+    """Parses records of the format that the first one has."""
+
+    def __init__(self) -> None:
+        self.format: RecordFormat | None = None
+        self._is_mixed = False
+
+    def parse(self, record: dict[str, Any]) -> Record:
+        found = _format_of(record)
+        self.format = self.format or found
+        if found is not self.format and not self._is_mixed:
+            self._is_mixed = True
+            raise DataError(f"has {_named(found)}, but the records before have {_named(self.format)}; give files of one format")
+        example = parse_pair(record) if found is RecordFormat.PAIRS else parse_triplet(record)
+        rest = {key: value for key, value in record.items() if key not in _OWN_KEYS}
+        return Record(example.query, example.positives, example.negatives, rest)
+
+
+def _format_of(record: dict[str, Any]) -> RecordFormat:
+    for place in (0, 1):
+        for form in RecordFormat:
+            if form.keys[place] in record:
+                return form
+    keys = ", ".join(repr(key) for key in list(record)[:5]) or "nothing"
+    pairs, triplets = _named(RecordFormat.PAIRS), _named(RecordFormat.TRIPLETS)
+    raise DataError(f"has {keys}; a record has {pairs}, or {triplets}")
+
+
+def _named(form: RecordFormat) -> str:
+    return " and ".join(repr(key) for key in form.keys[:2])
+
+
+def as_format(records: Sequence[Record], was: RecordFormat, wanted: RecordFormat) -> list[Record]:
+    """The records in another format; the same list in the same.
+
+    Triplets become one pair for each positive. Pairs become one triplet for each query, by its normal form: where it first
+    stands, with the positives and negatives of all its pairs, each text once, and the other keys of the first pair.
+    """
+    if was is wanted:
+        return list(records)
+    if wanted is RecordFormat.PAIRS:
+        return [Record(one.query, (text,), one.negatives, one.rest) for one in records for text in one.positives]
+    of_query: dict[str, list[Record]] = {}
+    for one in records:
+        of_query.setdefault(normal_form(one.query), []).append(one)
+    return [_joined(group) for group in of_query.values()]
+
+
+def _joined(group: Sequence[Record]) -> Record:
+    return Record(
+        group[0].query,
+        _once(text for one in group for text in one.positives),
+        _once(text for one in group for text in one.negatives),
+        group[0].rest,
+    )
+
+
+def _once(texts: Iterator[str]) -> tuple[str, ...]:
+    """Each text where it first stands; white space around it makes no other text."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(text.strip(), text)
+    return tuple(first.values())
+
+
+def to_object(
+    record: Record, form: RecordFormat, positive_scores: Sequence[float], negatives: Sequence[Negative]
+) -> dict[str, Any]:
+    """The JSON object of a record with other negatives: its texts, their scores, and whatever else stood in it.
+
+    positive_scores: one for each positive. Scores are rounded to 6 digits. A pair has one positive, hence one score.
+    """
+    query, positive, negative = form.keys
+    positive_score, negative_scores, negative_ranks = form.score_keys
+    scores = [round(score, _DIGITS) for score in positive_scores]
+    is_pair = form is RecordFormat.PAIRS
+    return {
+        query: record.query,
+        positive: record.positives[0] if is_pair else list(record.positives),
+        negative: [one.text for one in negatives],
+        positive_score: scores[0] if is_pair else scores,
+        negative_scores: [round(one.score, _DIGITS) for one in negatives],
+        negative_ranks: [one.rank for one in negatives],
+        **record.rest,
+    }
+
+
+@contextmanager
+def training_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that appends a record to a new file at `path`, which is there, whole, once the block has ended well.
+
+    .json becomes an array with one record a line, any other suffix one object a line.
+    """
+    is_array = path.suffix.lower() == ".json"
+    opening, between, closing = ("[\n", ",\n", "\n]\n") if is_array else ("", "\n", "\n")
+    with write_aside(path) as aside:
+        with aside.open("w", encoding="utf-8", newline="\n") as file:
+            lead = opening
+
+            def append(record: dict[str, Any]) -> None:
+                nonlocal lead
+                file.write(lead + _json(record))
+                lead = between
+
+            yield append
+            file.write(closing if lead == between else opening + closing.lstrip("\n"))
+
+
+def _json(record: dict[str, Any]) -> str:
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character in a key that nobody checked
+        return json.dumps(record)
+    return text

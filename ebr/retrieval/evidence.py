@@ -1,0 +1,97 @@
+"""All that a report says of models on one evaluation set: measured one by one, then each held against the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ebr.data.evaluation_set import EvaluationSet
+from ebr.retrieval.changes import most_changed, slices_by_query_length
+from ebr.retrieval.compression import compress_table
+from ebr.retrieval.evaluation import Evaluation, TextEncoder, compare, evaluate_ranking, evaluate_vectors
+from ebr.retrieval.lexical import LexicalIndex, reciprocal_rank_fusion
+from ebr.retrieval.report import Contrast, DatasetReport, Measured
+from ebr.retrieval.significance import wins_ties_losses
+from ebr.retrieval.space import measure_space, positive_pairs
+
+BM25 = "BM25"
+_HEADLINE = "ndcg@10"
+
+
+def measure_encoder(
+    name: str, encode: TextEncoder, dataset: EvaluationSet, *, k: int, seed: int, facts: Mapping[str, Any]
+) -> Measured:
+    """One model on one set: its ranking and metrics, the health of its space, and what smaller vectors would cost."""
+    queries = encode.encode_queries(dataset.queries)
+    documents = encode.encode_documents(dataset.documents)
+    return Measured(
+        name=name,
+        evaluation=evaluate_vectors(queries, documents, dataset, k=k),
+        space=measure_space(queries, documents, positive_pairs(dataset), seed=seed),
+        compression=compress_table(queries, documents, dataset, k=k),
+        facts=dict(facts),
+    )
+
+
+def report_on(
+    dataset: EvaluationSet, measured: Sequence[Measured], *, k: int, seed: int, baselines: bool, facts: Mapping[str, Any]
+) -> DatasetReport:
+    """What was measured on one set, the first model held against each of the others.
+
+    baselines: also rank by BM25 alone, and by BM25 and each model together.
+    """
+    rankings = {model.name: model.evaluation for model in measured}
+    by_words = _baselines(dataset, rankings, k) if baselines else {}
+    base = measured[0]
+    return DatasetReport(
+        name=dataset.name,
+        facts={**dataset_facts(dataset), **facts},
+        measured=list(measured),
+        baselines={name: evaluation.means() for name, evaluation in by_words.items()},
+        contrasts=[contrast(dataset, base, tuned, seed=seed) for tuned in measured[1:]],
+    )
+
+
+def contrast(dataset: EvaluationSet, base: Measured, tuned: Measured, *, seed: int) -> Contrast:
+    """Base against tuned: which metrics changed and how surely, and which queries made the difference."""
+    before, after = base.evaluation, tuned.evaluation
+    worse, better = most_changed(dataset, before, after)
+    return Contrast(
+        base=base.name,
+        tuned=tuned.name,
+        comparison=compare(before, after, seed=seed),
+        counts=wins_ties_losses(before.scores[_HEADLINE], after.scores[_HEADLINE]),
+        worse=worse,
+        better=better,
+        slices=slices_by_query_length(dataset, before, after, seed=seed),
+    )
+
+
+def dataset_facts(dataset: EvaluationSet) -> dict[str, int]:
+    """How much there is of everything, and what the files held beyond it."""
+    return {
+        "n_queries": len(dataset.queries),
+        "n_documents": len(dataset.documents),
+        "n_judgements": sum(map(len, dataset.qrels.values())),
+        "n_unjudged_queries": dataset.n_unjudged_queries,
+        "n_unknown_queries": dataset.n_unknown_queries,
+        "n_missing_documents": dataset.n_missing_documents,
+    }
+
+
+def _baselines(dataset: EvaluationSet, dense: Mapping[str, Evaluation], k: int) -> dict[str, Evaluation]:
+    """BM25 alone, and fused with each model's ranking."""
+    similarities, rows = LexicalIndex(dataset.documents).search(dataset.queries, k)
+    found = {BM25: evaluate_ranking(rows, similarities, dataset, k=k)}
+    for name, evaluation in dense.items():
+        fused, fused_rows = reciprocal_rank_fusion([rows, evaluation.rows], k)
+        found[f"{BM25} + {name}"] = evaluate_ranking(fused_rows, fused, dataset, k=k)
+    return found
+
+
+def runs_of(report: DatasetReport) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """By model, (Q, k) rows and similarities: what a TREC run file holds."""
+    return {model.name: (model.evaluation.rows, model.evaluation.similarities) for model in report.measured}

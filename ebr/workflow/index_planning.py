@@ -1,0 +1,133 @@
+"""What an index would hold, of which kind and in how much memory: looked at before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ebr.config import IndexConfig
+from ebr.data.tables import parse_delimiter
+from ebr.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ebr.retrieval.index_kinds import IndexSpec
+    from ebr.retrieval.index_source import VectorSource
+    from ebr.retrieval.index_store import Sidecar
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """What an index would hold, of which kind, and in how much memory."""
+
+    config: IndexConfig
+    source: VectorSource
+    spec: IndexSpec
+    why: str
+    """Of the kind."""
+    budget: int
+    queries: VectorSource | None
+    before: Sidecar | None
+    """Of the index that rows are added to."""
+
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        from ebr.retrieval.index_kinds import bytes_text
+
+        source, spec, facts = self.source, self.spec, self.source.model
+        rows = f"{source.n_rows:,} rows of {source.dim}, {source.metric.value}"
+        rows += f", added to {self.before.n_rows:,}" if self.before else ""
+        n_learned = 0 if self.before else spec.n_training
+        learning = f", and {bytes_text(4 * spec.dim * n_learned)} more while it learns" if n_learned else ""
+        lines = [
+            f"vectors {source.path}: {rows}",
+            f"model   {facts.get('model') or 'not recorded: the vectors were made elsewhere; search with --model_path'}",
+            f"kind    {spec.kind.value} ({spec.factory}): {self.why}",
+            f"memory  {bytes_text(spec.predicted_bytes)} predicted, of {bytes_text(self.budget)}{learning}",
+            f"index   {self.config.index_path}: ids of {source.id_column or 'row numbers'}; "
+            f"kept: {', '.join(source.columns) or 'no columns'}",
+        ]
+        if spec.predicted_bytes > self.budget:
+            lines.append(f"warning: kind {spec.kind.value} takes more than memory_budget; ivf_pq takes the least")
+        return lines
+
+
+def plan_index(config: IndexConfig) -> IndexPlan:
+    """Look at the vectors and choose the kind, and build nothing. Raises EBRError subclasses that say what to mend."""
+    from ebr.retrieval.index_kinds import IndexSpec, Kind, Metric, choose_kind
+    from ebr.retrieval.index_source import open_source
+    from ebr.retrieval.index_store import check_replaceable, read_sidecar
+
+    check_replaceable(config.index_path)
+    before = read_sidecar(config.index_path) if config.add else None
+    delimiter, metric = parse_delimiter(config.delimiter), Metric(config.metric)
+    first_id = before.n_rows if before else 0
+    source = open_source(config.embeddings_path, delimiter, config.id_column, config.output_columns, metric, first_id=first_id)
+    queries = open_source(config.query_embeddings, delimiter, None, [], metric) if config.query_embeddings else None
+    if queries:
+        _check_queries(queries, source)
+    budget = int(config.memory_budget) if config.memory_budget is not None else free_memory() // 2
+    if before:
+        _check_added(config, source, before)
+        n_rows = before.n_rows + source.n_rows
+        spec = IndexSpec(before.kind, n_rows, source.dim, int(before.facts["n_lists"]))
+        return IndexPlan(config, source, spec, "that of the index", budget, queries, before)
+    kind, why = choose_kind(source.n_rows, source.dim, budget) if config.kind == "auto" else (Kind(config.kind), "as asked for")
+    return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None)
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or would be if something asked for them."""
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
+
+
+def _check_queries(queries: VectorSource, source: VectorSource) -> None:
+    """Raises DataError when queries were made by another model than the vectors."""
+    if queries.dim != source.dim:
+        raise DataError(
+            f"query_embeddings {queries.path}: {queries.dim} numbers a vector, where {source.path} has {source.dim}"
+        )
+    ours, theirs = queries.model["model_sha256"], source.model["model_sha256"]
+    if ours and theirs and ours != theirs:
+        raise DataError(f"query_embeddings {queries.path}: made by another model than {source.path}; embed them with the same")
+
+
+def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar) -> None:
+    """Raises ConfigError or DataError when rows do not fit the index that is there."""
+    from ebr.retrieval.index_source import SAME_VECTORS
+
+    where = f"index_path {config.index_path}"
+    if config.kind not in ("auto", before.kind.value):
+        raise ConfigError(f"kind {config.kind}: {where} is {before.kind.value}; leave kind out, or build anew without add")
+    if source.metric is not before.metric:
+        raise ConfigError(f"metric {config.metric}: {where} is {before.metric.value}; give that one, or build anew without add")
+    if source.dim != before.dim:
+        raise DataError(f"{source.path}: {source.dim} numbers a vector, where {where} has {before.dim}; use the same model")
+    facts = source.model
+    different = [name for name in SAME_VECTORS if facts[name] != before.facts.get(name)]
+    if different:
+        said = "; ".join(f"{name} {facts[name]!r}, not {before.facts.get(name)!r}" for name in different)
+        raise DataError(f"{source.path}: does not fit {where}: {said}; embed it like the rest, or build anew without add")
+    if set(source.columns) != set(before.columns):
+        raise DataError(
+            f"{source.path}: its columns {', '.join(source.columns) or 'none'} are not {', '.join(before.columns) or 'none'} "
+            f"of {where}; name them with output_columns, or build anew without add"
+        )
+
+
+def old_sources(plan: IndexPlan) -> list[VectorSource] | None:
+    """The vectors of the rows that the index has, to measure with; None when they are not there as they were."""
+    from ebr.retrieval.index_source import open_source
+
+    sources: list[VectorSource] = []
+    for fact in plan.before.facts["embeddings"] if plan.before else []:
+        path = Path(fact["path"])
+        if not path.exists() or fact["manifest_sha256"] is None:
+            return None
+        source = open_source(path, "\x01", None, [], plan.source.metric)
+        if source.facts()["manifest_sha256"] != fact["manifest_sha256"]:
+            return None
+        sources.append(source)
+    return sources

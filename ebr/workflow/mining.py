@@ -1,0 +1,235 @@
+"""Mine hard negatives: a training file in, a training file with better negatives out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebr.config import MiningConfig
+from ebr.data.corpus import count_texts, find_corpus, read_corpus
+from ebr.data.examples import find_training_files
+from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
+from ebr.data.training_files import Record, RecordFormat, as_format, read_training_records, to_object, training_file
+from ebr.errors import ConfigError
+from ebr.workflow.speech import Say
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from ebr.retrieval.mining import Mined, Rules
+    from ebr.retrieval.mining_report import MiningCounts
+
+KIND = "mined"
+_EXAMPLES_WRITTEN, _EXAMPLES_SHOWN = 20, 3
+_COLUMNS_SHOWN = 88
+
+
+@dataclass(frozen=True)
+class MiningPlan:
+    """The records, where candidates come from, and what would be written."""
+
+    config: MiningConfig
+    files: list[Path]
+    records: list[Record]
+    """In the format that is written."""
+    format: RecordFormat
+    n_read: int
+    corpus: Path | None
+    n_candidates: int
+
+    @property
+    def examples_path(self) -> Path:
+        """Where the examples to read go."""
+        return _examples_path(self.config.output_path)
+
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        config, what = self.config, "texts" if self.corpus else "positives of the records"
+        as_written = f", {len(self.records):,} as {self.format.value}" if len(self.records) != self.n_read else ""
+        return [
+            f"records     {self.n_read:,} from {len(self.files)} file{'s' * (len(self.files) != 1)}{as_written}",
+            f"candidates  {self.n_candidates:,} {what}{f' of {self.corpus}' if self.corpus else ''}",
+            f"model       {config.model_path}",
+            f"output      {config.output_path}, {self.format.value}: up to {config.num_negatives} new negatives a record",
+            f"examples    {self.examples_path}",
+        ]
+
+
+@dataclass(frozen=True)
+class MiningResult:
+    """A finished training file."""
+
+    path: Path
+    format: RecordFormat
+    counts: MiningCounts
+    examples_path: Path
+    shown: tuple[str, ...]
+    """A few examples, with their texts cut."""
+    seconds: float
+
+    def summary(self) -> str:
+        """How many negatives were kept, why other candidates went, and a few records to read."""
+        counts = self.counts
+        lines = [counts.table(), "", f"file      {self.path}: {counts.n_records:,} records, {self.format.value}"]
+        if counts.n_kept:
+            lines.append(f"kept      {counts.n_kept:,} negatives that the records had before")
+        if counts.n_contradictions:
+            lines.append(
+                f"dropped   {counts.n_contradictions:,} negatives of before that are positives of their query in some record"
+            )
+        if not_helped := counts.records_by_mined[0]:
+            lines.append(f"no new    {not_helped:,} records got no new negative; they are in the file as they were")
+        lines.append("train     with validation_split 0: mined negatives tie records together, and none could be held out")
+        lines += [f"examples  {self.examples_path}", f"took      {self.seconds:,.1f} s"]
+        return "\n\n".join(["\n".join(lines), *self.shown])
+
+
+def plan_mining(config: MiningConfig) -> MiningPlan:
+    """Read and check the records and the corpus, and mine nothing. Raises EBRError subclasses that say what to mend."""
+    from ebr.model.encoder import resolve_model
+
+    config.check()
+    files = find_training_files(config.data_path)
+    corpus = find_corpus(config.corpus) if config.corpus else None
+    _check_output(config, [*files, *([corpus] if corpus else [])])
+    found, records = read_training_records(files)
+    wanted = RecordFormat(config.output_format) if config.output_format else found
+    n_positives = len({text.strip() for record in records for text in record.positives})
+    n_candidates = count_texts(corpus) if corpus else n_positives
+    resolve_model(config.model_path)
+    return MiningPlan(config, files, as_format(records, found, wanted), wanted, len(records), corpus, n_candidates)
+
+
+def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResult:
+    """Write a new training file whose records have, as further negatives, what the model takes for answers and is none.
+
+    The same records, candidates and model give the same file. Beside it stand its manifest and a page of examples.
+    Raises EBRError subclasses that say what to mend; what was at output_path stays until the new file is whole.
+    """
+    from ebr.inference.engines import RetrievalEncoder
+    from ebr.retrieval.mining import mine
+    from ebr.workflow.model_folder import encoder_facts
+
+    started = time.perf_counter()
+    plan = plan_mining(config)
+    for line in plan.lines():
+        say(line)
+    inputs = _input_hashes(plan)
+    model = _load(config)
+    home = config.output_path.absolute().parent
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mining-", dir=home) as scratch:
+        mined = mine(
+            plan.records,
+            read_corpus(plan.corpus) if plan.corpus else None,
+            RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False),
+            _rules(config),
+            scratch=Path(scratch),
+            n_candidates=plan.n_candidates,
+        )
+        with closing(mined):
+            result = _write(plan, mined, started)
+    manifest = {
+        "kind": KIND,
+        "config": config.to_json(),
+        "model": config.model_path,
+        **encoder_facts(model),
+        **inputs,
+        "sha256": hash_file(result.path),
+        "format": plan.format.value,
+        "counts": result.counts.to_json(),
+    }
+    write_json(manifest_path(result.path), manifest)
+    return result
+
+
+def _load(config: MiningConfig) -> SentenceTransformer:
+    from ebr.model.encoder import load_encoder, set_prompts
+
+    model = load_encoder(config.model_path, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
+    set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
+    return model
+
+
+def _rules(config: MiningConfig) -> Rules:
+    from ebr.retrieval.mining import Rules
+
+    return Rules(
+        num_negatives=config.num_negatives,
+        top_k=config.top_k,
+        skip_top=config.skip_top,
+        max_relative_score=config.max_relative_score,
+        near_duplicate=config.near_duplicate,
+        keep_negatives=config.keep_negatives,
+    )
+
+
+def _write(plan: MiningPlan, mined: Iterator[Mined], started: float) -> MiningResult:
+    """Write what the records got, as it comes, and the examples. started: by time.perf_counter."""
+    from ebr.retrieval.mining_report import Tally, chosen_records, example_lines, examples_markdown
+
+    config, tally = plan.config, Tally(plan.config.num_negatives)
+    chosen = set(chosen_records(len(plan.records), _EXAMPLES_WRITTEN, config.seed))
+    examples: list[tuple[int, Record, Mined]] = []
+    with training_file(config.output_path) as append:
+        for row, (record, one) in enumerate(zip(plan.records, mined, strict=True)):
+            append(to_object(record, plan.format, one.positive_scores, one.negatives))
+            tally.add(one)
+            if row in chosen:
+                examples.append((row, record, one))
+    with write_aside(plan.examples_path) as aside:
+        aside.write_text(examples_markdown(examples, f"Mined for {config.output_path.name}"), encoding="utf-8")
+    shown = [example_lines(record, one, columns=_COLUMNS_SHOWN) for _, record, one in examples[:_EXAMPLES_SHOWN]]
+    return MiningResult(
+        path=config.output_path,
+        format=plan.format,
+        counts=tally.counts(),
+        examples_path=plan.examples_path,
+        shown=tuple("\n".join(lines) for lines in shown),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _input_hashes(plan: MiningPlan) -> dict[str, Any]:
+    corpus_sha256 = hash_file(plan.corpus) if plan.corpus else None
+    return {"data_sha256": hash_files(plan.files), "corpus_sha256": corpus_sha256}
+
+
+def _examples_path(output: Path) -> Path:
+    return output.with_name(output.stem + ".examples.md")
+
+
+def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
+    """Refuse an output that is an input, would become one, or would overwrite what is not ours. Raises ConfigError."""
+    path = config.output_path
+    if path.is_dir():
+        raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'mined.jsonl'}")
+    for target in (path, manifest_path(path), _examples_path(path)):
+        # By the file, not by its name: it may be reached through links.
+        same = next((file for file in inputs if target.exists() and target.samefile(file)), None)
+        if same:
+            raise ConfigError(f"output_path {path}: {target} is {same}, an input; nothing is mined in place, write elsewhere")
+    if _is_found_by(path, config.data_path):
+        raise ConfigError(
+            f"output_path {path}: lies where data_path {config.data_path} looks for records, beside those it was made from; "
+            "write elsewhere"
+        )
+    if path.exists() and (read_manifest(path) or {}).get("kind") != KIND:
+        raise ConfigError(f"output_path {path}: is there already and was not mined by ebr; delete it, or write elsewhere")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"output_path {path}: {parent} is no folder that can be written to")
+
+
+def _is_found_by(path: Path, data_path: str) -> bool:
+    """Whether find_training_files(data_path) would find the file once it is there; a file named itself is checked before."""
+    wanted = Path(data_path)
+    if wanted.is_dir():
+        return path.absolute().parent.resolve() == wanted.resolve()
+    return not wanted.is_file() and path.absolute().match(str(wanted.absolute()))

@@ -1,0 +1,109 @@
+"""Look at a model: its ranking of a few texts of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ebr.data.files import read_json
+from ebr.errors import DataError
+from ebr.workflow.terminal_text import cut_text, pad_text, text_columns
+
+_TEXT_COLUMNS = 72
+_ROW = "{:>4}  {}  {:>7}"
+# What a reader of the folder needs to know about pooling, prompts and lengths.
+_ENCODER_FILES = ("1_Pooling/config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Q queries against N documents, in the order in which they were given."""
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+    query_vectors: npt.NDArray[np.float32] = field(repr=False)
+    """(Q, D) unit rows."""
+    document_vectors: npt.NDArray[np.float32] = field(repr=False)
+    """(N, D) unit rows."""
+    scores: npt.NDArray[np.float32] = field(repr=False)
+    """(Q, N) cosines."""
+    order: npt.NDArray[np.int64] = field(repr=False)
+    """(Q, N) rows of the documents by falling cosine; equal ones stand as they were given."""
+    model_folder: Path | None
+    """What AutoModel and AutoTokenizer can open, with pooling, prompts and lengths beside the weights. None for a hub id, for a
+    folder that sentence-transformers did not write, and for an adapter whose base is no longer where it was."""
+
+    def table(self, k: int = 5) -> str:
+        """Each query and its k best documents with their cosines, as aligned text; long texts are cut.
+
+        Raises ValueError when k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; a table shows at least 1 document of each query")
+        order = self.order[:, :k]
+        shown = {row: cut_text(self.documents[row], _TEXT_COLUMNS) for row in np.unique(order).tolist()}
+        columns = max(text_columns("document"), *map(text_columns, shown.values()))
+        lines = [_ROW.format("rank", pad_text("document", columns), "cosine")]
+        for query, rows, scores in zip(self.queries, order.tolist(), self.scores, strict=True):
+            lines += ["", cut_text(query, _TEXT_COLUMNS)]
+            lines += [
+                _ROW.format(rank, pad_text(shown[row], columns), f"{scores[row]:.4f}") for rank, row in enumerate(rows, start=1)
+            ]
+        return "\n".join(lines)
+
+
+def rank_texts(
+    model_path: str | Path, queries: Sequence[str], documents: Sequence[str], *, trust_remote_code: bool = False
+) -> Ranking:
+    """Rank the documents for each query by cosine, with the prompts, pooling and lengths that the model was saved with.
+
+    model_path: a merged or whole model's folder, an adapter's folder, the embedded model's name, or a hub id.
+    Raises DataError when there is nothing to rank, ModelError when the model cannot be found or loaded, or gives nan.
+    """
+    from ebr.inference.engines import RetrievalEncoder
+    from ebr.model.encoder import load_encoder
+    from ebr.retrieval.search import exact_search
+
+    _check_texts("queries", queries)
+    _check_texts("documents", documents)
+    encoder = RetrievalEncoder(load_encoder(str(model_path), trust_remote_code=trust_remote_code), show_progress=False)
+    query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
+    best_first, order = exact_search(query_vectors, document_vectors, len(documents))
+    scores = np.empty_like(best_first)
+    np.put_along_axis(scores, order, best_first, axis=1)
+    return Ranking(
+        queries=tuple(queries),
+        documents=tuple(documents),
+        query_vectors=query_vectors,
+        document_vectors=document_vectors,
+        scores=scores,
+        order=order,
+        model_folder=_plain_folder(str(model_path)),
+    )
+
+
+def _check_texts(what: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise DataError(f"{what}: is one text; give a list of texts, like [{texts[:40]!r}]")
+    if not texts:
+        raise DataError(f"{what}: is empty; give at least one text")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise DataError(f"{what}: number {number} is {text!r}, not a text")
+
+
+def _plain_folder(model_path: str) -> Path | None:
+    from ebr.model.encoder import ADAPTER_CONFIG, resolve_model
+
+    folder = Path(resolve_model(model_path).location)
+    if not all((folder / file).is_file() for file in _ENCODER_FILES):
+        return None
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = Path(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
+        if base.is_absolute() and not base.is_dir():
+            return None
+    return folder

@@ -1,0 +1,32 @@
+"""Texts in the columns of a terminal, where a Chinese character takes two."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import accumulate
+
+
+def text_columns(text: str) -> int:
+    """How many columns of a terminal a text takes: two for a Chinese character, none for a combining mark."""
+    return sum(map(_character_columns, text))
+
+
+def _character_columns(character: str) -> int:
+    if unicodedata.category(character) in {"Mn", "Me", "Cf"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut_text(text: str, columns: int) -> str:
+    """A text on one line, closed with … where it is longer than so many columns."""
+    line = " ".join(text.split())
+    if text_columns(line) <= columns:
+        return line
+    # One column is kept for the ellipsis.
+    n_kept = sum(end <= columns - 1 for end in accumulate(map(_character_columns, line)))
+    return line[:n_kept].rstrip() + "…"
+
+
+def pad_text(text: str, columns: int) -> str:
+    """A text with spaces behind it, so many columns wide."""
+    return text + " " * (columns - text_columns(text))

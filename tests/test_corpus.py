@@ -1,0 +1,76 @@
+"""Texts to choose from: which file, which texts, which mistakes."""
+
+import json
+
+import pytest
+
+from ebr.data.corpus import count_texts, find_corpus, read_corpus
+from ebr.errors import DataError
+
+
+def written(path, *lines):
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return path
+
+
+def test_beir_texts_are_title_space_text_in_their_order(tmp_path):
+    file = written(
+        tmp_path / "corpus.jsonl",
+        '{"_id": "1", "title": "鞋", "text": "红色的鞋"}',
+        "",
+        '{"_id": "2", "title": null, "text": " alone "}',
+        '{"_id": "3", "text": "no title"}',
+        '{"_id": "4", "title": "", "text": ""}',
+    )
+    assert list(read_corpus(file)) == ["鞋 红色的鞋", "alone", "no title"]
+    assert count_texts(file) == 3
+
+
+def test_a_text_file_holds_one_text_a_line_and_json_in_it_is_a_text(tmp_path):
+    file = written(tmp_path / "texts.txt", "\ufeff first ", "", "  ", '{"text": "as it stands"}', "a\u2028b")
+    assert list(read_corpus(file)) == ["first", '{"text": "as it stands"}', "a\u2028b"]
+
+
+def test_reading_is_streaming(tmp_path):
+    file = written(tmp_path / "c.jsonl", '{"text": "one"}', "broken")
+    texts = read_corpus(file)
+    assert next(texts) == "one"
+    with pytest.raises(DataError, match=r"c\.jsonl:2: not JSON"):
+        next(texts)
+
+
+def test_every_wrong_line_is_named(tmp_path):
+    lines = ["{", "[1]", '{"title": "no text"}', '{"text": 3}', '{"text": "ok"}', '{"text": "\\ud800"}', b'{"text": "\xff"}']
+    with pytest.raises(DataError) as caught:
+        list(read_corpus(written(tmp_path / "c.jsonl", *lines)))
+    said = str(caught.value).splitlines()
+    assert [line.split(":")[1] for line in said] == ["1", "2", "3", "4", "6", "7"]
+    for line, part in zip(said, ["not JSON", "is list", "'text'", "'text'", "half a character", "not UTF-8"], strict=True):
+        assert part in line
+
+
+def test_reading_stops_at_the_twentieth_wrong_line(tmp_path):
+    with pytest.raises(DataError) as caught:
+        list(read_corpus(written(tmp_path / "c.jsonl", *["{"] * 30)))
+    assert len(str(caught.value).splitlines()) == 21
+
+
+def test_a_corpus_is_a_file_or_the_folder_that_holds_it(tmp_path):
+    file = written(tmp_path / "corpus.jsonl", json.dumps({"text": "x"}))
+    assert find_corpus(tmp_path) == find_corpus(file) == file
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "no such file"), ("a.json", r"is \.json"), ("folder", "holds no corpus")]
+)
+def test_what_is_no_corpus_is_refused(tmp_path, name, message):
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=message):
+        find_corpus(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", '{"text": " "}'])
+def test_a_corpus_without_a_text_is_refused(tmp_path, content):
+    with pytest.raises(DataError, match="holds no texts"):
+        count_texts(written(tmp_path / "corpus.jsonl", content))

@@ -1,0 +1,163 @@
+"""Training records of either format: read, turned, written, read back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebr.data.examples import Example, find_training_files, read_pairs, read_triplets
+from ebr.data.training_files import (
+    Negative,
+    Record,
+    RecordFormat,
+    as_format,
+    read_training_records,
+    to_object,
+    training_file,
+)
+from ebr.errors import DataError
+
+PAIRS, TRIPLETS = RecordFormat.PAIRS, RecordFormat.TRIPLETS
+
+
+def lines(path, *records):
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return path
+
+
+def test_the_keys_say_the_format_and_other_keys_are_kept(tmp_path):
+    pairs = lines(
+        tmp_path / "p.jsonl", {"anchor": "a", "positive": "b", "id": 7}, {"anchor": "c", "positive": "d", "negative": "e"}
+    )
+    assert read_training_records([pairs]) == (
+        PAIRS,
+        [Record("a", ("b",), (), {"id": 7}), Record("c", ("d",), ("e",), {})],
+    )
+    triplets = lines(tmp_path / "t.jsonl", {"query": "q", "pos": ["x", "y"], "neg": "n", "type": "qa", "prompt": "p: "})
+    assert read_training_records([triplets]) == (TRIPLETS, [Record("q", ("x", "y"), ("n",), {"type": "qa", "prompt": "p: "})])
+
+
+def test_scores_of_before_are_forgotten(tmp_path):
+    old = {
+        "query": "q",
+        "pos": ["x"],
+        "neg": ["n"],
+        "pos_scores": [1],
+        "neg_scores": [0.5],
+        "neg_ranks": [1],
+        "negative_ranks": [2],
+    }
+    assert read_training_records([lines(tmp_path / "t.jsonl", old)])[1][0].rest == {}
+
+
+def test_mixed_formats_are_one_error_that_names_where_the_second_begins(tmp_path):
+    first = lines(tmp_path / "a.jsonl", {"anchor": "a", "positive": "b"})
+    second = lines(tmp_path / "b.jsonl", {"anchor": "a", "positive": "b"}, *[{"query": "q", "pos": "p"}] * 40)
+    with pytest.raises(DataError) as caught:
+        read_training_records([first, second])
+    assert len(str(caught.value).splitlines()) == 2
+    assert "b.jsonl:2: has 'query' and 'pos', but the records before have 'anchor' and 'positive'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "a", "label": 1}, "has 'text', 'label'; a record has 'anchor' and 'positive', or 'query' and 'pos'"),
+        ({}, "has nothing"),
+        ({"anchor": "a"}, "'positive' is missing"),
+        ({"query": "a", "pos": []}, "'pos' is empty"),
+        ({"query": "a", "positive": "b"}, "has 'positive'; the field is 'pos'"),
+        ({"positive": "b"}, "'anchor' is missing"),
+    ],
+)
+def test_wrong_records_say_what_is_wrong(tmp_path, record, message):
+    with pytest.raises(DataError, match=message):
+        read_training_records([lines(tmp_path / "x.jsonl", record)])
+
+
+def test_pairs_of_one_query_become_one_triplet():
+    records = [
+        Record("Red shoe", ("p1",), ("n1",), {"id": 1}),
+        Record("lamp", ("p2",), (), {}),
+        Record(" red  shoe", ("p3",), ("n1", "n2"), {"id": 2}),
+        Record("red shoe", ("p1 ",), (), {}),
+    ]
+    assert as_format(records, PAIRS, TRIPLETS) == [
+        Record("Red shoe", ("p1", "p3"), ("n1", "n2"), {"id": 1}),
+        Record("lamp", ("p2",), (), {}),
+    ]
+
+
+def test_a_triplet_becomes_one_pair_for_each_positive():
+    record = Record("q", ("a", "b"), ("n",), {"id": 1})
+    assert as_format([record], TRIPLETS, PAIRS) == [
+        Record("q", ("a",), ("n",), {"id": 1}),
+        Record("q", ("b",), ("n",), {"id": 1}),
+    ]
+    assert as_format([record], TRIPLETS, TRIPLETS) == [record]
+
+
+def test_an_object_has_its_texts_scores_ranks_and_whatever_else_stood_in_the_record():
+    negatives = [Negative("n", 0.1234567, None), Negative("m", 0.5, 3)]
+    assert to_object(Record("q", ("a", "b"), ("n",), {"id": 1}), TRIPLETS, [0.9, 0.8], negatives) == {
+        "query": "q",
+        "pos": ["a", "b"],
+        "neg": ["n", "m"],
+        "pos_scores": [0.9, 0.8],
+        "neg_scores": [0.123457, 0.5],
+        "neg_ranks": [None, 3],
+        "id": 1,
+    }
+    assert to_object(Record("q", ("a",), (), {}), PAIRS, [0.9], negatives[1:]) == {
+        "anchor": "q",
+        "positive": "a",
+        "negative": ["m"],
+        "positive_score": 0.9,
+        "negative_scores": [0.5],
+        "negative_ranks": [3],
+    }
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+groups = st.lists(
+    st.tuples(texts, st.lists(texts, min_size=1, max_size=3), st.lists(texts, max_size=2)), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@given(written=groups)
+def test_what_is_written_is_what_training_reads(tmp_path_factory, suffix, written):
+    for form, read in ((PAIRS, read_pairs), (TRIPLETS, read_triplets)):
+        path = tmp_path_factory.mktemp("written") / f"file{suffix}"
+        with training_file(path) as append:
+            for query, positives, negatives in written:
+                kept = positives if form is TRIPLETS else positives[:1]
+                record = Record(query, tuple(kept), (), {"id": 1})
+                append(to_object(record, form, [0.5] * len(kept), [Negative(text, 0.1, 1) for text in negatives]))
+        n = 1 if form is PAIRS else None
+        assert read([path]) == [Example(query, tuple(right[:n]), tuple(wrong)) for query, right, wrong in written]
+        assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_file_that_was_not_finished_is_not_there(tmp_path):
+    path = tmp_path / "file.jsonl"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), training_file(path) as append:
+        append({"anchor": "a"})
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_character_in_an_unchecked_key_is_written_as_it_came(tmp_path):
+    with training_file(tmp_path / "x.jsonl") as append:
+        append({"anchor": "退", "id": "\ud800"})
+    assert json.loads((tmp_path / "x.jsonl").read_text()) == {"anchor": "退", "id": "\ud800"}
+
+
+def test_a_manifest_beside_a_training_file_is_no_training_file(tmp_path):
+    for name in ("mined.jsonl", "mined.jsonl.manifest.json"):
+        (tmp_path / name).write_text("{}")
+    assert [path.name for path in find_training_files(str(tmp_path))] == ["mined.jsonl"]
+    assert [path.name for path in find_training_files(str(tmp_path / "*.json*"))] == ["mined.jsonl"]
