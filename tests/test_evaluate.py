@@ -245,6 +245,7 @@ def test_training_records_are_found_by_the_manifests_of_tuned_and_merged_models(
     result, report, _ = run(config, models=[tiny_model, tuned])
     assert report["leaks"] is None
     assert "leak.jsonl" in report["leak_note"] and "give train_data" in result.summary()
+    assert "请用 train_data 给出" in run(config, models=[tiny_model, tuned], language="zh")[1]["leak_note"]
 
 
 def test_training_records_named_by_the_user_must_be_there(config, tmp_path):

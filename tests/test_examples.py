@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -404,17 +407,37 @@ def test_groups_by_hand():
         Example("a", ("b",)),  # 0: with 3 by "b"
         Example("c", ("d",)),  # 1: with 4, for white space at the ends does not make another text
         Example("e", ("f",)),  # 2: alone
-        Example("g", ("h",), ("b",)),  # 3: with 0 by its negative, with 5 by "h"
+        Example("g", ("h",), ("b",)),  # 3: not with 0, whose "b" is only its negative; with 5 by "h"
         Example(" d ", ("i",)),  # 4
-        Example("j", ("h",)),  # 5: with 0 only through 3
+        Example("j", ("h",)),  # 5: with 3
     ]
-    assert sorted(connected_groups(examples)) == [[0, 3, 5], [1, 4], [2]]
+    assert sorted(connected_groups(examples)) == [[0], [1, 4], [2], [3, 5]]
 
 
 words = st.sampled_from("abcdefghijklmnopqrstuvwxyz")
 examples_of = st.lists(
     st.builds(Example, words, st.tuples(words), st.lists(words, max_size=1).map(tuple)), min_size=1, max_size=30
 )
+
+
+def with_fewer_negatives(example):
+    for n in range(len(example.negatives) + 1):
+        for kept in combinations(example.negatives, n):
+            yield replace(example, negatives=kept)
+
+
+def test_negatives_that_are_others_positives_do_not_stand_in_the_way_of_a_split():
+    ring = [Example(f"q{i}", (f"p{i}",), (f"p{(i + 1) % 10}", f"n{i}", "of all")) for i in range(10)]
+    train, validation = split_validation(ring, 0.2, rng())
+    assert (len(train), len(validation)) == (8, 2)
+    held, kept = ({text for e in side for text in (e.query, *e.positives)} for side in (validation, train))
+    for side, others in ((train, held), (validation, kept)):
+        for e in side:
+            number = e.query.removeprefix("q")
+            neighbour = f"p{(int(number) + 1) % 10}"
+            assert (neighbour in e.negatives) == (neighbour not in others)
+            assert f"n{number}" in e.negatives
+            assert ("of all" in e.negatives) == (side is validation)
 
 
 @QUICK
@@ -427,7 +450,9 @@ def test_split_shares_no_text_and_loses_no_record(examples, share, seed):
         assert min(map(len, connected_groups(examples))) > len(examples) / 2
         return
     assert {text for e in train for text in e.texts()}.isdisjoint(text for e in validation for text in e.texts())
-    assert sorted(map(str, train + validation)) == sorted(map(str, examples))
+    # An example is what it was, less negatives of its own.
+    assert sorted((e.query, e.positives) for e in train + validation) == sorted((e.query, e.positives) for e in examples)
+    assert Counter(map(str, train + validation)).keys() <= {str(part) for e in examples for part in with_fewer_negatives(e)}
     assert train
     assert bool(validation) == (share > 0)
 

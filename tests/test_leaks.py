@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebr.data import leaks
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
-from ebr.data.leaks import LeakCheck, LeakedText, find_leaks, normalized
+from ebr.data.leaks import LeakCheck, LeakedText, find_leaks
+from ebr.data.likeness import each_shingle, normal_form
 
 PASSAGE = "red leather shoes for children, with laces and a soft sole"
 
@@ -184,7 +184,7 @@ def test_chinese_is_compared_by_pairs_of_characters():
 
 
 def test_chinese_and_words_stand_side_by_side():
-    assert sorted(leaks._features("买iphone手机壳 5 个")) == ["5", "iphone", "个", "买", "手机", "机壳"]
+    assert sorted(each_shingle("买iphone手机壳 5 个")) == ["5", "iphone", "个", "买", "手机", "机壳"]
 
 
 def test_the_nearest_training_text_is_shown():
@@ -239,7 +239,7 @@ def test_a_planted_copy_is_always_found(queries, others, form, data):
     examples.insert(data.draw(st.integers(0, len(others))), Example(form(queries[place]), (form(f"document {place}"),)))
     check = find_leaks(examples, dataset)
     # Upper case is no promise for every script: İ has no lower-case letter of its own.
-    if normalized(form(queries[place])) == normalized(queries[place]):
+    if normal_form(form(queries[place])) == normal_form(queries[place]):
         assert check.queries >= 1 and check.answered >= 1 and check.documents >= 1 and check.relevant >= 1 and check.is_leak
 
 

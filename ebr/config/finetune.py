@@ -153,8 +153,8 @@ class FinetuneConfig(Config):
     )
     validation_split: float = option(
         0.1,
-        "share of the records held out for the validation loss; records that share a text stay together",
-        "留作验证集的比例；共享任一文本的记录不会被拆开",
+        "share of the records held out for the validation loss; records that share a query or a positive stay together",
+        "留作验证集的比例；共享查询或正例的记录不会被拆开",
         ge=0,
         lt=1,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -253,8 +253,10 @@ def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> 
 def split_validation(
     examples: Sequence[Example], share: float, rng: np.random.Generator
 ) -> tuple[list[Example], list[Example]]:
-    """Split into training and validation examples; examples that share any text stay on one side.
+    """Split into training and validation examples that have no text in common.
 
+    Examples that share a query or a positive stay on one side. A negative may be anyone's text, a mined one is always another
+    example's positive: one whose text stands on the other side is left out of its example, and the example stays.
     share: wanted part of the examples in the validation split, 0 to 1; the groups decide how near it can be met.
     Raises DataError when one connected group is so large that no split is left.
     """
@@ -270,22 +272,38 @@ def split_validation(
         held_out = list(sorted(groups, key=len)[0])
         if len(held_out) > len(examples) / 2:
             raise DataError(
-                f"validation_split {share}: the {len(examples)} records hang together by shared texts, so none can be held "
-                "out; set validation_split to 0 or add unrelated records"
+                f"validation_split {share}: the {len(examples)} records hang together by shared queries and positives, so none "
+                "can be held out; set validation_split to 0 or add unrelated records"
             )
     held = set(held_out)
-    return (
-        [example for index, example in enumerate(examples) if index not in held],
-        [examples[index] for index in sorted(held)],
-    )
+    train = [example for index, example in enumerate(examples) if index not in held]
+    validation = [examples[index] for index in sorted(held)]
+    validation = _without_negatives(validation, {text.strip() for example in train for text in _core(example)})
+    # A negative of both sides is left to validation: training has the more.
+    train = _without_negatives(train, {text.strip() for example in validation for text in example.texts()})
+    return train, validation
+
+
+def _without_negatives(examples: Sequence[Example], texts: set[str]) -> list[Example]:
+    """The examples, less those of their negatives that are among the (stripped) texts."""
+    return [
+        replace(example, negatives=tuple(text for text in example.negatives if text.strip() not in texts))
+        for example in examples
+    ]
+
+
+def _core(example: Example) -> Iterator[str]:
+    """The texts that make an example what it is: its query and its positives."""
+    yield example.query
+    yield from example.positives
 
 
 def connected_groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices of examples, grouped so that two examples with a text in common are in one group."""
+    """Indices of examples, grouped so that two examples with a query or a positive in common are in one group."""
     together = Groups(len(examples))
     first_with: dict[str, int] = {}
     for index, example in enumerate(examples):
-        for text in example.texts():
+        for text in _core(example):
             together.join(first_with.setdefault(text.strip(), index), index)
     groups: dict[int, list[int]] = {}
     for index in range(len(examples)):

@@ -6,8 +6,6 @@ Texts are compared after NFKC, case folding, and with every stretch of white spa
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
+from ebr.data.likeness import each_shingle, normal_form
 from ebr.data.near_duplicates import jaccard
 
 _EXAMPLES_SHOWN = 10
@@ -25,10 +24,6 @@ _LONG_S = 3.0
 # A shorter text ends other documents by chance; in bytes, as a Chinese character says as much as three letters.
 _TITLELESS_BYTES = 48
 _TAIL = _TITLELESS_BYTES // 4  # characters that such a text has at least
-# Han (with extensions and compatibility forms) and kana put no space between words: their bigrams stand for words.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_PIECE = re.compile(f"([{_UNSPACED}]+)|[^\\W_{_UNSPACED}]+")
-
 _Features = frozenset[str]
 
 
@@ -77,17 +72,11 @@ def find_leaks(examples: Iterable[Example], dataset: EvaluationSet, *, near_dupl
     """
     if not 0 < near_duplicate <= 1:
         raise ValueError(f"near_duplicate is {near_duplicate}; it must lie above 0 and be at most 1")
-    seen = _Training([normalized(query) for query in dataset.queries], near_duplicate)
+    seen = _Training([normal_form(query) for query in dataset.queries], near_duplicate)
     for example in tqdm(examples, desc="leak check", unit="example", dynamic_ncols=True, delay=_LONG_S):
         seen.add(example)
     leaked_documents = _leaked_documents(dataset, seen)
     return _leak_check(dataset, seen, leaked_documents)
-
-
-def normalized(text: str) -> str:
-    """The form in which texts are compared."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())
 
 
 class _Training:
@@ -106,15 +95,15 @@ class _Training:
         self._near = _NearQueries(queries, threshold)
 
     def add(self, example: Example) -> None:
-        positives = self.positives.get(normalized(example.query))
+        positives = self.positives.get(normal_form(example.query))
         if positives is not None:
-            positives.update(_hash(normalized(text)) for text in example.positives)
+            positives.update(_hash(normal_form(text)) for text in example.positives)
         for text in example.texts():
             self._add_text(text)
 
     def _add_text(self, text: str) -> None:
         self.n_texts += 1
-        norm = normalized(text)
+        norm = normal_form(text)
         key = _hash(norm)
         if key in self.hashes:
             return
@@ -133,7 +122,7 @@ class _NearQueries:
 
     def __init__(self, queries: Sequence[str], threshold: float) -> None:
         self._threshold = threshold
-        self._features = [frozenset(_features(query)) for query in queries]
+        self._features = [frozenset(each_shingle(query)) for query in queries]
         self._frequency = Counter(feature for features in self._features for feature in features)
         self._places_of: defaultdict[str, list[int]] = defaultdict(list)
         for place, features in enumerate(self._features):
@@ -156,7 +145,7 @@ class _NearQueries:
     def _few_features(self, text: str) -> _Features:
         """The text's features, or none as soon as they are too many for any query: a long passage is not read to its end."""
         found: set[str] = set()
-        for feature in _features(text):
+        for feature in each_shingle(text):
             found.add(feature)
             if len(found) > self._most:
                 return frozenset()
@@ -168,23 +157,13 @@ class _NearQueries:
         return sorted(features, key=lambda feature: (self._frequency[feature], feature))[:n_looked_up]
 
 
-def _features(text: str) -> Iterator[str]:
-    """Words and numbers of a normalised text; of Chinese and Japanese the pairs of neighbouring characters."""
-    for piece in _PIECE.finditer(text):
-        word, unspaced = piece[0], piece[1]
-        if unspaced is None or len(word) == 1:
-            yield word
-        else:
-            yield from (word[at : at + 2] for at in range(len(word) - 1))
-
-
 def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list[bytes]]:
     """By id, the hashes under which training has seen a document: as a whole, or without its title."""
     leaked = {}
     pairs = zip(dataset.doc_ids, dataset.documents, strict=True)
     bar = tqdm(pairs, total=len(dataset.doc_ids), desc="leak check", unit="document", dynamic_ncols=True, delay=_LONG_S)
     for doc_id, document in bar:
-        norm = normalized(document)
+        norm = normal_form(document)
         forms = _forms(norm) if hash(norm[-_TAIL:]) in seen.tails else ()
         keys = [key for key in map(_hash, forms) if key in seen.hashes]
         if keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 # Han, kana and the signs among them, Thai, Lao, Khmer, Burmese: written without spaces, so a run is no word.
 _UNSPACED = r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -23,13 +24,17 @@ def shingles(text: str) -> frozenset[str]:
 
     A run of one such character is a shingle itself. Punctuation counts for nothing.
     """
-    found: set[str] = set()
-    for run in _RUN.findall(normal_form(text)):
+    return frozenset(each_shingle(normal_form(text)))
+
+
+def each_shingle(normal: str) -> Iterator[str]:
+    """The shingles of a text in its normal form, as they come, repeats too."""
+    for match in _RUN.finditer(normal):
+        run = match[0]
         if _IS_UNSPACED.match(run) and len(run) > 1:
-            found.update(run[start : start + 2] for start in range(len(run) - 1))
+            yield from (run[start : start + 2] for start in range(len(run) - 1))
         else:
-            found.add(run)
-    return frozenset(found)
+            yield run
 
 
 def is_near(left: frozenset[str], right: frozenset[str], threshold: float) -> bool:

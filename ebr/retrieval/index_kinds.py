@@ -136,7 +136,7 @@ class IndexSpec:
     def cost(self, effort: dict[str, int], k: int) -> float:
         """Bytes that one query reads, those out of order counted as more: what a search effort is judged by.
 
-        Times would differ from run to run, and the choice with them; on two machines this stood within a third of them.
+        Not a time: times differ from run to run, and the choice would with them.
         """
         share = effort.get("nprobe", 1) / self.n_lists if self.n_lists else 1.0
         finer = effort.get("k_factor", 0) * k * self.dim * _FINER_BYTES.get(self.kind, 0)

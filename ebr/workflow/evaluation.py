@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ def evaluate_retrieval(config: EvaluationConfig, *, say: Say = print) -> Evaluat
     plan = plan_evaluation(config)
     for line in plan.lines():
         say(line)
-    leaks, note = check_leaks(plan.train_data, plan.datasets[0])
+    leaks, note = check_leaks(plan.train_data, plan.datasets[0], config.language)
     say(leak_line(leaks, note))
     measured = _measure_all(plan, say)
     reports = [
@@ -215,8 +215,8 @@ def _measure_all(plan: EvaluationPlan, say: Say) -> list[list[Measured]]:
         for dataset, found in zip(plan.datasets, measured, strict=True):
             started = time.perf_counter()
             one = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
-            found.append(one)
             seconds = time.perf_counter() - started
+            found.append(replace(one, facts={**one.facts, "seconds": round(seconds, 1)}))
             say(f"{name}: nDCG@10 {one.evaluation.mean('ndcg@10'):.4f} on {dataset.name} ({seconds:.0f} s)")
     return measured
 

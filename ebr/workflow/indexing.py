@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
-from ebr.data.files import FOLDER_MANIFEST, hash_file, write_folder_aside, write_json
+from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
+from ebr.errors import DataError
 from ebr.workflow.index_planning import IndexPlan, old_sources, plan_index
 from ebr.workflow.speech import Say, library_versions
 
@@ -83,7 +84,7 @@ def build_index(config: IndexConfig, *, say: Say = print) -> IndexResult:
     """Build an index from finished vectors, or add them to one; measure it against exact search; write its sidecar last.
 
     What was at index_path stays until the new index is whole. Vectors stream: beside the index itself, memory holds a block of
-    them, the sample that it learns from, and the queries. Raises EBRError subclasses that say what to mend.
+    them, the sample that it learns from, the queries, and every id. Raises EBRError subclasses that say what to mend.
     """
     from ebr.retrieval.index_build import fill, learn, take_samples
     from ebr.retrieval.index_store import INDEX_FILE, ROWS_FILE, RowsReader, check_files
@@ -113,6 +114,8 @@ def build_index(config: IndexConfig, *, say: Say = print) -> IndexResult:
         index.write(aside / INDEX_FILE)
         quality, effort = _measured(index, exact, plan)
         record = _record(plan, index, aside, quality, effort, grown)
+        if before and read_manifest(config.index_path) != before.facts:
+            raise DataError(f"index_path {config.index_path}: changed while rows were added to it; add them again")
         write_json(aside / FOLDER_MANIFEST, record)
     result = IndexResult(
         index_path=config.index_path,

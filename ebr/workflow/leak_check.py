@@ -6,12 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ebr.config.options import Language
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files, read_manifest
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
     from ebr.data.leaks import LeakCheck
+
+
+_NOTES = {
+    "unknown": {
+        "en": "no model names its training records; give train_data",
+        "zh": "没有模型记录其训练数据；请用 train_data 给出",
+    },
+    "unread": {"en": "{problem}; give train_data", "zh": "{problem}；请用 train_data 给出"},
+    "changed": {
+        "en": "{data_path} changed since the model was tuned on it",
+        "zh": "{data_path} 在模型微调之后有改动",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -33,23 +47,28 @@ def recorded_source(model: Path) -> TrainingSource | None:
     return TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"))
 
 
-def check_leaks(source: TrainingSource | None, dataset: EvaluationSet) -> tuple[LeakCheck | None, str]:
-    """What the training records share with the evaluation set, and what is to be said of it."""
+def check_leaks(
+    source: TrainingSource | None, dataset: EvaluationSet, language: Language = "en"
+) -> tuple[LeakCheck | None, str]:
+    """What the training records share with the evaluation set, and what else is to be said, in the language of the report.
+
+    None when there are no records to look at. Raises DataError when the user named some that cannot be read.
+    """
     from ebr.data.examples import Example, find_training_files
     from ebr.data.leaks import find_leaks
     from ebr.data.training_files import read_training_records
 
     if source is None:
-        return None, "no model names its training records; give train_data"
+        return None, _NOTES["unknown"][language]
     try:
         files = find_training_files(source.data_path, option="train_data")
         _, records = read_training_records(files)
     except DataError as error:
         if source.sha256 is None:
             raise
-        return None, f"{str(error).splitlines()[0]}; give train_data"
+        return None, _NOTES["unread"][language].format(problem=str(error).splitlines()[0])
     changed = source.sha256 not in (None, hash_files(files))
-    note = f"{source.data_path} changed since the model was tuned on it" if changed else ""
+    note = _NOTES["changed"][language].format(data_path=source.data_path) if changed else ""
     examples = (Example(record.query, record.positives, record.negatives) for record in records)
     return find_leaks(examples, dataset), note
 

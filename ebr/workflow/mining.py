@@ -85,7 +85,6 @@ class MiningResult:
             )
         if not_helped := counts.records_by_mined[0]:
             lines.append(f"no new    {not_helped:,} records got no new negative; they are in the file as they were")
-        lines.append("train     with validation_split 0: mined negatives tie records together, and none could be held out")
         lines += [f"examples  {self.examples_path}", f"took      {self.seconds:,.1f} s"]
         return "\n\n".join(["\n".join(lines), *self.shown])
 

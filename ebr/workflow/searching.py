@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ebr.config import SearchConfig
 from ebr.data.files import read_manifest, write_aside
 from ebr.data.queries import Query, read_queries
@@ -112,10 +114,14 @@ def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:
     )
     if config.output_format != "jsonl":
         say(f"{config.index_path}: {len(opened):,} rows of {opened.dim}; model {opened.model_path}")
-    texts, matches = [query.text for query in plan.queries], []
-    for start in range(0, len(texts), _QUERIES_AT_ONCE):
-        found = opened.search(texts[start : start + _QUERIES_AT_ONCE], config.k, effort=config.search_effort)
-        matches += [tuple(each) for each in found]
+    texts = [query.text for query in plan.queries]
+    matches: list[tuple[Match, ...]] = []
+    is_short = len(texts) <= _QUERIES_AT_ONCE
+    with tqdm(total=len(texts), desc="search", unit="query", disable=is_short, dynamic_ncols=True) as bar:
+        for start in range(0, len(texts), _QUERIES_AT_ONCE):
+            found = opened.search(texts[start : start + _QUERIES_AT_ONCE], config.k, effort=config.search_effort)
+            matches += [tuple(each) for each in found]
+            bar.update(len(found))
     result = SearchResult(plan.queries, tuple(matches), config.output_format, config.output_path)
     if config.output_path:
         with write_aside(config.output_path) as aside:
