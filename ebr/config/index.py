@@ -43,8 +43,10 @@ class IndexConfig(Config):
     )
     kind: IndexKind = option(
         "auto",
-        "auto = by row count, dimension and memory_budget; flat is exact",
-        "auto 按行数、维度与 memory_budget 选择；flat 为精确检索",
+        "auto = by row count, dimension and memory_budget; flat is exact; hnsw = a graph; ivf = lists; sq8 = 8 bits a number; "
+        "pq = short codes, the best ranked again by what follows",
+        "auto 按行数、维度与 memory_budget 选择；flat 为精确检索；hnsw 为图；ivf 为倒排表；sq8 每个数 8 位；"
+        "pq 为短码，其后的 sq8、fp16、flat 用于重排",
     )
     metric: Literal["cosine", "inner_product"] = option(
         "cosine",
@@ -53,8 +55,8 @@ class IndexConfig(Config):
     )
     memory_budget: ByteSize | None = option(
         None,
-        "what the index may take in memory, like 512MiB or 8GB; not set = half of what is free",
-        "索引可用的内存，如 512MiB 或 8GB；未设置时取可用内存的一半",
+        "what the index may take in memory, like 512MiB or 8GB: auto keeps to it; not set = half of what is free",
+        "索引可用的内存，如 512MiB 或 8GB（auto 据此选择）；未设置时取可用内存的一半",
     )
     min_recall: float = option(
         0.95,

@@ -47,9 +47,12 @@ class ExactNeighbours:
         n_queries = len(queries.vectors)
         self.scores = np.empty((n_queries, 0), np.float32)
         self.rows = np.empty((n_queries, 0), np.int64)
+        self.seconds = 0.0
+        """Spent in update: it runs while an index is built, and is no part of building it."""
 
     def update(self, first_row: int, vectors: Vectors) -> None:
         """See the (N, D) vectors of the rows from first_row on. Blocks come in the order of their rows."""
+        started = time.perf_counter()
         scores, rows = exact_search(self.queries.vectors, vectors, _DEPTH + 1)
         rows += first_row
         if self.queries.own_rows is not None:
@@ -57,6 +60,7 @@ class ExactNeighbours:
         scores, rows = np.concatenate([self.scores, scores], axis=1), np.concatenate([self.rows, rows], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :_DEPTH]
         self.scores, self.rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        self.seconds += time.perf_counter() - started
 
     def recall(self, found: Ids, of: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         """(Q',) share of the ten best of the queries `of` that stand among their (Q', 10) found rows.
@@ -177,7 +181,7 @@ def measure(index: FaissIndex, exact: ExactNeighbours, effort: Effort) -> IndexQ
 
 
 def _rate(search: Callable[[Vectors], object], each: Vectors) -> float:
-    """Searches a second, of each once or of as many as a few seconds allow, after one that pays for what only the first pays."""
+    """Searches a second: of each once, or of as many as seconds allow; after one that pays for what only the first pays."""
     search(each[0])
     started, n_done = time.perf_counter(), 0
     while n_done < len(each) and time.perf_counter() - started < _MOST_SECONDS:
