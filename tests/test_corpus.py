@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ebr.data.corpus import count_texts, find_corpus, read_corpus
+from ebr.data.corpus import Document, count_texts, find_corpus, read_corpus
 from ebr.errors import DataError
 
 
@@ -13,7 +13,7 @@ def written(path, *lines):
     return path
 
 
-def test_beir_texts_are_title_space_text_in_their_order(tmp_path):
+def test_beir_documents_keep_title_and_text_apart_and_are_title_space_text(tmp_path):
     file = written(
         tmp_path / "corpus.jsonl",
         '{"_id": "1", "title": "鞋", "text": "红色的鞋"}',
@@ -22,19 +22,27 @@ def test_beir_texts_are_title_space_text_in_their_order(tmp_path):
         '{"_id": "3", "text": "no title"}',
         '{"_id": "4", "title": "", "text": ""}',
     )
-    assert list(read_corpus(file)) == ["鞋 红色的鞋", "alone", "no title"]
+    found = list(read_corpus(file))
+    assert found == [Document("鞋", "红色的鞋"), Document("", " alone "), Document("", "no title")]
+    assert [document.whole for document in found] == ["鞋 红色的鞋", "alone", "no title"]
     assert count_texts(file) == 3
 
 
 def test_a_text_file_holds_one_text_a_line_and_json_in_it_is_a_text(tmp_path):
     file = written(tmp_path / "texts.txt", "\ufeff first ", "", "  ", '{"text": "as it stands"}', "a\u2028b")
-    assert list(read_corpus(file)) == ["first", '{"text": "as it stands"}', "a\u2028b"]
+    assert list(read_corpus(file)) == [Document("", text) for text in ("first", '{"text": "as it stands"}', "a\u2028b")]
+
+
+@pytest.mark.parametrize(("title", "text"), [("\ud83d", "whole"), ("whole", "\ude00")])
+def test_half_a_character_is_refused_in_a_title_as_in_a_text(tmp_path, title, text):
+    with pytest.raises(DataError, match="half a character"):
+        list(read_corpus(written(tmp_path / "c.jsonl", json.dumps({"title": title, "text": text}))))
 
 
 def test_reading_is_streaming(tmp_path):
     file = written(tmp_path / "c.jsonl", '{"text": "one"}', "broken")
     texts = read_corpus(file)
-    assert next(texts) == "one"
+    assert next(texts) == Document("", "one")
     with pytest.raises(DataError, match=r"c\.jsonl:2: not JSON"):
         next(texts)
 

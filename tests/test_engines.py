@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from ebr.errors import DataError, ModelError
+from ebr.inference import engines
 from ebr.inference import settings as compute_settings
 from ebr.inference.engines import LocalEngine, RetrievalEncoder, TextsTooLarge
 from ebr.inference.settings import ComputeSettings, apply_settings, copy_in, settings_of
@@ -237,6 +238,22 @@ def test_texts_that_do_not_fit_alone_are_named_at_the_end_with_all_the_other_vec
     assert (copy.indices, str(copy)) == ([1, 3], str(caught.value))
 
 
+def test_texts_too_large_are_counted_across_blocks_and_no_other_vector_moves(model, monkeypatch):
+    texts = ["red shoe", "国" * 40, "a blue cup", "the lamp", "book", "a small lamp", "国" * 50, "green", "the red", "国" * 45]
+    expected = engine_of(model).encode(texts)
+    monkeypatch.setattr(engines, "_TEXTS_AT_ONCE", 4)  # blocks of 4, 4 and 2
+    engine = engine_of(model, token_budget=400)
+    with_room_for(engine, 30)
+    with pytest.raises(TextsTooLarge, match=r"3 texts do not fit .* \(the first is text 1\)") as caught:
+        engine.encode(texts)
+    assert caught.value.indices == [1, 6, 9]
+    assert np.isnan(caught.value.vectors[[1, 6, 9]]).all()
+    fitted = [0, 2, 3, 4, 5, 7, 8]
+    assert np.abs(caught.value.vectors[fitted] - expected[fitted]).max() < 1e-6
+    with pytest.raises(TextsTooLarge, match=r"the first is text 5\)"):
+        engine.encode([*["red"] * 5, "国" * 50])
+
+
 def test_many_texts_too_large_do_not_wear_the_budget_down_to_nothing(model):
     engine = engine_of(model, token_budget=400, batch_size=1)
     with_room_for(engine, 30)
@@ -329,6 +346,13 @@ def test_vectors_that_are_not_finite_end_the_run(model, precision, says):
     engine = overflowing(engine_of(model, batch_size=1), precision)
     with pytest.raises(ModelError, match=says):
         engine.encode(["red", "国" * 40, "blue", "国" * 50])
+
+
+def test_an_overflow_in_a_later_block_is_named_by_its_place_among_all_texts(model, monkeypatch):
+    monkeypatch.setattr(engines, "_TEXTS_AT_ONCE", 4)
+    engine = overflowing(engine_of(model, batch_size=1), "float16")
+    with pytest.raises(ModelError, match=r"1 text \(first: text 6\)"):
+        engine.encode([*["red"] * 6, "国" * 40, "blue"])
 
 
 def test_rows_of_texts_too_large_are_not_taken_for_an_overflow(model):

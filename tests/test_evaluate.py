@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from sentence_transformers import SentenceTransformer
 
 from ebr import cli
 from ebr.config import EvaluationConfig, FinetuneConfig, MergeConfig, TrainConfig
-from ebr.data.evaluation_set import read_evaluation_set
+from ebr.data.evaluation_set import evaluation_files, read_evaluation_set
+from ebr.data.files import hash_files
 from ebr.data.trec_runs import read_run
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.inference.engines import RetrievalEncoder
@@ -109,11 +112,17 @@ def test_metrics_deeper_than_k_are_left_out(config, tiny_model):
 
 def test_run_files_give_the_metrics_again(config):
     assert run(config)[0].runs == []
-    result, report, _ = run(config, save_runs=True)
-    (path,) = result.runs
-    again = score_run(read_run(path), read_evaluation_set(config.eval_dataset).qrels)
-    (means,) = report["models"].values()
-    assert {name: values.mean() for name, values in again.items()} == {name: means[name] for name in again}
+    stale = config.output_dir / "runs" / "9-stale.trec"
+    stale.parent.mkdir()
+    stale.write_text("of an earlier evaluation")
+    result, report, _ = run(config, save_runs=True, forgetting_dataset=config.eval_dataset)
+    means = report["models"] | report["baselines"]
+    assert len(result.runs) == 2 * len(means) == 6
+    for path, row in zip(result.runs, [*means.values(), *means.values()], strict=True):
+        again = score_run(read_run(path), read_evaluation_set(config.eval_dataset).qrels)
+        assert {name: values.mean() for name, values in again.items()} == {name: row[name] for name in again}
+    assert result.runs[3].parent.name == "forgetting"
+    assert not stale.exists()
 
 
 def test_ids_that_no_run_file_can_hold_are_told_before_anything_is_computed(config, monkeypatch):
@@ -235,17 +244,30 @@ def test_training_records_are_found_by_the_manifests_of_tuned_and_merged_models(
     tuned = tuned_model(tiny_model, leaking, tmp_path / "saved", train_batch_size=2)
     merged = tmp_path / "merged"
     merge_adapter(MergeConfig(base_model_path=tiny_model, lora_adapter_path=tuned, output_path=merged), say=lambda _: None)
-    for path in (tuned, str(merged)):
-        result, report, _ = run(config, models=[tiny_model, path])
-        assert report["leaks"]["answered"] == 1, path
-        assert result.report.leak_note == ""
+    for models in ([tiny_model, tuned], [tiny_model, str(merged)], [tuned]):
+        _, report, _ = run(config, models=models)
+        assert report["leaks"]["answered"] == 1, models
+        assert report["leak_note"] == (f"what {tiny_model} learned from is not recorded" if len(models) == 2 else "")
     leaking.write_text(leaking.read_text("utf-8") + "\n", encoding="utf-8")
-    assert "changed since the model was tuned on it" in run(config, models=[tiny_model, tuned])[1]["leak_note"]
+    assert "changed since a model was tuned on it" in run(config, models=[tiny_model, tuned])[1]["leak_note"]
     leaking.unlink()
     result, report, _ = run(config, models=[tiny_model, tuned])
     assert report["leaks"] is None
     assert "leak.jsonl" in report["leak_note"] and "give train_data" in result.summary()
-    assert "请用 train_data 给出" in run(config, models=[tiny_model, tuned], language="zh")[1]["leak_note"]
+    chinese, report, _ = run(config, models=[tiny_model, tuned], language="zh")
+    assert "请用 train_data 给出" in report["leak_note"] and "give train_data" in chinese.summary()
+
+
+def test_every_model_and_what_it_was_tuned_from_is_looked_at(config, tiny_model, tmp_path, pairs_file):
+    leaking = leaking_file(tmp_path, config)
+    tuned = tuned_model(tiny_model, leaking, tmp_path / "leaked", train_batch_size=2, finetune_type="full")
+    clean = tmp_path / "clean.jsonl"
+    clean.write_text('{"anchor": "k", "positive": "l"}\n{"anchor": "m", "positive": "n"}\n', encoding="utf-8")
+    other = tuned_model(tiny_model, clean, tmp_path / "other", train_batch_size=2)
+    later = tuned_model(tuned, clean, tmp_path / "later", train_batch_size=2)
+    assert run(config, models=[tiny_model, other])[1]["leaks"]["answered"] == 0
+    assert run(config, models=[tiny_model, other, tuned])[1]["leaks"]["answered"] == 1
+    assert run(config, models=[tiny_model, later])[1]["leaks"]["answered"] == 1
 
 
 def test_training_records_named_by_the_user_must_be_there(config, tmp_path):
@@ -267,6 +289,13 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_computed(config, ti
     (tmp_path / "file").write_text("kept")
     with pytest.raises(ConfigError, match=r"output_dir .*is a file"):
         run(config, output_dir=tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"output_dir .*file is no folder that can be written to"):
+        run(config, output_dir=tmp_path / "file" / "sub")
+    (tmp_path / "odd" / "report.html").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"report.html in it is a folder"):
+        run(config, output_dir=tmp_path / "odd")
+    with pytest.raises(DataError, match="nowhere"):
+        evaluation.plan_evaluation(config.model_copy(update={"train_data": str(tmp_path / "nowhere.json")}))
     with pytest.raises(ConfigError, match="models"):
         EvaluationConfig(models=[], eval_dataset=config.eval_dataset)
     assert not config.output_dir.exists()
@@ -302,7 +331,78 @@ def test_an_earlier_report_stays_when_a_new_one_fails(config, monkeypatch):
     assert first.html.read_bytes() == before
 
 
+def test_the_hash_is_of_the_files_that_were_read(config, monkeypatch):
+    real = evaluation._measure_all
+    before = hash_files(evaluation_files(config.eval_dataset))
+
+    def meddled(plan, say):
+        with (config.eval_dataset / "corpus.jsonl").open("a", encoding="utf-8") as file:
+            file.write('\n{"_id": "late", "text": "late"}')
+        return real(plan, say)
+
+    monkeypatch.setattr(evaluation, "_measure_all", meddled)
+    assert run(config)[1]["dataset"]["sha256"] == before
+
+
+def test_a_model_is_let_go_before_the_next_is_loaded(config, tiny_model, monkeypatch):
+    alive, real = [], evaluation.load_for_evaluation
+    loaded = []
+
+    def load(*arguments):
+        gc.collect()
+        alive.append(sum(one() is not None for one in loaded))
+        model = real(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(evaluation, "load_for_evaluation", load)
+    run(config, models=[tiny_model] * 3)
+    assert alive == [0, 0, 0]
+
+
+def test_a_model_that_begins_with_no_transformer_is_measured(config, tmp_path):
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["[UNK]", "buy", "a", "the", "red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large"]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    static = StaticEmbedding(tokenizer, embedding_weights=np.eye(len(words), dtype=np.float32))
+    SentenceTransformer(modules=[static], device="cpu").save_pretrained(str(tmp_path / "static"))
+    _, report, _ = run(config, models=[str(tmp_path / "static")])
+    # One number a word: a document that shares three of four words comes first.
+    assert report["models"][str(tmp_path / "static")]["ndcg@10"] == pytest.approx(1)
+
+
 # ---------------------------------------------------------------- at the end of fine-tuning
+
+
+def test_a_report_that_fails_does_not_lose_the_model(tiny_model, pairs_file, evaluation_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ebr.retrieval.evidence.LexicalIndex", lambda _: (_ for _ in ()).throw(MemoryError("no room")))
+    lines = []
+    config = FinetuneConfig(
+        model_name=tiny_model, data_path=str(pairs_file), output_dir=tmp_path / "out", eval_dataset=evaluation_folder,
+        max_seq_length=32, max_steps=2, report_to=["none"],
+    )  # fmt: skip
+    with pytest.raises(MemoryError, match="no room"):
+        train_sentence_transformer(config, say=lines.append)
+    (folder,) = [path for path in (tmp_path / "out").iterdir() if not path.name.endswith(".run")]
+    assert SentenceTransformer(str(folder)).encode("red").shape == (32,)
+    assert any("its report could not be made" in line for line in lines)
+
+
+def test_weights_that_were_chosen_on_the_set_are_said_to_be(tiny_model, pairs_file, evaluation_folder, tmp_path):
+    config = FinetuneConfig(
+        model_name=tiny_model, data_path=str(pairs_file), output_dir=tmp_path / "out", eval_dataset=evaluation_folder,
+        max_seq_length=32, max_steps=4, eval_steps=1, early_stopping_patience=4, learning_rate=0.05, report_to=["none"],
+    )  # fmt: skip
+    result = train_sentence_transformer(config, say=lambda _: None)
+    report = json.loads((result.model_path / "report.json").read_text("utf-8"))
+    assert "the weights were chosen on this set" in report["leak_note"]
+    if result.record.weights_step != result.record.n_steps:
+        assert f"best: step {result.record.weights_step}" in result.summary()
 
 
 @pytest.mark.parametrize("front_end", ["pairs", "triplets"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ebr.data.evaluation_set import EvaluationSet
-from ebr.retrieval.evaluation import HEADLINES, Evaluation, compare, evaluate_encoder, evaluate_ranking
+from ebr.retrieval.evaluation import HEADLINES, Evaluation, Outcome, compare, evaluate_encoder, evaluate_ranking
 from ebr.retrieval.metrics import METRICS
 
 VECTORS = {"east": (1, 0), "north": (0, 1), "north-east": (0.8, 0.6), "west": (-1, 0)}
@@ -107,6 +107,15 @@ def test_the_last_line_of_the_table_says_in_words_what_happened(gain, words):
     assert comparison.table().split("\n")[-1] == f"{words} (40 queries, 1,234 documents)."
 
 
+def test_an_interval_that_excludes_zero_proves_nothing_on_few_queries():
+    comparison = compare(evaluation([0.1, 0.2, 0.3]), evaluation([0.5, 0.5, 0.9]), seed=0)
+    change = comparison.change("ndcg@10")
+    # Two of the eight ways to sign three gains are as extreme.
+    assert change.interval.low > 0 and change.p == pytest.approx(0.25)
+    assert change.outcome is Outcome.UNCLEAR
+    assert comparison.verdict().startswith("nDCG@10 shows no clear difference: chance alone does as much with p = 0.25 (3")
+
+
 def test_one_query_proves_nothing():
     comparison = compare(evaluation([0.1]), evaluation([0.9], n_documents=1234), seed=0)
     assert comparison.verdict().startswith("nDCG@10 shows no clear difference: one query")
@@ -116,9 +125,9 @@ def test_one_query_proves_nothing():
 def test_the_table_is_aligned_and_shows_four_digits():
     lines = compare(evaluation([0.25, 0.5]), evaluation([0.5, 0.75]), seed=0).table().split("\n")
     assert lines[:3] == [
-        "metric        base   tuned  difference  95 % interval",
-        "nDCG@10     0.3750  0.6250     +0.2500  [+0.2500, +0.2500]",
-        "MRR@10      0.5000  0.5000     +0.0000  [+0.0000, +0.0000]",
+        "metric        base   tuned  difference  95 % interval            p",
+        "nDCG@10     0.3750  0.6250     +0.2500  [+0.2500, +0.2500]  0.5000",
+        "MRR@10      0.5000  0.5000     +0.0000  [+0.0000, +0.0000]  1.0000",
     ]
     assert [line.split()[0] for line in lines[1:5]] == list(HEADLINES.values())
 
@@ -136,6 +145,7 @@ def test_json_holds_plain_numbers_that_survive_a_round_trip():
     assert record == comparison.to_json()
     assert (record["dataset"], record["n_queries"], record["n_documents"], record["confidence"]) == ("toy", 2, 1234, 0.95)
     change = {"base": 0.375, "tuned": 0.625, "difference": 0.25, "low": 0.25, "high": 0.25, "p": 0.5, "p_holm": 1.0}
+    change["outcome"] = "unclear"
     assert record["metrics"]["ndcg@10"] == pytest.approx(change)
 
 

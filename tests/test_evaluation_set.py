@@ -153,3 +153,23 @@ def test_a_missing_file_is_named(tmp_path, name, called):
 def test_a_set_with_nothing_to_evaluate_is_refused(tmp_path):
     assert "holds no documents" in complaint(tmp_path, corpus="\n")
     assert "no query of queries.jsonl has a positive grade" in complaint(tmp_path, qrels="q1\td1\t0\nother\td1\t1\n")
+
+
+@pytest.mark.parametrize("grade", ["4294967297", "1001", "-1001", "1_0", "1.0", "٣", "+"])
+def test_a_grade_that_trec_eval_would_count_wrong_is_refused(tmp_path, grade):
+    assert "qrels.tsv:2: the grade" in complaint(tmp_path, qrels=f"query-id\tcorpus-id\tscore\nq1\td1\t{grade}\n")
+
+
+@pytest.mark.parametrize("grade", ["1000", "+2", "-1000"])
+def test_other_grades_are_whole_numbers(tmp_path, grade):
+    dataset = read_evaluation_set(write_set(tmp_path, qrels=f"q1\td2\t1\nq1\td1\t{grade}\n"))
+    assert dataset.qrels["q1"]["d1"] == int(grade)
+
+
+@pytest.mark.parametrize("broken", [r"n\ud800", r"n\u0000"])
+@pytest.mark.parametrize("key", ["_id", "text", "title"])
+def test_half_characters_and_nul_are_refused_by_line(tmp_path, key, broken):
+    # trec_eval would end an id at a NUL, and the whole process at half a character.
+    record = {"_id": '"d1"', "text": '"a"', "title": '"b"'} | {key: f'"{broken}"'}
+    line = "{" + ", ".join(f'"{name}": {value}' for name, value in record.items()) + "}\n"
+    assert f"corpus.jsonl:1: '{key}' holds a NUL or half a character" in complaint(tmp_path, corpus=line)

@@ -402,6 +402,12 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+def test_a_file_that_is_still_being_written_is_passed_over(tmp_path):
+    write(tmp_path / "whole.jsonl", jsonl(*RECORDS))
+    write(tmp_path / ".half.partial-1-ab.jsonl", jsonl(*RECORDS))
+    assert [file.name for file in find_training_files(str(tmp_path))] == ["whole.jsonl"]
+
+
 def test_groups_by_hand():
     examples = [
         Example("a", ("b",)),  # 0: with 3 by "b"
@@ -437,7 +443,8 @@ def test_negatives_that_are_others_positives_do_not_stand_in_the_way_of_a_split(
             neighbour = f"p{(int(number) + 1) % 10}"
             assert (neighbour in e.negatives) == (neighbour not in others)
             assert f"n{number}" in e.negatives
-            assert ("of all" in e.negatives) == (side is validation)
+            # Training has the more to learn from it.
+            assert ("of all" in e.negatives) == (side is train)
 
 
 @QUICK

@@ -109,6 +109,13 @@ def test_documents_of_grade_zero_and_those_the_corpus_lacks_answer_nothing():
     assert counts(find_leaks([Example("red shoes", ("a pair of shoes",))], dataset)) == (1, 0, 0, 1, 0)
 
 
+def test_of_two_leaked_answers_the_one_that_is_judged_first_is_shown():
+    dataset = dataset_of(["red shoes"], ["a pair of shoes", "a box of shoes", "a lamp"], [{2: 1, 1: 1, 0: 1}])
+    check = find_leaks([Example("red shoes", ("a pair of shoes", "a box of shoes"))], dataset)
+    assert counts(check) == (1, 1, 0, 2, 2)
+    assert check.examples == (LeakedText("answered", "red shoes", "a box of shoes"),)
+
+
 def test_queries_with_the_same_text_all_count():
     dataset = dataset_of(["Red shoes", "red shoes"], ["one", "two"])
     check = find_leaks([Example("RED SHOES", ("two",))], dataset)

@@ -28,6 +28,24 @@ def test_words_are_compared_in_spaced_writing_and_pairs_of_neighbours_in_chinese
     assert shingles("!? …") == frozenset()
 
 
+def test_vowel_signs_and_accents_are_part_of_their_word():
+    assert shingles("लाल जूता, लाल!") == {"लाल", "जूता"}
+    assert not is_near(shingles("लाल जूता"), shingles("लूल जीता"), 0.1)
+    assert is_near(shingles("लाल जूता"), shingles("जूता: लाल"), 1)
+    # Tamil, Bengali, pointed Arabic and Hebrew; a letter with an accent that has no composed form.
+    for word in ("தமிழ்", "বাংলা", "كَتَبَ", "שָׁלוֹם", "x̂y"):
+        assert shingles(f"{word} a") == {normal_form(word), "a"}
+    # A mark alone, like the one that makes a heart red, is no word.
+    assert shingles("❤️ a") == {"a"}
+
+
+def test_thai_is_compared_by_pairs_of_neighbours_vowel_signs_among_them():
+    assert shingles("ลดราคา") == {"ลด", "ดร", "รา", "าค", "คา"}
+    assert shingles("ปี่ ok") == {"ปี", "ี่", "ok"}
+    # Two characters more: 4 of 6 pairs.
+    assert is_near(shingles("สีแดง"), shingles("สีแดงๆๆ"), 4 / 6) and not is_near(shingles("สีแดง"), shingles("สีแดงๆๆ"), 0.7)
+
+
 def test_near_is_by_shared_over_all():
     # 退款三天到账 / 退款五天到账 share 退款, 天到, 到账 of 7 pairs.
     three, five = shingles("退款三天到账"), shingles("退款五天到账")

@@ -196,3 +196,8 @@ GRADES = st.dictionaries(DOCUMENTS, st.integers(-2, 4), min_size=1, max_size=12)
 def test_metrics_of_any_run_with_ties_equal_the_definitions(queries):
     run = {f"q{index}": ranking for index, (ranking, _) in enumerate(queries)}
     agree(run, {f"q{index}": grades for index, (_, grades) in enumerate(queries)})
+
+
+def test_a_grade_that_overflows_trec_evals_counters_is_refused():
+    with pytest.raises(ValueError, match="±1000"):
+        score_run({"q": {"a": 1.0}}, {"q": {"a": 4294967297}})

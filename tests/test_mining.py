@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from ebr import cli
 from ebr.config import FinetuneConfig, MiningConfig, TrainConfig
+from ebr.data.corpus import Document
 from ebr.data.examples import read_pairs, read_triplets
-from ebr.data.files import hash_file, read_manifest
+from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest
 from ebr.data.likeness import is_near, normal_form, shingles
 from ebr.data.training_files import Negative, Record
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.retrieval import mining, mining_report
 from ebr.retrieval.mining import LeftOut, Mined, Reason, Rules, mine
 from ebr.retrieval.mining_report import Tally, chosen_records, example_lines, examples_markdown
-from ebr.retrieval.passages import Texts, blocks, distinct, embed_to_disk
+from ebr.retrieval.passages import Likenesses, Texts, blocks, distinct, embed_to_disk
 from ebr.workflow import mine_hard_negatives, plan_finetune, train_sentence_transformer
 
 # ---------------------------------------------------------------- without a model
@@ -65,7 +66,13 @@ def record(query, positives, negatives=()):
     return Record(query, tuple(positives), tuple(negatives), {})
 
 
+def documents(texts):
+    """Texts as documents without a title; documents as they are."""
+    return [text if isinstance(text, Document) else Document("", text) for text in texts]
+
+
 def table_mine(scratch, cosines, records, candidates=None, **rules):
+    candidates = None if candidates is None else documents(candidates)
     return list(mine(records, candidates, TableEncoder(cosines), Rules(**rules), scratch=scratch()))
 
 
@@ -167,6 +174,71 @@ def test_an_own_negative_that_is_a_positive_of_the_query_elsewhere_is_not_kept(s
     assert names(first.kept) == [("n", None)] and first.contradictions == ("Other",)
 
 
+def test_a_document_is_a_positive_when_its_title_or_its_text_alone_is_one(scratch):
+    cosines = {
+        **{"long text": 0.9, "Title": 0.9, "T  long  TEXT": 0.8, "title other": 0.7, "Title 2 third": 0.6, "title": 0.5},
+        "t long text!": 0.4,
+    }
+    candidates = [
+        *(Document("T", " long  TEXT"), Document("title", "other"), Document("Title 2", "third")),
+        *(Document("", "title"), Document("", "t long text!")),
+    ]
+    records = [record("q", ["long text"]), record("q", ["Title"]), record("else", ["long text"])]
+    first, second, other = table_mine(scratch, cosines, records, candidates, max_relative_score=1)
+    right = {"T  long  TEXT": Reason.POSITIVE, "title other": Reason.POSITIVE, "title": Reason.POSITIVE}
+    assert reasons(first) == reasons(second) == right
+    # A title that only begins like a positive is another one, and so is a text without a title.
+    assert names(first.mined) == [("Title 2 third", 3), ("t long text!", 5)]
+    assert reasons(other) == {"T  long  TEXT": Reason.POSITIVE}
+
+
+def test_of_documents_with_one_whole_every_title_and_text_counts(scratch):
+    candidates = [Document("", "a b c"), Document("a", "b c"), Document("a b", "c")]
+    cosines = {"a b c": 0.5, "b c": 0.9, "c": 0.9, "b": 0.9}
+    results = table_mine(scratch, cosines, [record(text, [text]) for text in ("b c", "c", "b")], candidates)
+    assert [names(one.mined) for one in results] == [[], [], [("a b c", 1)]]
+
+
+def test_an_own_negative_is_known_in_the_document_that_holds_it(scratch):
+    cosines = {"p": 0.9, "text": 0.5, "title text": 0.5, "head p": 0.4}
+    candidates = [Document("title", "text"), Document("head", "p")]
+    (mined,) = table_mine(scratch, cosines, [record("q", ["p"], ["text", "head p"])], candidates)
+    assert reasons(mined) == {"title text": Reason.ANNOTATED, "head p": Reason.POSITIVE} and names(mined.mined) == []
+    # A document whose text is the positive is no negative, not even one of the record's own.
+    assert names(mined.kept) == [("text", None)] and mined.contradictions == ("head p",)
+
+
+def test_a_positives_score_is_the_same_number_as_in_the_search(scratch):
+    class Wide:
+        def encode_queries(self, texts):
+            rng = [np.random.default_rng(list(text.encode())) for text in texts]
+            return np.stack([one.normal(size=384).astype(np.float32) / 20 for one in rng])
+
+        encode_documents = encode_queries
+
+    records = [record(f"query {i}", [f"positive {i}"]) for i in range(30)]
+    for mined in mine(records, None, Wide(), Rules(), scratch=scratch()):
+        (found,) = [one.score for one in mined.left_out if one.reason is Reason.POSITIVE]
+        assert mined.positive_scores == (found,)
+
+
+def test_nothing_lies_in_the_folder_while_texts_and_vectors_do(scratch):
+    folder = scratch()
+    seen = []
+
+    class Looking(TableEncoder):
+        def encode_documents(self, texts):
+            seen.append(list(folder.iterdir()))
+            return super().encode_documents(texts)
+
+    mined = mine(
+        [record("q", ["p"])] * 3, documents("abc"), Looking(dict.fromkeys("pabc", 0.5)), Rules(), scratch=folder, block=1
+    )
+    for _ in mined:
+        seen.append(list(folder.iterdir()))
+    assert seen == [[]] * 7
+
+
 def test_skip_top_counts_ranks(scratch):
     cosines = {"p": 0.9, "a": 0.5, "b": 0.4, "c": 0.3}
     (mined,) = table_mine(scratch, cosines, [record("q", ["p"])], ["p", "a", "b", "c"], skip_top=2)
@@ -182,7 +254,7 @@ def test_a_record_without_any_negative_is_still_there(scratch):
 def test_candidates_of_one_normal_form_count_once_by_their_first_spelling_and_are_encoded_once(scratch):
     encode = TableEncoder({"p": 0.9, "Twice": 0.5, "once": 0.4})
     candidates = ["Twice", "twice", "once", " Twice ", "ｔｗｉｃｅ"]
-    (mined,) = mine([record("q", ["p"])], candidates, encode, Rules(top_k=100), scratch=scratch())
+    (mined,) = mine([record("q", ["p"])], documents(candidates), encode, Rules(top_k=100), scratch=scratch())
     assert names(mined.mined) == [("Twice", 1), ("once", 2)]
     assert encode.seen == {"Twice": 1, "once": 1, "p": 1}
 
@@ -203,7 +275,7 @@ def test_no_more_than_a_block_is_encoded_at_once_and_candidates_are_read_as_they
     def candidates():
         for i in range(25):
             asked.append((i, sum(encode.n_at_once)))
-            yield f"{i}"
+            yield Document("", f"{i}")
 
     list(mine([record("q", ["p"])], candidates(), encode, Rules(), scratch=scratch(), block=10))
     assert encode.n_at_once == [10, 10, 5, 1]
@@ -252,6 +324,7 @@ CANDIDATES = st.none() | st.lists(TEXTS, min_size=1)
 
 
 def hash_mine(tmp_path_factory, records, candidates, rules, block=1024):
+    candidates = None if candidates is None else documents(candidates)
     return list(mine(records, candidates, HashEncoder(), rules, scratch=tmp_path_factory.mktemp("scratch"), block=block))
 
 
@@ -279,6 +352,29 @@ def test_a_mined_text_is_never_a_positive_of_its_query_nor_the_query_nor_above_t
         forms = [normal_form(negative.text) for negative in mined.mined]
         assert len(set(forms)) == len(forms)
         assert set(forms).isdisjoint(normal_form(negative.text) for negative in mined.kept)
+
+
+TITLED = st.lists(st.builds(Document, st.just("") | TEXTS, st.just("") | TEXTS).filter(lambda one: one.whole), min_size=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(records=RECORDS, candidates=TITLED, rules=RULES)
+def test_no_document_is_mined_whose_whole_title_or_text_is_a_positive_of_the_query(
+    tmp_path_factory, records, candidates, rules
+):
+    names_of = {}
+    for one in candidates:
+        parts = {one.whole, one.title, one.text} - {""}
+        names_of.setdefault(normal_form(one.whole), set()).update(map(normal_form, parts))
+    for one, mined in zip(records, hash_mine(tmp_path_factory, records, candidates, rules), strict=True):
+        same = [other for other in records if normal_form(other.query) == normal_form(one.query)]
+        right = {normal_form(text) for other in same for text in other.positives}
+        for negative in mined.mined:
+            assert names_of[normal_form(negative.text)].isdisjoint(right)
+        # And none is called a positive that is not.
+        for left in mined.left_out:
+            if left.reason is Reason.POSITIVE:
+                assert names_of[normal_form(left.text)] & right
 
 
 @settings(max_examples=100, deadline=None)
@@ -318,7 +414,7 @@ def test_neither_the_order_of_the_records_nor_the_size_of_a_block_matters(
 
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_texts_come_back_by_their_row(tmp_path_factory, texts):
-    stored = Texts(tmp_path_factory.mktemp("texts") / "t")
+    stored = Texts(tmp_path_factory.mktemp("texts"))
     for row, text in enumerate(texts):
         stored.append(text)
         assert stored[row] == text
@@ -327,12 +423,48 @@ def test_texts_come_back_by_their_row(tmp_path_factory, texts):
 
 
 def test_vectors_are_mapped_and_distinct_texts_keep_their_order(tmp_path):
-    vectors = embed_to_disk("abc", HashEncoder().encode_queries, tmp_path / "v", block=2, desc="", total=3)
+    vectors = embed_to_disk("abc", HashEncoder().encode_queries, tmp_path, block=2, desc="", total=3)
     assert isinstance(vectors, np.memmap) and vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, HashEncoder().encode_queries("abc"))
-    assert embed_to_disk([], HashEncoder().encode_queries, tmp_path / "w", block=2, desc="", total=0).shape == (0, 0)
+    assert embed_to_disk([], HashEncoder().encode_queries, tmp_path, block=2, desc="", total=0).shape == (0, 0)
     assert list(distinct(["b", "A", "a ", "B", "c"])) == ["b", "A", "c"]
     assert list(blocks("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+class CountedTexts:
+    """Texts by row that are made when asked for, and how often they were."""
+
+    def __init__(self, text_of):
+        self.text_of = text_of
+        self.n_read = Counter()
+
+    def __getitem__(self, row):
+        self.n_read[row] += 1
+        return self.text_of(row)
+
+
+def test_shingles_are_kept_by_how_many_there_are_those_read_last(tmp_path):
+    texts = CountedTexts(lambda row: f"{row} a b c")
+    kept = Likenesses(texts, most=11)  # two texts of 4 words, and one for each text
+    for row in (0, 1, 0, 2, 0, 1):
+        assert kept[row] == (f"{row} a b c", f"{row} a b c", {f"{row}", "a", "b", "c"})
+    assert texts.n_read == {0: 1, 1: 2, 2: 1}
+
+
+@pytest.mark.parametrize(
+    ("text_of", "is_kept"),
+    [
+        (lambda row: f"short text {row}", True),
+        (lambda row: "".join(chr(0x4E00 + i) for i in range(20_000)), False),  # 20,000 pairs of neighbours
+        (lambda row: "the same again " * 10_000, False),  # three words, 150,000 characters
+    ],
+)
+def test_of_long_texts_fewer_are_kept(text_of, is_kept):
+    texts = CountedTexts(text_of)
+    kept = Likenesses(texts)
+    for row in [*range(300), 0]:
+        kept[row]
+    assert texts.n_read[0] == (1 if is_kept else 2)
 
 
 # ---------------------------------------------------------------- what people read
@@ -381,6 +513,46 @@ def test_the_table_says_what_became_of_every_candidate():
     tally = Tally(1)
     tally.add(some_mined(mined=()))
     assert tally.counts().to_json()["mean_mined"] is None
+
+
+def test_the_table_stays_short_and_the_record_whole():
+    tally = Tally(60)
+    for n in (0, 1, 10, 11, 59, 60, 60):
+        tally.add(some_mined(mined=(Negative("x", 0.5, 1),) * n))
+    counts = tally.counts()
+    table = counts.table()
+    rows = [" ".join(line.split()[:2]) + " " + line.split()[-2] for line in table.splitlines() if "new negatives  " in line]
+    assert [row.split()[0] for row in rows] == ["0", "1–9", "10–19", "20–29", "30–39", "40–49", "50–59", "60"]
+    assert [int(row.split()[-1]) for row in rows] == [1, 1, 2, 0, 0, 0, 1, 2]
+    assert len(counts.to_json()["records_by_mined"]) == 61
+    tally = Tally(7)
+    tally.add(some_mined())
+    assert [line.split()[0] for line in tally.counts().table().splitlines() if " new negative" in line][:-1] == list("01234567")
+
+
+@pytest.mark.parametrize("most", range(1, 70))
+def test_every_record_is_in_one_row_of_the_table(most):
+    tally = Tally(most)
+    for n in range(most + 1):
+        tally.add(some_mined(mined=(Negative("x", 0.5, 1),) * n))
+    lines = tally.counts().table().splitlines()
+    rows = lines[next(i for i, line in enumerate(lines) if line.startswith("records")) + 1 : -3]
+    assert len(rows) <= 8 and sum(int(row.split()[-2]) for row in rows) == most + 1
+
+
+def test_a_mean_of_nothing_is_a_dash():
+    tally = Tally(2)
+    tally.add(some_mined(mined=()))
+    assert tally.counts().table().endswith("positives 0.8000, new negatives –")
+
+
+def test_no_example_steers_the_terminal():
+    mined = some_mined(mined=(Negative("\x1b]0;owned\x07 text", 0.5, 1),), left_out=())
+    for columns in (None, 40):
+        lines = example_lines(record("q\x1b[2J", ["p\x00"]), mined, columns=columns)
+        assert all(line.isprintable() or "\ufffd" in line for line in lines) and "\x1b" not in "".join(lines)
+        assert lines[0] == "query     q\ufffd[2J"
+    assert "\x1b" not in examples_markdown([(0, record("q\x1b", ["p"]), mined)], "T")
 
 
 def test_an_example_shows_texts_on_one_line_with_scores_ranks_and_suspects_but_not_the_positive_itself():
@@ -505,6 +677,7 @@ def test_records_change_their_format_when_asked_and_other_keys_stay(base, tmp_pa
 def test_negatives_come_from_the_corpus(base, evaluation_folder):
     result = run(base, corpus=evaluation_folder, max_relative_score=1)
     corpus = {json.loads(line)["text"] for line in (evaluation_folder / "corpus.jsonl").read_text().splitlines()}
+    assert read_manifest(result.path)["corpus_sha256"] == hash_file(evaluation_folder / "corpus.jsonl")
     mined = [text for row in loaded(result.path) for text in row["negative"][1:]]
     assert mined and set(mined) <= corpus
     # The corpus is the positives here, in another order; top_k is larger than it.
@@ -517,12 +690,13 @@ def test_the_same_run_gives_the_same_bytes_and_a_manifest_that_runs_it_again(bas
     mined, page = first.path.read_bytes(), first.examples_path.read_bytes()
     manifest = read_manifest(first.path)
     assert manifest["kind"] == "mined" and manifest["sha256"] == hash_file(first.path)
-    assert manifest["counts"] == first.counts.to_json() and len(manifest["model_sha256"]) == len(manifest["data_sha256"]) == 64
+    assert manifest["counts"] == first.counts.to_json() and len(manifest["model_sha256"]) == 64
+    assert manifest["data_sha256"] == hash_files([pairs_file]) and manifest["corpus_sha256"] is None
     again = mine_hard_negatives(MiningConfig.from_dict(manifest["config"]), say=lambda _: None)
     assert (again.path.read_bytes(), again.examples_path.read_bytes()) == (mined, page)
     assert sorted(path.name for path in first.path.parent.iterdir()) == [
-        "mined.examples.md",
         "mined.jsonl",
+        "mined.jsonl.examples.md",
         "mined.jsonl.manifest.json",
     ]
 
@@ -535,14 +709,14 @@ def test_the_shell_mines_and_says_what_it_did(base, capsys):
     assert cli.main(["mine", *flags]) == 0
     said = capsys.readouterr().out
     assert "all that were looked at" in said and "kept      30 negatives" in said and said.count("\nquery  ") == 3
-    page = base["output_path"].with_name("mined.examples.md").read_text(encoding="utf-8")
+    page = base["output_path"].with_name("mined.jsonl.examples.md").read_text(encoding="utf-8")
     assert page.count("## Record") == 20
 
 
 def test_records_without_a_new_negative_are_said(base):
     result = run(base, max_relative_score=1e-6)
     n = result.counts.records_by_mined[0]
-    assert n > 0 and f"{n:,} records got no new negative" in result.summary()
+    assert n > 0 and f"{n:,} records got no new negative; they are in the file without one" in result.summary()
 
 
 # ---------------------------------------------------------------- what is refused
@@ -562,7 +736,7 @@ def test_an_input_is_never_the_output(base, pairs_file, tmp_path, link):
 
 
 def test_the_corpus_is_never_overwritten_either(base, tmp_path):
-    for name in ("corpus.jsonl", "mined.examples.md"):
+    for name in ("corpus.jsonl", "mined.jsonl.examples.md"):
         corpus = tmp_path / "out" / name
         corpus.parent.mkdir(exist_ok=True)
         corpus.write_text('{"text": "x"}')
@@ -571,23 +745,127 @@ def test_the_corpus_is_never_overwritten_either(base, tmp_path):
             run(base, corpus=corpus, output_path=output)
 
 
-@pytest.mark.parametrize("pattern", ["folder", "glob"])
-def test_an_output_that_the_next_run_would_read_is_refused(base, pairs_file, pattern):
-    folder = pairs_file.parent
-    data_path = str(folder) if pattern == "folder" else str(folder / "*.json")
+def test_an_input_named_like_the_outputs_manifest_is_not_overwritten(base, pairs_file, tmp_path):
+    data = tmp_path / "out" / "mined.jsonl.manifest.json"
+    data.parent.mkdir()
+    shutil.copy(pairs_file, data)
+    with pytest.raises(ConfigError, match="mined in place"):
+        run(base, data_path=str(data))
+    assert data.read_bytes() == pairs_file.read_bytes()
+
+
+@pytest.fixture
+def land(pairs_file, tmp_path, monkeypatch):
+    """A folder with records in data/, a link to it, and a place beside it to work from."""
+    for folder in ("data", "work", "other"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(pairs_file, tmp_path / "data" / "pairs.json")
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+FOUND = ["../data", "../link", "../work/../data", "../data/*.json", "../link/*.json", "../d*/*.json", "../l*k/*.json*"]
+FOUND += ["../*/../data/*.json", "../[d]ata/?*.json", "ABSOLUTE/data/*.json", "ABSOLUTE/link"]
+
+
+@pytest.mark.parametrize("data_path", FOUND)
+@pytest.mark.parametrize("folder", ["../data", "../link", "../other/../data", "ABSOLUTE/link"])
+def test_an_output_that_the_next_run_would_read_is_refused(base, land, data_path, folder):
+    data_path, folder = (text.replace("ABSOLUTE", str(land)) for text in (data_path, folder))
     with pytest.raises(ConfigError, match="looks for records"):
-        run(base, data_path=data_path, output_path=folder / "mined.json")
-    assert run(base, data_path=data_path, output_path=folder / "sub" / "mined.json").path.is_file()
-    if pattern == "glob":
-        assert run(base, data_path=data_path, output_path=folder / "mined.jsonl").path.is_file()
+        run(base, data_path=data_path, output_path=Path(folder) / "mined.json")
 
 
-def test_a_file_that_was_not_mined_is_not_overwritten(base):
-    base["output_path"].parent.mkdir()
-    base["output_path"].write_text("precious")
+def test_an_output_in_a_folder_that_the_glob_will_find_is_refused(base, land):
+    with pytest.raises(ConfigError, match="looks for records"):
+        run(base, data_path="../*/*.json", output_path=Path("../new/mined.json"))
+
+
+@pytest.mark.parametrize(
+    ("data_path", "output_path"),
+    [
+        ("../data", "../data/sub/mined.json"),
+        ("../data/*.json", "../data/mined.jsonl"),
+        ("../data/*.json", "../data/sub/mined.json"),
+        ("../data/p*.json", "../data/mined.json"),
+        ("../d*/*.json", "mined.json"),
+        ("../data/pairs.json", "../data/mined.json"),
+    ],
+)
+def test_an_output_that_the_next_run_would_not_read_is_fine(base, land, data_path, output_path):
+    assert run(base, data_path=data_path, output_path=Path(output_path)).path.is_file()
+
+
+@pytest.mark.parametrize("ending", ["", ".manifest.json", ".examples.md"])
+@pytest.mark.parametrize("content", ["precious", "{}", "# Mined for other.jsonl\n"])
+def test_what_was_not_mined_is_not_overwritten(base, ending, content):
+    path = base["output_path"].with_name(base["output_path"].name + ending)
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="not mined by ebr; delete or move it"):
+        run(base)
+    assert path.read_text() == content and list(path.parent.iterdir()) == [path]
+
+
+def test_a_foreign_page_is_not_overwritten_though_the_file_was_mined(base):
+    page = run(base).examples_path
+    page.write_text("my notes")
     with pytest.raises(ConfigError, match="not mined by ebr"):
         run(base)
-    assert base["output_path"].read_text() == "precious"
+    assert page.read_text() == "my notes"
+
+
+def test_files_that_differ_in_their_suffix_have_a_page_each(base):
+    pages = {
+        run(base, output_path=base["output_path"].with_suffix(suffix)).examples_path.name for suffix in (".json", ".jsonl")
+    }
+    assert pages == {"mined.json.examples.md", "mined.jsonl.examples.md"}
+
+
+def test_a_name_that_is_no_utf8_or_steers_the_terminal_can_be_mined_to_twice(base):
+    output = base["output_path"].with_name("\udcff\x1b.jsonl")
+    run(base, output_path=output)
+    assert run(base, output_path=output).examples_path.read_text().startswith("# Mined for ?\ufffd.jsonl\n")
+
+
+@pytest.mark.parametrize("stop", ["page", "data", "manifest"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_wherever_a_run_is_killed_no_manifest_is_wrong_and_the_next_run_goes_on(base, monkeypatch, stop, is_first):
+    output = base["output_path"]
+    if not is_first:
+        run(base)
+    name = {"page": "mined.jsonl.examples.md", "data": "mined.jsonl", "manifest": "mined.jsonl.manifest.json"}[stop]
+    replace = Path.replace
+
+    def killed(path, target):
+        if Path(target).name == name:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(base, num_negatives=1)
+    monkeypatch.undo()
+    assert manifest_path(output).exists() == (stop == "page" and not is_first)
+    if manifest_path(output).exists():
+        assert read_manifest(output)["sha256"] == hash_file(output)
+    assert output.exists() == (stop == "manifest" or not is_first)
+    result = run(base, num_negatives=2)
+    assert read_manifest(output)["sha256"] == hash_file(result.path)
+
+
+def test_only_the_unfinished_file_lies_beside_the_output_while_mining_runs(base, monkeypatch):
+    seen = []
+
+    def watched(*arguments, **settings):
+        for one in mine(*arguments, **settings):
+            seen.append(sorted(path.suffix for path in base["output_path"].parent.iterdir()))
+            yield one
+
+    monkeypatch.setattr(mining, "mine", watched)
+    run(base)
+    assert seen == [[".jsonl"]] * 30
 
 
 def test_an_output_that_cannot_be_written_is_refused(base, tmp_path):

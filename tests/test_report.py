@@ -16,7 +16,7 @@ from ebr.data.leaks import LeakCheck, LeakedText
 from ebr.retrieval import report as report_module
 from ebr.retrieval.changes import ChangedQuery, Expected, Hit, Slice
 from ebr.retrieval.compression import Compressed
-from ebr.retrieval.evaluation import Change, Comparison, Evaluation
+from ebr.retrieval.evaluation import Change, Comparison, Evaluation, compare
 from ebr.retrieval.report import Contrast, DatasetReport, Measured, Report, report_html, report_json, write_report
 from ebr.retrieval.report_text import MOST_CHARACTERS, isolated, printable, probability, score, shortened, signed
 from ebr.retrieval.report_words import CHINESE, ENGLISH
@@ -79,6 +79,10 @@ class Page(HTMLParser):
 
     def of_class(self, name):
         return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
+
+
+def coloured(html):
+    return re.findall(r'<td class="(up|down)">([^<]*)</td>', html)
 
 
 def words_of(text):
@@ -191,21 +195,63 @@ def test_page_in_chinese_has_no_english_sentence():
     ] == []
 
 
+def test_chinese_writes_per_cent_as_the_readme_does():
+    assert [key for key, text in CHINESE.items() if re.search(r"\d%", text)] == []
+    page = "".join(Page(report_html(everything(), "zh")).sections.values())
+    assert "8.0 %" in page and not re.search(r"\d%", page)
+
+
 # the verdict
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "tuned", "state", "english", "chinese"),
+    ("low", "high", "p", "tuned", "state", "english", "chinese"),
     [
-        (0.05, 0.15, 0.5, "better", "tuned retrieves better than base: nDCG@10 rose by 0.1000, from 0.4000", "提高 0.1000"),
-        (-0.15, -0.05, 0.3, "worse", "tuned retrieves worse than base: nDCG@10 fell by 0.1000, from 0.4000", "下降 0.1000"),
-        (-0.05, 0.15, 0.45, "unclear", "tuned and base retrieve about equally well", "检索效果相当"),
-        (0.0, 0.15, 0.45, "unclear", "tuned and base retrieve about equally well", "检索效果相当"),
+        (
+            0.05,
+            0.15,
+            0.01,
+            0.5,
+            "better",
+            "tuned retrieves better than base: nDCG@10 rose by 0.1000, from 0.4000",
+            "提高 0.1000",
+        ),
+        (
+            -0.15,
+            -0.05,
+            0.01,
+            0.3,
+            "worse",
+            "tuned retrieves worse than base: nDCG@10 fell by 0.1000, from 0.4000",
+            "下降 0.1000",
+        ),
+        (
+            -0.05,
+            0.15,
+            0.01,
+            0.45,
+            "unclear",
+            "no clear difference between tuned and base: nDCG@10 went",
+            "看不出 tuned 与 base",
+        ),
+        (0.0, 0.15, 0.01, 0.45, "unclear", "no clear difference between tuned and base: nDCG@10 went", "看不出 tuned 与 base"),
+        (
+            0.05,
+            0.15,
+            0.0625,
+            0.5,
+            "unclear",
+            "no clear difference between tuned and base: nDCG@10 went",
+            "看不出 tuned 与 base",
+        ),
     ],
 )
-def test_verdict_says_what_the_interval_says(low, high, tuned, state, english, chinese):
-    report = compared(change(tuned=tuned, low=low, high=high))
-    page = Page(report_html(report, "en"))
+def test_verdict_and_colour_say_what_interval_and_test_say(low, high, p, tuned, state, english, chinese):
+    report = compared(change(tuned=tuned, low=low, high=high, p=p, p_holm=p))
+    html = report_html(report, "en")
+    page = Page(html)
+    colour = {"better": "up", "worse": "down"}.get(state)
+    assert coloured(html) == ([(colour, signed(tuned - 0.4))] if colour else [])
     (card,) = page.of_class("verdict")
     assert card["class"].split() == ["verdict", state]
     assert english in page.text
@@ -217,11 +263,15 @@ def test_verdict_says_what_the_interval_says(low, high, tuned, state, english, c
 
 
 def test_one_query_is_never_a_verdict():
-    report = compared(change(low=0.1, high=0.1, n=1), n=1)
-    page = Page(report_html(report, "en"))
+    before, after = evaluation([0.25]), evaluation([0.75])
+    pair = dataclasses.replace(contrast(), comparison=compare(before, after, seed=0))
+    models = [Measured("base", before, None, [], {}), Measured("tuned", after, None, [], {})]
+    html = report_html(whole(dataset(*models, contrasts=[pair])), "en")
+    page = Page(html)
+    assert coloured(html) == [] and "+0.5000 … +0.5000" in page.text
     assert page.of_class("verdict")[0]["class"] == "verdict unclear"
     assert "one query has no spread to judge it by" in page.text
-    assert "Measured on 1 query and 26,000 documents." in page.text
+    assert "Measured on 1 query and 7 documents." in page.text
 
 
 def test_model_alone_is_reported_without_a_judgement():
@@ -303,7 +353,7 @@ def test_contrast_shows_each_metric_with_interval_p_values_and_counts():
     assert "nDCG@10 0.4000 0.5000 +0.1000 +0.0500 … +0.1500 0.0123 0.0246" in section
     assert "MRR@10 0.5000 0.4900 −0.0100 −0.0300 … +0.0100 0.5000 0.5000" in section
     assert "Recall@1 0.2000 0.1000 −0.1000 −0.2000 … −0.0500 < 0.0001 0.0002" in section
-    assert re.findall(r'<td class="(up|down)">([^<]*)</td>', html) == [("up", "+0.1000"), ("down", "−0.1000")]
+    assert coloured(html) == [("up", "+0.1000"), ("down", "−0.1000")]
     assert "worse: 1 (10.0 %) equal: 3 (30.0 %) better: 6 (60.0 %)" in section
     assert re.findall(r'<i class="\w+" style="width:([\d.]+)%">', html) == ["10.00", "30.00", "60.00"]
 
@@ -313,7 +363,9 @@ def test_pictures_are_drawn_from_the_numbers_and_described(monkeypatch):
     monkeypatch.setattr("ebr.retrieval.report_page.forest_svg", lambda *numbers: drawn.update(forest=numbers) or "<svg/>")
     monkeypatch.setattr("ebr.retrieval.report_page.differences_svg", lambda numbers: drawn.update(each=numbers) or "<svg/>")
     page = Page(report_html(compared(), "en"))
-    assert [list(map(pytest.approx, part)) for part in drawn["forest"]] == [["nDCG@10"], [0.1], [0.05], [0.15]]
+    *numbers, outcomes = drawn["forest"]
+    assert [list(map(pytest.approx, part)) for part in numbers] == [["nDCG@10"], [0.1], [0.05], [0.15]]
+    assert outcomes == ("better",)
     assert drawn["each"].tolist() == [0.25, 0.25]
     alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
     assert "nDCG@10 +0.1000 [+0.0500, +0.1500]" in alts[0]
@@ -327,6 +379,47 @@ def test_slices_are_shown_without_their_english_unit(label, shown):
     assert f"{shown} 1,250 0.3000 0.4000 +0.1000 +0.0500 … +0.2000" in text and "word" not in text
 
 
+@pytest.mark.parametrize(
+    ("n", "low", "high", "outcome", "colour"),
+    [
+        (20, 0.05, 0.15, "better", [("up", "+0.1000")]),
+        (20, -0.15, -0.05, "worse", [("down", "−0.1000")]),
+        (19, 0.05, 0.15, "unclear", []),
+        (19, -0.15, -0.05, "unclear", []),
+        (1, 0.1, 0.1, "unclear", []),
+        (500, 0.0, 0.2, "unclear", []),
+        (500, -0.2, 0.0, "unclear", []),
+    ],
+)
+def test_slice_is_coloured_by_its_interval_where_it_has_queries_enough(monkeypatch, n, low, high, outcome, colour):
+    drawn = []
+    monkeypatch.setattr("ebr.retrieval.report_page.forest_svg", lambda *numbers: drawn.append(numbers[-1]) or "<svg/>")
+    entry = Slice("1 word", n, 0.3, 0.4, Interval((low + high) / 2, low, high, n))
+    unclear = change(tuned=0.4, low=-0.1, high=0.1, p=1.0, p_holm=1.0)
+    html = report_html(compared(unclear, slices=[entry]), "en")
+    assert drawn == [("unclear",), (outcome,)] and coloured(html) == colour
+    assert "there are fewer than 20 queries, too few to judge by" in Page(html).sections["contrast-1"]
+
+
+def test_picture_of_the_metrics_has_the_colours_of_the_verdict(monkeypatch):
+    """Few queries: an interval above zero, and a test that chance passes as well."""
+    drawn = []
+    monkeypatch.setattr("ebr.retrieval.report_page.forest_svg", lambda *numbers: drawn.append(numbers[-1]) or "<svg/>")
+    report_html(compared(change(p=0.0625, p_holm=0.0625), change("mrr@10", 0.5, 0.4, -0.2, -0.1, 0.01, 0.02)), "en")
+    assert drawn == [("unclear", "worse")]
+
+
+def test_lists_of_several_metrics_allow_for_there_being_several():
+    fell = change("recall@1", 0.7, 0.6, -0.15, -0.05, p=0.03, p_holm=0.06)
+    rose = change("map", 0.4, 0.5, 0.05, 0.15, p=0.03, p_holm=0.06)
+    wide = change("mrr@10", 0.7, 0.65, -0.15, 0.01, p=0.01, p_holm=0.04)
+    pair = contrast(change(p_holm=0.05), fell, rose, wide)
+    other = dataset(measured("base"), measured("tuned"), contrasts=[pair], name="news")
+    section = Page(report_html(compared(forgetting=other), "en")).sections["forgetting"]
+    assert "No metric is clearly worse here, looking at all of them at once" in section
+    assert "Got better here: nDCG@10 +0.1000." in section and "Got worse" not in section
+
+
 def test_forgetting_says_plainly_what_got_worse_there():
     fell = change(base=0.7, tuned=0.6, low=-0.15, high=-0.05)
     rose = change("recall@1", 0.4, 0.5, 0.05, 0.15)
@@ -338,7 +431,7 @@ def test_forgetting_says_plainly_what_got_worse_there():
     assert "Got better here: Recall@1 +0.1000." in page.sections["forgetting"]
     kept = dataset(measured("base"), measured("tuned"), contrasts=[contrast(unclear, change())], name="news")
     page = Page(report_html(compared(forgetting=kept), "en"))
-    assert "No metric is clearly worse here." in page.sections["forgetting"]
+    assert "No metric is clearly worse here" in page.sections["forgetting"]
     assert "On news, it rose: +0.1000." in page.text
 
 
@@ -396,6 +489,7 @@ def test_health_of_the_space_stands_beside_what_is_good():
     assert "alignment 0.6000 lower: queries lie near" in text and "uniformity −3.0000 lower" in text
     assert "mean cosine 0.1000 near 0" in text and "hubness 1.5000 lower" in text
     assert "largest hub 0.4 % lower" in text and "orphans 8.0 % lower" in text
+    assert "nobody's ten nearest neighbours: outliers" in text and "search" not in text
 
 
 def test_sizes_name_the_smallest_that_loses_at_most_a_hundredth():
@@ -432,11 +526,12 @@ def test_tuned_models_come_first_among_the_sizes():
 
 def test_facts_of_any_depth_are_shown_in_the_readers_language():
     facts = {"prompts": {"query": "query: ", "document": ""}, "seed": 42, "made_up": [1, True, None], "rate": 0.123456789}
-    report = whole(facts={**facts, "n_documents": 26_000, "versions": {}})
+    report = whole(facts={**facts, "n_documents": 26_000, "versions": {}, "query_max_len": None})
     english, chinese = (words_of(Page(report_html(report, language)).sections["made"]) for language in ("en", "zh"))
-    assert "prompts queries query: documents none seed 42 made_up 1, yes, none rate 0.123457" in english
-    assert "documents 26,000 versions none" in english
-    assert "提示 查询 query: 文档 无 随机种子 42 made_up 1, 是, 无" in chinese
+    assert "prompts queries query: documents none seed 42 made_up 1, yes, not set rate 0.123457" in english
+    assert "documents 26,000 versions none tokens kept of a query not set" in english
+    assert "提示 查询 query: 文档 无 随机种子 42 made_up 1, 是, 未设置" in chinese
+    assert "版本 无 查询保留的 token 数 未设置" in chinese
 
 
 # safety
@@ -474,17 +569,15 @@ def test_page_loads_nothing():
 
 
 def test_every_picture_is_whole_and_every_link_leads_somewhere(draws):
-    page = Page(report_html(everything(), "en"))
+    html = report_html(everything(), "en")
+    assert html == report_html(everything(), "en")  # equal reports give equal pages
+    page = Page(html)
     pictures = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert len(pictures) == 2 + 1 + 2 + 2  # of the contrast, its slices, the contrast on the other set, the sizes of two models
     for address in pictures:
         assert base64.b64decode(address.split(",", 1)[1], validate=True).startswith(b"<svg")
     ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     assert {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"} == ids
-
-
-def test_equal_reports_give_equal_pages(draws):
-    assert report_html(everything(), "en") == report_html(everything(), "en")
 
 
 def test_name_that_changes_the_direction_is_kept_apart_inside_a_sentence():
@@ -513,6 +606,7 @@ def test_json_holds_every_number_by_name():
     }
     assert record["baselines"] == {"BM25": {"ndcg@10": 0.3}}
     (comparison,) = record["comparisons"]
+    assert comparison["metrics"]["ndcg@10"].pop("outcome") == "better"
     assert comparison["metrics"]["ndcg@10"] == pytest.approx(
         {"base": 0.4, "tuned": 0.5, "difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.0123, "p_holm": 0.0246}
     )

@@ -14,16 +14,18 @@ from ebr.visualization.report_plots import FELL, KIND_COLOURS, ROSE, UNCLEAR, di
 CURVES = {"float32": ([1536, 768], [0.70, 0.66]), "binary": ([48, 24], [0.60, 0.50])}
 
 
-def drawings():
+def draw_all():
     return {
-        "forest": forest_svg(["nDCG@10", "MRR@10"], [0.1, -0.2], [0.05, -0.3], [0.15, -0.1]),
+        "forest": forest_svg(["nDCG@10", "MRR@10"], [0.1, -0.2], [0.05, -0.3], [0.15, -0.1], ["better", "worse"]),
         "differences": differences_svg(np.array([0.5, -0.25, 0.0])),
         "sizes": sizes_svg(CURVES, 0.69),
     }
 
 
-def colours(svg):
-    return {colour.upper() for colour in re.findall(r"#[0-9a-fA-F]{6}", svg)}
+@pytest.fixture(scope="module")
+def drawings():
+    """One of each, drawn once: drawing is what takes the time."""
+    return draw_all()
 
 
 def figure_of(draw, monkeypatch):
@@ -35,8 +37,8 @@ def figure_of(draw, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["forest", "differences", "sizes"])
-def test_picture_is_one_svg_element_that_needs_nothing_from_elsewhere(name):
-    svg = drawings()[name]
+def test_picture_is_one_svg_element_that_needs_nothing_from_elsewhere(drawings, name):
+    svg = drawings[name]
     assert svg.startswith("<svg") and ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     addresses = set(re.findall(r"https?://[^\"' <]+", svg))
     assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}  # names of namespaces, never fetched
@@ -44,21 +46,22 @@ def test_picture_is_one_svg_element_that_needs_nothing_from_elsewhere(name):
     assert len(svg) < 100_000
 
 
-def test_equal_numbers_give_equal_pictures_and_other_numbers_others():
-    assert drawings() == drawings()
-    assert forest_svg(["m"], [0.1], [0.05], [0.15]) != forest_svg(["m"], [0.1], [0.05], [0.25])
+def test_equal_numbers_give_equal_pictures_and_other_numbers_others(drawings):
+    assert drawings == draw_all()
+    one, other = (forest_svg(["m"], [0.1], [0.05], [high], ["better"]) for high in (0.15, 0.25))
+    assert one != other
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "colour"),
-    [(0.01, 0.2, ROSE), (-0.2, -0.01, FELL), (-0.1, 0.1, UNCLEAR), (0.0, 0.1, UNCLEAR), (-0.1, 0.0, UNCLEAR)],
-)
-def test_colour_says_whether_the_interval_clears_zero(low, high, colour):
-    assert colours(forest_svg(["m"], [(low + high) / 2], [low], [high])) & {ROSE, FELL, UNCLEAR} == {colour}
+def test_colour_says_the_outcome_wherever_the_interval_lies(monkeypatch):
+    outcomes = ["better", "worse", "unclear", "unclear"]
+    lows, highs = [0.1, -0.2, 0.1, -0.2], [0.2, -0.1, 0.2, -0.1]
+    axes = figure_of(lambda: forest_svg(list("abcd"), [0.15, -0.15, 0.15, -0.15], lows, highs, outcomes), monkeypatch)
+    drawn = [line.get_color() for line in axes.lines[1:]]
+    assert drawn[::2] == drawn[1::2] == [ROSE, FELL, UNCLEAR, UNCLEAR]  # interval and dot alike
 
 
 def test_forest_draws_each_interval_where_it_lies_first_label_on_top(monkeypatch):
-    axes = figure_of(lambda: forest_svg(["a", "b"], [0.1, -0.2], [0.05, -0.3], [0.15, -0.1]), monkeypatch)
+    axes = figure_of(lambda: forest_svg(["a", "b"], [0.1, -0.2], [0.05, -0.3], [0.15, -0.1], ["unclear"] * 2), monkeypatch)
     zero, *lines = [(line.get_xdata(), line.get_ydata()) for line in axes.lines]
     assert list(zero[0]) == [0, 0]
     assert [(list(x), list(y)) for x, y in lines] == [
@@ -73,7 +76,7 @@ def test_forest_draws_each_interval_where_it_lies_first_label_on_top(monkeypatch
 
 
 def test_null_comparison_is_not_blown_up_to_the_full_width(monkeypatch):
-    axes = figure_of(lambda: forest_svg(["a"], [0.0], [-1e-9], [1e-9]), monkeypatch)
+    axes = figure_of(lambda: forest_svg(["a"], [0.0], [-1e-9], [1e-9], ["unclear"]), monkeypatch)
     assert np.ptp(axes.get_xlim()) >= 0.004
 
 
@@ -115,8 +118,10 @@ def test_ticks_that_would_run_into_each_other_are_left_out(monkeypatch):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: forest_svg([], [], [], []),
-        lambda: forest_svg(["a"], [0.1, 0.2], [0, 0], [1, 1]),
+        lambda: forest_svg([], [], [], [], []),
+        lambda: forest_svg(["a"], [0.1, 0.2], [0, 0], [1, 1], ["better"] * 2),
+        lambda: forest_svg(["a"], [0.1], [0], [1], ["better"] * 2),
+        lambda: forest_svg(["a"], [0.1], [0], [1], ["rose"]),
         lambda: differences_svg(np.array([])),
         lambda: sizes_svg({"int8": ([], [])}, 0.5),
     ],
@@ -127,7 +132,7 @@ def test_nothing_to_draw_is_an_error(draw):
 
 
 def test_odd_labels_are_drawn_as_they_are(recwarn):
-    svg = forest_svg(["$\\nonsense{$", "a_b <i>&"], [0, 0], [0, 0], [0, 0])
+    svg = forest_svg(["$\\nonsense{$", "a_b <i>&"], [0, 0], [0, 0], [0, 0], ["unclear"] * 2)
     ET.fromstring(svg)
     assert not recwarn.list
 
@@ -136,7 +141,7 @@ def test_letters_that_no_font_here_has_are_left_to_the_reader(monkeypatch, caplo
     from ebr.visualization.fonts import FontChoice
 
     monkeypatch.setattr(report_plots, "choose_fonts", lambda texts: FontChoice(["DejaVu Sans"], "查"))
-    svg = forest_svg(["查"], [0], [0], [0])
+    svg = forest_svg(["查"], [0], [0], [0], ["unclear"])
     assert ">查</text>" in svg.replace("\n", "")
     assert not recwarn.list
 

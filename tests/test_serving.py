@@ -54,22 +54,32 @@ def run(code):
     return printed.getvalue(), names
 
 
-@pytest.fixture(scope="module")
-def merged(tiny_model, tmp_path_factory):
-    """A merged folder that treats queries and documents differently, in prompt and in length."""
-    folder = tmp_path_factory.mktemp("serving")
+def tune(tiny_model, folder, **options):
+    """Two steps of a tuning that treats queries and documents differently, in prompt and in length; the model's folder."""
     things = [(colour, thing) for colour in ("red", "blue") for thing in ("shoe", "cup", "lamp")]
     records = [{"anchor": f"buy a {colour} {thing}", "positive": f"the {thing} is {colour}"} for colour, thing in things]
     (folder / "pairs.json").write_text(json.dumps(records), encoding="utf-8")
     config = FinetuneConfig(
         model_name=tiny_model, data_path=str(folder / "pairs.json"), output_dir=folder / "saved", max_steps=2,
         train_batch_size=6, learning_rate=1e-2, validation_split=0, report_to=["none"],
-        query_prompt="query: ", passage_prompt="passage: the ", query_max_len=8, passage_max_len=12,
+        query_prompt="query: ", passage_prompt="passage: the ", query_max_len=8, passage_max_len=12, **options,
     )  # fmt: skip
-    tuned = train_sentence_transformer(config, say=lambda _: None)
-    output = folder / "merged"
-    merge = MergeConfig(base_model_path=tiny_model, lora_adapter_path=str(tuned.model_path), output_path=output)
+    return train_sentence_transformer(config, say=lambda _: None).model_path
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_model, tmp_path_factory):
+    """A folder that `ebr merge` wrote."""
+    folder = tmp_path_factory.mktemp("serving")
+    adapter = tune(tiny_model, folder)
+    merge = MergeConfig(base_model_path=tiny_model, lora_adapter_path=str(adapter), output_path=folder / "merged")
     return merge_adapter(merge, say=lambda _: None).model_path
+
+
+@pytest.fixture(scope="module")
+def full(tiny_model, tmp_path_factory):
+    """A folder that a full tuning wrote."""
+    return tune(tiny_model, tmp_path_factory.mktemp("full"), finetune_type="full")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +124,21 @@ def test_plain_sentence_transformers_elsewhere_gives_our_vectors(merged, tmp_pat
     np.testing.assert_allclose(theirs["queries"], ours.query_vectors, atol=1e-6)
     np.testing.assert_allclose(theirs["documents"], ours.document_vectors, atol=1e-6)
     assert done.stdout.count(".") == 4  # a cosine of each query with each document
+
+
+def test_folder_of_a_full_tuning_is_served_like_a_merged_one(full, merged):
+    """By sentence-transformers as it is, and by the other server from the copy."""
+    ours = rank_texts(full, QUERIES, DOCUMENTS)
+    assert abs(ours.query_vectors - rank_texts(merged, QUERIES, DOCUMENTS).query_vectors).max() > 0.001
+    names = run(block(LOCAL, model=full))[1]
+    np.testing.assert_allclose(names["queries"], ours.query_vectors, atol=1e-6)
+    np.testing.assert_allclose(names["documents"], ours.document_vectors, atol=1e-6)
+    run(block(PREPARE, model=full))
+    copy = full.with_name(f"{full.name}-tei")
+    assert all((copy / name).is_file() for name in TEI_READS)
+    assert read(copy, "1_Pooling/config.json")["pooling_mode_mean_tokens"] is True
+    documents = Served(copy).embed({"inputs": DOCUMENTS, "prompt_name": "document", "truncate": True})
+    np.testing.assert_allclose(documents, ours.document_vectors, atol=1e-5)
 
 
 def test_folder_without_a_normalize_module_gives_the_same_vectors(merged, tmp_path):
@@ -174,6 +199,26 @@ def test_copy_names_the_pooling_in_the_old_and_in_the_new_form(merged, tmp_path,
     settings = read(tmp_path / "source-tei", "1_Pooling/config.json")
     assert settings["pooling_mode"] == pooling
     assert {mode for mode, name in TEI_POOLING.items() if settings[name]} == {pooling}
+
+
+def test_preparing_again_replaces_the_copy_whole(merged, tmp_path):
+    source = copy_with_pooling(merged, tmp_path / "source", "mean")
+    run(block(PREPARE, model=source))
+    (tmp_path / "source-tei" / "stale.safetensors").write_bytes(b"of other weights")
+    (source / "new.txt").write_text("new", encoding="utf-8")
+    run(block(PREPARE, model=source))
+    names = {path.name for path in (tmp_path / "source-tei").iterdir()}
+    assert names == {path.name for path in source.iterdir()}
+    assert read(tmp_path / "source-tei", "sentence_bert_config.json")["max_seq_length"] == 12
+
+
+def test_folder_that_is_no_copy_is_never_removed(merged, tmp_path):
+    source = copy_with_pooling(merged, tmp_path / "source", "mean")
+    (tmp_path / "source-tei").mkdir()
+    (tmp_path / "source-tei" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(FileExistsError):
+        run(block(PREPARE, model=source))
+    assert (tmp_path / "source-tei" / "thesis.txt").is_file()
 
 
 def test_pooling_that_the_server_does_not_have_is_refused_before_anything_is_copied(merged, tmp_path):

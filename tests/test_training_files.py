@@ -125,6 +125,31 @@ groups = st.lists(
 )
 
 
+def test_pairs_that_are_joined_lose_the_lists_that_ran_beside_one_pairs_texts():
+    rest = {"pos_id": [1], "neg_id": [7, 8], "neg_note": "a text", "id": 5, "tags": ["x"]}
+    first = Record("q", ("a",), ("m", "n"), rest)
+    assert as_format([first], PAIRS, TRIPLETS) == [first]
+    (joined,) = as_format([first, Record("q", ("b",), ("n",), {"pos_id": [2]})], PAIRS, TRIPLETS)
+    # The negatives are those of the first pair: what ran beside them still fits.
+    assert joined.rest == {"neg_id": [7, 8], "neg_note": "a text", "id": 5, "tags": ["x"]}
+    (joined,) = as_format([first, Record("q", ("a",), ("o",), {})], PAIRS, TRIPLETS)
+    assert joined.rest == {"pos_id": [1], "neg_note": "a text", "id": 5, "tags": ["x"]}
+
+
+def test_a_triplet_that_becomes_pairs_loses_the_list_that_ran_beside_its_positives():
+    record = Record("q", ("a", "b"), ("n",), {"pos_id": [1, 2], "neg_id": [3]})
+    assert [pair.rest for pair in as_format([record], TRIPLETS, PAIRS)] == [{"neg_id": [3]}] * 2
+
+
+def test_a_list_that_ran_beside_other_negatives_is_not_written():
+    record = Record("q", ("a",), ("n",), {"pos_id": [1], "neg_id": [3]})
+    same, more, other = (
+        to_object(record, TRIPLETS, [0.9], [Negative(text, 0.1, 1) for text in texts]) for texts in ("n", "nm", "m")
+    )
+    assert same["neg_id"] == [3] and "neg_id" not in more and "neg_id" not in other
+    assert same["pos_id"] == more["pos_id"] == other["pos_id"] == [1]
+
+
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @given(written=groups)
 def test_what_is_written_is_what_training_reads(tmp_path_factory, suffix, written):
@@ -138,16 +163,6 @@ def test_what_is_written_is_what_training_reads(tmp_path_factory, suffix, writte
         n = 1 if form is PAIRS else None
         assert read([path]) == [Example(query, tuple(right[:n]), tuple(wrong)) for query, right, wrong in written]
         assert path.read_bytes().endswith(b"\n")
-
-
-def test_a_file_that_was_not_finished_is_not_there(tmp_path):
-    path = tmp_path / "file.jsonl"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), training_file(path) as append:
-        append({"anchor": "a"})
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_half_a_character_in_an_unchecked_key_is_written_as_it_came(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ebr.errors import DataError
@@ -12,6 +13,19 @@ CORPUS_FILE = "corpus.jsonl"
 _RECORD_SUFFIXES = (".jsonl", ".ndjson")
 _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".npy", ".xlsx")
 _FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to choose from, with its title where it has one."""
+
+    title: str
+    text: str
+
+    @property
+    def whole(self) -> str:
+        """Title + space + text, stripped, as in evaluation sets."""
+        return f"{self.title} {self.text}".strip()
 
 
 def find_corpus(path: Path) -> Path:
@@ -25,12 +39,11 @@ def find_corpus(path: Path) -> Path:
     return file
 
 
-def read_corpus(file: Path) -> Iterator[str]:
-    """The texts of a file, stripped, in its order; those without any text are passed over.
+def read_corpus(file: Path) -> Iterator[Document]:
+    """The documents of a file, in its order; those without any text are passed over.
 
-    .jsonl: objects with 'text' and maybe 'title', as BEIR writes them; a text is title + space + text, as in evaluation sets.
-    Any other suffix: one text a line. Raises one DataError that lists the wrong lines, the first 20 in full: at the end of the
-    file, or at the twentieth.
+    .jsonl: objects with 'text' and maybe 'title', as BEIR writes them. Any other suffix: one text a line, without titles.
+    Raises one DataError that lists the wrong lines, the first 20 in full: at the end of the file, or at the twentieth.
     """
     is_records = file.suffix.lower() in _RECORD_SUFFIXES
     faults: list[str] = []
@@ -39,14 +52,14 @@ def read_corpus(file: Path) -> Iterator[str]:
         for number, raw in enumerate(stream, start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                text = _record_text(line) if is_records and line else line
+                document = _record_document(line) if is_records and line else Document("", line)
             except (UnicodeError, DataError) as error:
                 faults.append(f"{file}:{number}: {_fault(error)}")
                 if len(faults) == _FAULTS_SHOWN:
                     raise DataError("\n".join([*faults, "and perhaps more"])) from None
                 continue
-            if text:
-                yield text
+            if document.whole:
+                yield document
     if faults:
         raise DataError("\n".join(faults))
 
@@ -57,7 +70,7 @@ def _fault(error: Exception) -> str:
     return str(error)
 
 
-def _record_text(line: str) -> str:
+def _record_document(line: str) -> Document:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -68,16 +81,15 @@ def _record_text(line: str) -> str:
     title, text = record.get("title") or "", record.get("text")
     if not isinstance(title, str) or not isinstance(text, str):
         raise DataError("'text' must be a string, and 'title' too where it is given")
-    whole = f"{title} {text}".strip()
     try:
-        whole.encode()
+        (title + text).encode()
     except UnicodeEncodeError:
         raise DataError("holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
-    return whole
+    return Document(title, text)
 
 
 def count_texts(file: Path) -> int:
-    """How many texts read_corpus gives. Raises DataError for wrong lines, or when there is none."""
+    """How many documents read_corpus gives. Raises DataError for wrong lines, or when there is none."""
     n_texts = sum(1 for _ in read_corpus(file))
     if not n_texts:
         raise DataError(f"{file}: holds no texts; write one text a line")

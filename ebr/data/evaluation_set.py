@@ -7,6 +7,7 @@ the same two JSONL files with four-column qrels as trec_eval takes them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from ebr.errors import DataError
 QRELS_FILES = ("qrels.tsv", "qrels/test.tsv", "qrels.trec", "qrels.txt")
 _BEIR_HEADER = ["query-id", "corpus-id", "score"]
 _FAULTS_SHOWN = 20
+_GRADE = re.compile(r"[+-]?[0-9]+")
+_HIGHEST_GRADE = 1000
+# A NUL ends an id in trec_eval, half a surrogate ends the process.
+_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 Qrels = dict[str, dict[str, int]]
 
@@ -171,10 +176,11 @@ def _parse_trec(text: str) -> tuple[str, str, int] | str:
 
 def _judgement(query_id: str, doc_id: str, grade: str) -> tuple[str, str, int] | str:
     """One judgement, or what is wrong with it."""
-    try:
-        return query_id, doc_id, int(grade)
-    except ValueError:
+    if not _GRADE.fullmatch(grade):
         return f"the grade '{grade}' is not a whole number"
+    if abs(int(grade)) > _HIGHEST_GRADE:
+        return f"the grade {grade} lies beyond ±{_HIGHEST_GRADE}; trec_eval counts wrong with such"
+    return query_id, doc_id, int(grade)
 
 
 def _identified_records(path: Path, faults: _Faults) -> Iterator[tuple[int, str, dict[str, object]]]:
@@ -186,9 +192,13 @@ def _identified_records(path: Path, faults: _Faults) -> Iterator[tuple[int, str,
         except (ValueError, RecursionError) as error:
             faults.add(path, line, f"not JSON: {error}")
             continue
-        raw_id = record.get("_id") if isinstance(record, dict) else None
+        record = record if isinstance(record, dict) else {}
+        raw_id = record.get("_id")
         record_id = str(raw_id) if isinstance(raw_id, str | int) and not isinstance(raw_id, bool) else ""
-        if not record_id:
+        broken = next((name for name in ("_id", "title", "text") if _UNUSABLE.search(str(record.get(name)))), None)
+        if broken:
+            faults.add(path, line, f"{broken!r} holds a NUL or half a character (a lone \\ud800–\\udfff escape); repair it")
+        elif not record_id:
             faults.add(path, line, "expected a JSON object with an '_id' that is not empty")
         elif record_id in line_of:
             faults.add(path, line, f"the '_id' '{record_id}' was used on line {line_of[record_id]}; every id must be unique")

@@ -38,7 +38,7 @@ class Example:
 
 
 def find_training_files(data_path: str, *, option: str = "data_path") -> list[Path]:
-    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders); manifests are passed over.
+    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders), without manifests and hidden files.
 
     option: what the user calls data_path. Raises DataError when there are none.
     """
@@ -49,7 +49,11 @@ def find_training_files(data_path: str, *, option: str = "data_path") -> list[Pa
     files = sorted(
         file
         for file in found
-        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.endswith(_MANIFEST_SUFFIX)
+        # Hidden: what another program is still writing.
+        if file.is_file()
+        and file.suffix.lower() in SUFFIXES
+        and not file.name.endswith(_MANIFEST_SUFFIX)
+        and not file.name.startswith(".")
     )
     if not files:
         what = (
@@ -278,9 +282,9 @@ def split_validation(
     held = set(held_out)
     train = [example for index, example in enumerate(examples) if index not in held]
     validation = [examples[index] for index in sorted(held)]
-    validation = _without_negatives(validation, {text.strip() for example in train for text in _core(example)})
-    # A negative of both sides is left to validation: training has the more.
-    train = _without_negatives(train, {text.strip() for example in validation for text in example.texts()})
+    # Training keeps every negative that is nobody's answer on the other side: validation has only a loss to tell.
+    train = _without_negatives(train, {text.strip() for example in validation for text in _core(example)})
+    validation = _without_negatives(validation, {text.strip() for example in train for text in example.texts()})
     return train, validation
 
 

@@ -23,6 +23,7 @@ _EXAMPLES_SHOWN = 10
 _LONG_S = 3.0
 # A shorter text ends other documents by chance; in bytes, as a Chinese character says as much as three letters.
 _TITLELESS_BYTES = 48
+_LONGEST_TITLE = 300  # characters
 _TAIL = _TITLELESS_BYTES // 4  # characters that such a text has at least
 _Features = frozenset[str]
 
@@ -175,8 +176,8 @@ def _forms(document: str) -> Iterator[str]:
     """The document, and what is left of it without its first words, as the set no longer says which of them are its title."""
     yield document
     start = document.find(" ") + 1
-    # A title is no longer than the text that it stands above.
-    while 0 < start <= len(document) // 2 and len(_encoded(document[start:])) >= _TITLELESS_BYTES:
+    # A title is no longer than the text that it stands above; the bound keeps long documents from being read once a word.
+    while 0 < start <= min(len(document) // 2, _LONGEST_TITLE) and len(_encoded(document[start:])) >= _TITLELESS_BYTES:
         yield document[start:]
         start = document.find(" ", start) + 1
 

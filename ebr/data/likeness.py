@@ -9,8 +9,22 @@ from collections.abc import Iterator
 # Han, kana and the signs among them, Thai, Lao, Khmer, Burmese: written without spaces, so a run is no word.
 _UNSPACED = r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNSPACED += r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-_RUN = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+
+
+def _marks() -> str:
+    """Vowel signs and other marks, as ranges of a character class: isalnum knows none of them, yet they part no Hindi word."""
+    # Scripts beyond the first plane would double the class and slow every search down.
+    marks = [code for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in {"Mn", "Mc"}]
+    marks = [code for code in marks if not _IS_UNSPACED.match(chr(code))]
+    starts = [code for code, before in zip(marks, [0, *marks], strict=False) if code != before + 1]
+    ends = [code for code, after in zip(marks, [*marks[1:], 0], strict=True) if after != code + 1]
+    return "".join(rf"\u{start:04x}-\u{end:04x}" for start, end in zip(starts, ends, strict=True))
+
+
+_MARKS = _marks()
+_LETTERS = rf"[^\W_{_UNSPACED}]"
+_RUN = re.compile(rf"[{_UNSPACED}]+|{_LETTERS}+(?:[{_MARKS}]+{_LETTERS}*)*")
 
 
 def normal_form(text: str) -> str:

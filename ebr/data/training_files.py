@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ebr.data.examples import parse_pair, parse_triplet, read_objects
-from ebr.data.files import write_aside
 from ebr.data.likeness import normal_form
 from ebr.errors import DataError
 
@@ -39,6 +38,8 @@ class RecordFormat(str, Enum):
 
 # Scores of before would be taken for those of the new lists.
 _OWN_KEYS = {key for form in RecordFormat for key in (*form.keys, *form.score_keys)}
+# Lists under such keys run beside the texts: FlagEmbedding's pos_id and neg_id.
+_BESIDE_POSITIVES, _BESIDE_NEGATIVES = ("pos_", "positive_"), ("neg_", "negative_")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Record:
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     rest: Mapping[str, Any]
-    """Every other key with its value, like id and type; no list of scores."""
+    """Every other key with its value, like id and type; no list of scores, nor one that runs beside texts of before."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,13 @@ def as_format(records: Sequence[Record], was: RecordFormat, wanted: RecordFormat
     """The records in another format; the same list in the same.
 
     Triplets become one pair for each positive. Pairs become one triplet for each query, by its normal form: where it first
-    stands, with the positives and negatives of all its pairs, each text once, and the other keys of the first pair.
+    stands, with the positives and negatives of all its pairs, each text once, and the other keys of the first pair alone.
+    A list that ran beside texts which changed (pos_id, neg_id) is left out.
     """
     if was is wanted:
         return list(records)
     if wanted is RecordFormat.PAIRS:
-        return [Record(one.query, (text,), one.negatives, one.rest) for one in records for text in one.positives]
+        return [_with_texts(one, (text,), one.negatives) for one in records for text in one.positives]
     of_query: dict[str, list[Record]] = {}
     for one in records:
         of_query.setdefault(normal_form(one.query), []).append(one)
@@ -121,12 +123,20 @@ def as_format(records: Sequence[Record], was: RecordFormat, wanted: RecordFormat
 
 
 def _joined(group: Sequence[Record]) -> Record:
-    return Record(
-        group[0].query,
+    return _with_texts(
+        group[0],
         _once(text for one in group for text in one.positives),
         _once(text for one in group for text in one.negatives),
-        group[0].rest,
     )
+
+
+def _with_texts(record: Record, positives: tuple[str, ...], negatives: tuple[str, ...]) -> Record:
+    """The record with other texts, without the lists that ran beside those it had."""
+    gone = (_BESIDE_POSITIVES if positives != record.positives else ()) + (
+        _BESIDE_NEGATIVES if negatives != record.negatives else ()
+    )
+    rest = {key: value for key, value in record.rest.items() if not (isinstance(value, list) and key.startswith(gone))}
+    return Record(record.query, positives, negatives, rest)
 
 
 def _once(texts: Iterator[str]) -> tuple[str, ...]:
@@ -140,7 +150,7 @@ def _once(texts: Iterator[str]) -> tuple[str, ...]:
 def to_object(
     record: Record, form: RecordFormat, positive_scores: Sequence[float], negatives: Sequence[Negative]
 ) -> dict[str, Any]:
-    """The JSON object of a record with other negatives: its texts, their scores, and whatever else stood in it.
+    """The JSON object of a record with other negatives: its texts, their scores, and whatever else stood in it and still fits.
 
     positive_scores: one for each positive. Scores are rounded to 6 digits. A pair has one positive, hence one score.
     """
@@ -155,29 +165,28 @@ def to_object(
         positive_score: scores[0] if is_pair else scores,
         negative_scores: [round(one.score, _DIGITS) for one in negatives],
         negative_ranks: [one.rank for one in negatives],
-        **record.rest,
+        **_with_texts(record, record.positives, tuple(one.text for one in negatives)).rest,
     }
 
 
 @contextmanager
 def training_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that appends a record to a new file at `path`, which is there, whole, once the block has ended well.
+    """A function that appends a record to a new file at `path`, which is complete once the block has ended; see write_aside.
 
     .json becomes an array with one record a line, any other suffix one object a line.
     """
     is_array = path.suffix.lower() == ".json"
     opening, between, closing = ("[\n", ",\n", "\n]\n") if is_array else ("", "\n", "\n")
-    with write_aside(path) as aside:
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
-            lead = opening
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        lead = opening
 
-            def append(record: dict[str, Any]) -> None:
-                nonlocal lead
-                file.write(lead + _json(record))
-                lead = between
+        def append(record: dict[str, Any]) -> None:
+            nonlocal lead
+            file.write(lead + _json(record))
+            lead = between
 
-            yield append
-            file.write(closing if lead == between else opening + closing.lstrip("\n"))
+        yield append
+        file.write(closing if lead == between else opening + closing.lstrip("\n"))
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -118,6 +118,8 @@ class LocalEngine:
         self._sleep = sleep
         # The most tokens of a pass, and of a text, that memory has sufficed for.
         self._longest = 0
+        # Where the texts that are computed stand among those that were given, for messages.
+        self._first_text = 0
 
     @property
     def dim(self) -> int:
@@ -136,13 +138,16 @@ class LocalEngine:
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         too_large: list[int] = []
         with tqdm(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
-            for start in range(0, len(texts), _TEXTS_AT_ONCE):
-                block = slice(start, start + _TEXTS_AT_ONCE)
-                try:
-                    vectors[block] = self.compute(self.prepare(texts[block]), bar.update)
-                except TextsTooLarge as error:
-                    vectors[block] = error.vectors
-                    too_large += [start + index for index in error.indices]
+            try:
+                for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                    block, self._first_text = slice(start, start + _TEXTS_AT_ONCE), start
+                    try:
+                        vectors[block] = self.compute(self.prepare(texts[block]), bar.update)
+                    except TextsTooLarge as error:
+                        vectors[block] = error.vectors
+                        too_large += [start + index for index in error.indices]
+            finally:
+                self._first_text = 0
         if too_large:
             raise TextsTooLarge(too_large, vectors)
         return vectors
@@ -248,11 +253,12 @@ class LocalEngine:
         lost = lost[~np.isin(lost, too_large)]
         if not len(lost):
             return
+        first = self._first_text + int(lost[0])
         precision, texts = self._settings.precision, "1 text" if len(lost) == 1 else f"{len(lost)} texts"
         if precision == "float16":
-            raise ModelError(f"float16 overflows for {texts} (first: text {lost[0]}); use precision bfloat16 or float32")
+            raise ModelError(f"float16 overflows for {texts} (first: text {first}); use precision bfloat16 or float32")
         raise ModelError(
-            f"vectors in {precision} are not finite for {texts} (first: text {lost[0]}); the model's weights are broken"
+            f"vectors in {precision} are not finite for {texts} (first: text {first}); the model's weights are broken"
         )
 
     def _attempt(self, prepared: Prepared, batch: Ints) -> torch.Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ HEADLINES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "Recall@10",
 CONFIDENCE = 0.95
 UNJUDGED = "unjudged@10"
 """The metric that is no quality: which share of the first ten nobody has judged."""
-_COLUMNS = "{:<10}  {:>6}  {:>6}  {:>10}  {}"
+_COLUMNS = "{:<10}  {:>6}  {:>6}  {:>10}  {:<18}  {:>6}"
 
 
 Vectors = npt.NDArray[np.float32]
@@ -87,6 +88,14 @@ def evaluate_ranking(
     return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities)
 
 
+class Outcome(str, Enum):
+    """What became of a metric, as far as the queries show it."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    UNCLEAR = "unclear"
+
+
 @dataclass(frozen=True)
 class Change:
     """One metric before and after: the two means, and the difference with its interval and its p-values."""
@@ -100,6 +109,13 @@ class Change:
     p_holm: float
     """The same, for as many metrics as were compared."""
 
+    @property
+    def outcome(self) -> Outcome:
+        """Clear only where interval and test agree: on few queries a bootstrap interval excludes zero far too often."""
+        if self.p > 1 - CONFIDENCE or self.interval.low <= 0 <= self.interval.high:
+            return Outcome.UNCLEAR
+        return Outcome.BETTER if self.interval.low > 0 else Outcome.WORSE
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -112,7 +128,7 @@ class Comparison:
 
     def table(self) -> str:
         """Aligned text for people, closed by one line that says in words what became of nDCG@10."""
-        header = _COLUMNS.format("metric", "base", "tuned", "difference", f"{CONFIDENCE:.0%} interval".replace("%", " %"))
+        header = _COLUMNS.format("metric", "base", "tuned", "difference", f"{CONFIDENCE:.0%} interval".replace("%", " %"), "p")
         headlines = [change for change in self.changes if change.metric in HEADLINES]
         return "\n".join([header, *map(_table_row, headlines), "", self.verdict()])
 
@@ -122,25 +138,28 @@ class Comparison:
 
     def verdict(self) -> str:
         """Whether nDCG@10 rose, fell, or shows no clear difference, and on how many queries and documents."""
-        interval = self.change("ndcg@10").interval
-        if self.n_queries == 1:
-            outcome = "nDCG@10 shows no clear difference: one query has no spread to judge it by"
-        elif interval.low > 0:
+        change = self.change("ndcg@10")
+        interval = change.interval
+        if change.outcome is Outcome.BETTER:
             outcome = f"nDCG@10 rose by {interval.difference:.4f}: the interval lies above zero"
-        elif interval.high < 0:
+        elif change.outcome is Outcome.WORSE:
             outcome = f"nDCG@10 fell by {-interval.difference:.4f}: the interval lies below zero"
-        else:
+        elif self.n_queries == 1:
+            outcome = "nDCG@10 shows no clear difference: one query has no spread to judge it by"
+        elif interval.low <= 0 <= interval.high:
             outcome = "nDCG@10 shows no clear difference: the interval includes zero"
+        else:
+            outcome = f"nDCG@10 shows no clear difference: chance alone does as much with p = {change.p:.2f}"
         return f"{outcome} ({_count(self.n_queries, 'query', 'queries')}, {_count(self.n_documents, 'document', 'documents')})."
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: counts, confidence, and for each metric base, tuned, difference, low, high, p, p_holm."""
+        """Plain values: counts, confidence, and for each metric base, tuned, difference, low, high, p, p_holm, outcome."""
         return {
             "dataset": self.dataset,
             "n_queries": self.n_queries,
             "n_documents": self.n_documents,
             "confidence": CONFIDENCE,
-            "metrics": {change.metric: _plain_numbers(change) for change in self.changes},
+            "metrics": {change.metric: _plain_values(change) for change in self.changes},
         }
 
 
@@ -169,11 +188,16 @@ def _table_row(change: Change) -> str:
     interval = change.interval
     bounds = f"[{interval.low:+.4f}, {interval.high:+.4f}]"
     return _COLUMNS.format(
-        HEADLINES[change.metric], f"{change.base:.4f}", f"{change.tuned:.4f}", f"{interval.difference:+.4f}", bounds
+        HEADLINES[change.metric],
+        f"{change.base:.4f}",
+        f"{change.tuned:.4f}",
+        f"{interval.difference:+.4f}",
+        bounds,
+        f"{change.p:.4f}",
     )
 
 
-def _plain_numbers(change: Change) -> dict[str, float]:
+def _plain_values(change: Change) -> dict[str, float | str]:
     interval = change.interval
     return {
         "base": change.base,
@@ -183,6 +207,7 @@ def _plain_numbers(change: Change) -> dict[str, float]:
         "high": interval.high,
         "p": change.p,
         "p_holm": change.p_holm,
+        "outcome": change.outcome.value,
     }
 
 

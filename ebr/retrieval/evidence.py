@@ -52,6 +52,7 @@ def report_on(
         measured=list(measured),
         baselines={name: evaluation.means() for name, evaluation in by_words.items()},
         contrasts=[contrast(dataset, base, tuned, seed=seed) for tuned in measured[1:]],
+        rankings=rankings | by_words,
     )
 
 
@@ -84,14 +85,30 @@ def dataset_facts(dataset: EvaluationSet) -> dict[str, int]:
 
 def _baselines(dataset: EvaluationSet, dense: Mapping[str, Evaluation], k: int) -> dict[str, Evaluation]:
     """BM25 alone, and fused with each model's ranking."""
-    similarities, rows = LexicalIndex(dataset.documents).search(dataset.queries, k)
+    depth = min(k, len(dataset.documents))
+    similarities, rows = LexicalIndex(dataset.documents).search(dataset.queries, depth)
     found = {BM25: evaluate_ranking(rows, similarities, dataset, k=k)}
+    places = _tie_places(dataset.doc_ids)
+    lexical = _as_scored(found[BM25], places)
     for name, evaluation in dense.items():
-        fused, fused_rows = reciprocal_rank_fusion([rows, evaluation.rows], k)
+        fused, fused_rows = reciprocal_rank_fusion([lexical, _as_scored(evaluation, places)], depth)
         found[f"{BM25} + {name}"] = evaluate_ranking(fused_rows, fused, dataset, k=k)
     return found
 
 
-def runs_of(report: DatasetReport) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """By model, (Q, k) rows and similarities: what a TREC run file holds."""
-    return {model.name: (model.evaluation.rows, model.evaluation.similarities) for model in report.measured}
+def _tie_places(doc_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """(N,) where each document stands when all are ordered by id, descending."""
+    places = np.empty(len(doc_ids), np.int64)
+    places[sorted(range(len(doc_ids)), key=doc_ids.__getitem__, reverse=True)] = np.arange(len(doc_ids))
+    return places
+
+
+def _as_scored(evaluation: Evaluation, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(Q, k) rows in the order that trec_eval scores: equal similarities by id, descending.
+
+    A fusion of ranks would otherwise freeze ties in the order of the corpus, and gain or lose by it.
+    """
+    rows = evaluation.rows
+    # What BM25 did not retrieve (-1) has the similarity 0, less than any that it did.
+    order = np.lexsort((np.where(rows < 0, len(places), places[rows]), -evaluation.similarities), axis=1)
+    return np.take_along_axis(rows, order, axis=1)

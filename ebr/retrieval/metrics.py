@@ -22,6 +22,13 @@ _TREC_NAMES = {
     "recall@100": "recall_100",
     "map": "map",
 }
+_CUT_BEFORE = "mrr@10"
+# What to ask trec_eval for; it takes all cuts of one measure at once.
+_TREC_ASKED = {
+    name: {"ndcg": "ndcg_cut.10", "reca": "recall.1,10,100", "map": "map", "mrr@": "recip_rank"}[name[:4]]
+    for name in _TREC_NAMES
+}
+_HIGHEST_GRADE = 1000
 _DEPTHS = {"ndcg@10": 10, "mrr@10": 10, "recall@1": 1, "recall@10": 10, "recall@100": 100, "map": 10}
 METRICS = tuple(_TREC_NAMES)
 
@@ -33,12 +40,14 @@ def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]], metrics: Sequenc
     query that is absent from the run scores 0, and so does a relevant document. nDCG uses the grade itself as gain (linear,
     Järvelin and Kekäläinen 2002); a negative grade counts as 0. Every other metric counts a grade of 1 or more as relevant.
     map sees no deeper than the run.
-    Raises ValueError when there is no query, when a query has no positive grade (no metric is defined for it), or when a metric
-    is not one of METRICS.
+    Raises ValueError when there is no query, when a query has no positive grade (no metric is defined for it), when a grade
+    lies beyond ±1000, or when a metric is not one of METRICS.
     """
     unknown = [name for name in metrics if name not in _TREC_NAMES]
     if unknown:
         raise ValueError(f"'{unknown[0]}' is not a metric; known are {', '.join(METRICS)}")
+    if any(abs(grade) > _HIGHEST_GRADE for grades in qrels.values() for grade in grades.values()):
+        raise ValueError(f"a grade lies beyond ±{_HIGHEST_GRADE}; trec_eval keeps a counter for each and overflows")
     if not qrels:
         raise ValueError("no query to score: the qrels are empty")
     # Not only a matter of taste: pytrec_eval versions differ on empty qrels, and some then misjudge the queries after them.
@@ -48,14 +57,17 @@ def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]], metrics: Sequenc
             f"queries without a positive grade: {len(hopeless)}, such as '{hopeless[0]}'; leave them out of the qrels"
         )
     full = {query_id: _plain(run.get(query_id, {})) for query_id in qrels}
-    cut = {query_id: _best(ranking, _MRR_CUT) for query_id, ranking in full.items()}
     judgements = {query_id: dict(grades) for query_id, grades in qrels.items()}
-    measured = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut.10", "recall.1,10,100", "map"}).evaluate(full)
-    measured_cut = pytrec_eval.RelevanceEvaluator(judgements, {"recip_rank"}).evaluate(cut)
-    return {
-        name: np.array([{**measured[query_id], **measured_cut[query_id]}[trec_name] for query_id in qrels], np.float64)
-        for name, trec_name in ((name, _TREC_NAMES[name]) for name in metrics)
-    }
+    asked = {_TREC_ASKED[name] for name in metrics if name != _CUT_BEFORE}
+    runs = [(asked, full)]
+    if _CUT_BEFORE in metrics:
+        cut = {query_id: _best(ranking, _MRR_CUT) for query_id, ranking in full.items()}
+        runs.append(({_TREC_ASKED[_CUT_BEFORE]}, cut))
+    measured: dict[str, dict[str, float]] = {query_id: {} for query_id in qrels}
+    for names, rankings in runs:
+        for query_id, values in pytrec_eval.RelevanceEvaluator(judgements, names).evaluate(rankings).items() if names else ():
+            measured[query_id] |= values
+    return {name: np.array([measured[query_id][_TREC_NAMES[name]] for query_id in qrels], np.float64) for name in metrics}
 
 
 def metrics_within(k: int) -> tuple[str, ...]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ebr.data.corpus import Document
 from ebr.data.likeness import is_near, normal_form, shingles
 from ebr.data.training_files import Negative, Record
 from ebr.errors import DataError
 from ebr.retrieval.evaluation import TextEncoder
-from ebr.retrieval.passages import Texts, Vectors, blocks, distinct, embed_to_disk
+from ebr.retrieval.passages import Likenesses, Texts, Vectors, blocks, distinct, embed_to_disk, form_digest
 from ebr.retrieval.search import exact_search
 
 _BLOCK = 1024
-_TEXTS_KEPT = 8192
 
 
 class Reason(str, Enum):
@@ -86,7 +87,7 @@ class Mined:
 
 def mine(
     records: Sequence[Record],
-    candidates: Iterable[str] | None,
+    candidates: Iterable[Document] | None,
     encode: TextEncoder,
     rules: Rules,
     *,
@@ -96,16 +97,18 @@ def mine(
 ) -> Generator[Mined, None, None]:
     """What each record gets, in the order of the records; it depends neither on that order nor on `block`.
 
-    candidates: texts to choose from, read once; None = every positive of the records. Texts of one normal form count once.
-    scratch: a folder for the candidates' texts and float32 vectors; `block` of them, and the search results of `block` records,
-    are in memory at once. n_candidates: how many there may be, for the bar.
+    candidates: what to choose from, read once; None = every positive of the records. Texts of one normal form count once.
+    scratch: a folder on whose disk the candidates' texts and float32 vectors lie, in files without a name; `block` of them, and
+    the search results of `block` records, are in memory at once. n_candidates: how many there may be, for the bar.
 
-    A query's positives are those of every record with the same normal form of the query. The candidates of a record are its
-    query's top_k by cosine, equal scores in their order; Reason says which are left out. The limit on the score is the record's
-    own: of several positives the lowest counts. Raises DataError without a candidate, ModelError when a vector is not finite.
+    A query's positives are those of every record with the same normal form of the query. A document is one of them, and one of
+    the record's negatives, also when only its title, or its text without the title, stands in the record. The candidates of a
+    record are its query's top_k by cosine, equal scores in their order; Reason says which are left out. The limit on the score
+    is the record's own: of several positives the lowest counts. Raises DataError without a candidate, ModelError when a vector
+    is not finite.
     """
     if candidates is None:
-        candidates = sorted({text.strip() for record in records for text in record.positives})
+        candidates = [Document("", text) for text in sorted({text.strip() for one in records for text in one.positives})]
         n_candidates = len(candidates)
     own = (text for record in records for text in record.positives + (record.negatives if rules.keep_negatives else ()))
     with closing(_Passages(candidates, own, encode, scratch, block, n_candidates)) as passages:
@@ -113,15 +116,21 @@ def mine(
             raise DataError("there are no candidates to choose negatives from; give a corpus with texts")
         judge = _Judge(records, passages, rules)
         queries = {query: row for row, query in enumerate(dict.fromkeys(record.query for record in records))}
-        path = scratch / "queries.f32"
-        vectors = embed_to_disk(queries, encode.encode_queries, path, block=block, desc="queries", total=len(queries))
+        vectors = embed_to_disk(queries, encode.encode_queries, scratch, block=block, desc="queries", total=len(queries))
         with tqdm(total=len(records), desc="mine", unit="record", dynamic_ncols=True) as bar:
             for some in blocks(records, block):
-                wanted = list(dict.fromkeys(record.query for record in some))
-                found = exact_search(vectors[[queries[query] for query in wanted]], passages.candidates, rules.top_k)
-                judged = {query: judge.judged(query, *its) for query, *its in zip(wanted, *found, strict=True)}
+                left = Counter(record.query for record in some)
+                scores, rows = exact_search(vectors[[queries[query] for query in left]], passages.candidates, rules.top_k)
+                place_of = {query: place for place, query in enumerate(left)}
+                judged: dict[str, _Query] = {}
                 for record in some:
-                    yield judge.choose(record, vectors[queries[record.query]], judged[record.query])
+                    query = record.query
+                    if query not in judged:
+                        judged[query] = judge.judged(query, scores[place_of[query]], rows[place_of[query]])
+                    yield judge.choose(record, vectors[queries[query]], judged[query])
+                    left[query] -= 1
+                    if not left[query]:
+                        del judged[query]  # top_k texts, which may be long
                 bar.update(len(some))
 
 
@@ -129,23 +138,33 @@ class _Passages:
     """The distinct candidates, texts and vectors, and the vectors of those texts of the records that are not among them."""
 
     def __init__(
-        self, candidates: Iterable[str], own: Iterable[str], encode: TextEncoder, scratch: Path, block: int, n: int | None
+        self, candidates: Iterable[Document], own: Iterable[str], encode: TextEncoder, scratch: Path, block: int, n: int | None
     ) -> None:
-        self.texts = Texts(scratch / "candidates.txt")
+        self.texts = Texts(scratch)
         wanted = dict.fromkeys(text.strip() for text in own)
         self._row_of: dict[str, int] = {}
-        documents, path = encode.encode_documents, scratch / "candidates.f32"
-        self.candidates = embed_to_disk(
-            self._stored(candidates, wanted), documents, path, block=block, desc="candidates", total=n
-        )
+        self._parts: dict[str, set[str]] = {}
+        """By a document's normal form, those of its title and its text, as far as the records hold them."""
+        encoded = encode.encode_documents
+        stored = self._stored(self._wholes(candidates, wanted), wanted)
+        self.candidates = embed_to_disk(stored, encoded, scratch, block=block, desc="candidates", total=n)
         # Only now is it known which texts of the records are not among the candidates.
         others = [text for text in wanted if text not in self._row_of]
         self._row_of |= {text: len(self.candidates) + row for row, text in enumerate(others)}
-        path = scratch / "others.f32"
-        self._others = embed_to_disk(others, documents, path, block=block, desc="positives", total=len(others))
+        self._others = embed_to_disk(others, encoded, scratch, block=block, desc="positives", total=len(others))
+
+    def _wholes(self, candidates: Iterable[Document], wanted: Iterable[str]) -> Iterator[str]:
+        digests = {form_digest(normal_form(text)) for text in wanted}
+        for document in candidates:
+            whole = document.whole
+            if document.title:
+                forms = {normal_form(document.title), normal_form(document.text)}
+                if named := {form for form in forms if form_digest(form) in digests}:
+                    self._parts.setdefault(normal_form(whole), set()).update(named)
+            yield whole
 
     def _stored(self, candidates: Iterable[str], wanted: Container[str]) -> Iterator[str]:
-        for text in distinct(text.strip() for text in candidates):
+        for text in distinct(candidates):
             if text in wanted:
                 self._row_of[text] = len(self.texts)
             self.texts.append(text)
@@ -157,6 +176,10 @@ class _Passages:
         n = len(self.candidates)
         vector = self.candidates[row] if row < n else self._others[row - n]
         return float(np.float32(query.astype(np.float64) @ vector.astype(np.float64)))
+
+    def is_among(self, form: str, forms: AbstractSet[str]) -> bool:
+        """Whether the text of a normal form is one of the forms, or a document whose title or text is."""
+        return form in forms or not self._parts.get(form, set()).isdisjoint(forms)
 
     def close(self) -> None:
         """Let go of the texts' file."""
@@ -191,11 +214,7 @@ class _Judge:
         self._positives: dict[str, dict[str, None]] = {}
         for record in records:
             self._positives.setdefault(normal_form(record.query), {}).update(dict.fromkeys(record.positives))
-        self._read = lru_cache(_TEXTS_KEPT)(self._read_candidate)
-
-    def _read_candidate(self, row: int) -> tuple[str, str, frozenset[str]]:
-        text = self._passages.texts[row]
-        return text, normal_form(text), shingles(text)
+        self._likenesses = Likenesses(passages.texts)
 
     def judged(self, query: str, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> _Query:
         """The candidates of a query, judged as far as they are the same for all of its records. scores, rows: (k,) each."""
@@ -203,11 +222,11 @@ class _Judge:
         right = frozenset(map(normal_form, self._positives[form]))
         right_words = list(map(shingles, self._positives[form]))
         for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True), start=1):
-            text, its_form, its_words = self._read(row)
+            text, its_form, its_words = self._likenesses[row]
             reason = None
             if its_form == form or self._is_near(its_words, [words]):
                 reason = Reason.QUERY
-            elif its_form in right:
+            elif self._passages.is_among(its_form, right):
                 reason = Reason.POSITIVE
             elif self._is_near(its_words, right_words):
                 reason = Reason.NEAR_POSITIVE
@@ -238,7 +257,7 @@ class _Judge:
         """What speaks against a candidate in one record; annotated: the normal forms of its own negatives."""
         if hit.score > limit:
             return Reason.SCORE
-        if hit.form in annotated:
+        if self._passages.is_among(hit.form, annotated):
             return Reason.ANNOTATED
         if hit.rank <= self._rules.skip_top:
             return Reason.SKIPPED
@@ -250,6 +269,7 @@ class _Judge:
             return (), ()
         rank_of = {hit.form: hit.rank for hit in query.hits}
         form_of = {text: normal_form(text) for text in record.negatives}
-        wrong = [text for text in record.negatives if form_of[text] not in query.right]
+        contradictions = {text for text, form in form_of.items() if self._passages.is_among(form, query.right)}
+        wrong = [text for text in record.negatives if text not in contradictions]
         kept = [Negative(text, self._passages.score(vector, text), rank_of.get(form_of[text])) for text in wrong]
-        return tuple(kept), tuple(text for text in record.negatives if form_of[text] in query.right)
+        return tuple(kept), tuple(text for text in record.negatives if text in contradictions)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from ebr.data.terminal_text import cut_text, one_line
 from ebr.data.training_files import Negative, Record
 from ebr.retrieval.mining import LeftOut, Mined, Reason
 
 _LEFT_OUT_SHOWN = 5
+_ROWS_SHOWN = 8
 _REASONS = {
     Reason.QUERY: "is the query, or nearly",
     Reason.POSITIVE: "is a positive of the query",
@@ -49,19 +50,20 @@ class MiningCounts:
     """The same of the new negatives; nan without any."""
 
     def table(self) -> str:
-        """What became of the candidates, and how many records got how many negatives, as aligned text."""
+        """What became of the candidates, and how many records got how many negatives (in ranges), as aligned text."""
         reasons = {_REASONS[reason]: count for reason, count in self.left_out.items()}
-        records = {f"{n} new negative{'s' * (n != 1)}": count for n, count in self.records_by_mined.items()}
+        records = _few_rows(self.records_by_mined)
         candidates = {"kept as negatives": self.n_mined, **reasons, "all that were looked at": self.n_looked_at}
         width = max(map(len, [*candidates, *records, "candidates"]))
         columns = max(len("count"), len(f"{self.n_looked_at:,}"))  # each record looked at one at least
+        mean_mined = f"{self.mean_mined:.4f}" if self.n_mined else "–"
         return "\n".join(
             [
                 *_rows("candidates", candidates, self.n_looked_at, width, columns),
                 "",
                 *_rows("records", {**records, "all records": self.n_records}, self.n_records, width, columns),
                 "",
-                f"mean cosine with the query: positives {self.mean_positive:.4f}, new negatives {self.mean_mined:.4f}",
+                f"mean cosine with the query: positives {self.mean_positive:.4f}, new negatives {mean_mined}",
             ]
         )
 
@@ -73,6 +75,18 @@ class MiningCounts:
             "records_by_mined": {str(n): count for n, count in self.records_by_mined.items()},
             "mean_mined": self.mean_mined if self.n_mined else None,
         }
+
+
+def _few_rows(by_mined: dict[int, int]) -> dict[str, int]:
+    """Records by how many negatives they got: of many numbers none and the most alone, the others in ranges."""
+    most = max(by_mined)
+    # Where each row begins: 0, then about equal steps, the last one the most itself.
+    starts = range(most + 1) if most < _ROWS_SHOWN else [0, *np.linspace(1, most, _ROWS_SHOWN - 1).astype(int).tolist()]
+    rows = {}
+    for start, after in pairwise([*starts, most + 1]):
+        numbers = f"{start}" if after == start + 1 else f"{start}–{after - 1}"
+        rows[f"{numbers} new negative{'s' * (numbers != '1')}"] = sum(by_mined[n] for n in range(start, after))
+    return rows
 
 
 def _rows(head: str, counts: dict[str, int], total: int, width: int, columns: int) -> list[str]:
@@ -164,11 +178,4 @@ def examples_markdown(examples: Sequence[tuple[int, Record, Mined]], title: str)
 
 
 def _line(text: str, columns: int | None) -> str:
-    """A text on one line, closed with … where it takes more columns; a Chinese character takes two."""
-    line = " ".join(text.split())
-    if columns is None:
-        return line
-    ends = list(accumulate(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line))
-    if not ends or ends[-1] <= columns:
-        return line
-    return line[: sum(end < columns for end in ends)].rstrip() + "…"
+    return one_line(text) if columns is None else cut_text(text, columns)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
@@ -14,19 +16,24 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ebr.data.likeness import normal_form
+from ebr.data.likeness import normal_form, shingles
 
 Vectors = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 
 _DIGEST_BYTES = 16
+_MOST_KEPT = 1_000_000  # shingles, which with their set take some 150 bytes each
+_CHARACTERS_A_SHINGLE = 32
 
 
 class Texts:
-    """Texts in a file, by row: 8 bytes of memory each."""
+    """Texts in a file without a name, by row: 8 bytes of memory each.
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("w+b")
+    folder: on whose disk the file lies; however the process ends, nothing is left of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)
         self._starts = array("q", [0])
         self._is_flushed = True
 
@@ -52,32 +59,69 @@ class Texts:
         self._file.close()
 
 
+class Likenesses:
+    """Texts by row, with their normal form and shingles, which are kept for the texts that were read last.
+
+    Counted by shingles and not by texts: one long Chinese text has tens of thousands.
+    """
+
+    def __init__(self, texts: Texts, most: int = _MOST_KEPT) -> None:
+        self._texts, self._most = texts, most
+        self._kept: OrderedDict[int, tuple[str, str, frozenset[str]]] = OrderedDict()
+        self._size = 0
+
+    def __getitem__(self, row: int) -> tuple[str, str, frozenset[str]]:
+        found = self._kept.pop(row, None)
+        if found is None:
+            text = self._texts[row]
+            found = text, normal_form(text), shingles(text)
+            self._size += _size(found)
+        self._kept[row] = found
+        while self._size > self._most:
+            self._size -= _size(self._kept.popitem(last=False)[1])
+        return found
+
+
+def _size(kept: tuple[str, str, frozenset[str]]) -> int:
+    """What a text takes, in shingles; its characters count too, for those of a text that repeats itself."""
+    text, _, words = kept
+    return 1 + len(words) + len(text) // _CHARACTERS_A_SHINGLE
+
+
+def form_digest(form: str) -> bytes:
+    """16 bytes that stand for a normal form."""
+    return blake2b(form.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
 def distinct(texts: Iterable[str]) -> Iterator[str]:
     """Each text once, by its normal form, in the spelling that comes first. Takes a digest of each in memory, not the text."""
     seen: set[bytes] = set()
     for text in texts:
-        digest = blake2b(normal_form(text).encode(), digest_size=_DIGEST_BYTES).digest()
+        digest = form_digest(normal_form(text))
         if digest not in seen:
             seen.add(digest)
             yield text
 
 
 def embed_to_disk(
-    texts: Iterable[str], encode: Callable[[Sequence[str]], Vectors], path: Path, *, block: int, desc: str, total: int | None
+    texts: Iterable[str], encode: Callable[[Sequence[str]], Vectors], folder: Path, *, block: int, desc: str, total: int | None
 ) -> Vectors:
-    """N texts → (N, D) float32 vectors in a new file, mapped; `block` texts are in memory at once. (0, 0) for no texts.
+    """N texts → (N, D) float32 vectors in a file, mapped; `block` texts are in memory at once. (0, 0) for no texts.
 
-    total: texts that are expected, for the bar; None = unknown.
+    folder: on whose disk the file lies; it has no name, so that nothing is left however the process ends. total: texts that are
+    expected, for the bar; None = unknown.
     """
     n_texts, dim = 0, 0
-    with path.open("wb") as file, tqdm(total=total, desc=desc, unit="text", dynamic_ncols=True, disable=total == 0) as bar:
+    bar = tqdm(total=total, desc=desc, unit="text", dynamic_ncols=True, disable=total == 0)
+    with tempfile.TemporaryFile(dir=folder) as file, bar:
         for some in blocks(texts, block):
             vectors = np.ascontiguousarray(encode(some), dtype=np.float32)
             file.write(vectors.data)
             n_texts, dim = n_texts + len(some), vectors.shape[1]
             bar.update(len(some))
-    # An empty file cannot be mapped.
-    return np.memmap(path, np.float32, "r", shape=(n_texts, dim)) if n_texts else np.empty((0, 0), np.float32)
+        file.flush()
+        # An empty file cannot be mapped.
+        return np.memmap(file, np.float32, "r", shape=(n_texts, dim)) if n_texts else np.empty((0, 0), np.float32)
 
 
 def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -75,18 +75,7 @@ def _comparison(contrast: Contrast) -> dict[str, Any]:
         "tuned": contrast.tuned,
         "n_queries": comparison.n_queries,
         "n_documents": comparison.n_documents,
-        "metrics": {
-            change.metric: {
-                "base": change.base,
-                "tuned": change.tuned,
-                "difference": change.interval.difference,
-                "low": change.interval.low,
-                "high": change.interval.high,
-                "p": change.p,
-                "p_holm": change.p_holm,
-            }
-            for change in comparison.changes
-        },
+        "metrics": comparison.to_json()["metrics"],
         **dataclasses.asdict(contrast.counts),
         "slices": [dataclasses.asdict(entry) for entry in contrast.slices],
         "worse": [_query(query) for query in contrast.worse],

@@ -64,7 +64,9 @@ def _fact(name: str, value: Any, language: str) -> Fact:  # noqa: ANN401
 
 
 def _text(value: Any, language: str) -> str:  # noqa: ANN401
-    if value is None or value == "" or (isinstance(value, Mapping | Sequence) and not value):
+    if value is None:
+        return WORDS[language]["unset"]
+    if value == "" or (isinstance(value, Mapping | Sequence) and not value):
         return WORDS[language]["none"]
     if isinstance(value, bool):
         return WORDS[language]["yes" if value else "no"]

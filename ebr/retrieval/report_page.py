@@ -13,8 +13,9 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from ebr.retrieval import report_text
+from ebr.retrieval.changes import Slice
 from ebr.retrieval.compression import Compressed
-from ebr.retrieval.evaluation import UNJUDGED, Change
+from ebr.retrieval.evaluation import CONFIDENCE, UNJUDGED, Change, Outcome
 from ebr.retrieval.report_facts import facts_to_show
 from ebr.retrieval.report_parts import Contrast, DatasetReport, Measured, Report
 from ebr.retrieval.report_text import Wording, isolated, score, signed
@@ -24,6 +25,8 @@ from ebr.visualization.report_plots import differences_svg, forest_svg, sizes_sv
 HEADLINE = "ndcg@10"
 TOLERANCE = 0.01
 """Of nDCG@10: what a smaller vector may lose and still count as good as the full one."""
+LEAST_QUERIES = 20
+"""A slice has no p-value. On fewer queries than these its interval excludes zero too often to be believed alone."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,16 @@ class Row:
 
 @dataclass(frozen=True)
 class ContrastPart:
-    """A contrast with its pictures. gained, lost: the names of the metrics that clearly rose, and that clearly fell."""
+    """A contrast with its pictures, and its slices, each with its outcome.
+
+    gained, lost: the names of the metrics that rose, and that fell, clearly even for one of several.
+    """
 
     contrast: Contrast
     forest: Picture
     per_query: Picture
-    slices: Picture | None
+    slices: list[tuple[Slice, str]]
+    slices_forest: Picture | None
     gained: str
     lost: str
 
@@ -139,7 +146,7 @@ def _verdicts(report: Report, words: Wording) -> list[Verdict]:
 def _verdict(contrast: Contrast, forgetting: DatasetReport | None, words: Wording) -> Verdict:
     comparison, change = contrast.comparison, _change(contrast)
     interval = change.interval
-    state = _state(change)
+    state = change.outcome.value
     key = "one_query" if comparison.n_queries == 1 else {"better": "rose", "worse": "fell", "unclear": "same"}[state]
     names = {"base": isolated(contrast.base), "tuned": isolated(contrast.tuned)}
     size = score(abs(interval.difference))
@@ -161,20 +168,13 @@ def _elsewhere(contrast: Contrast, forgetting: DatasetReport | None, words: Word
     for other in forgetting.contrasts:
         if (other.base, other.tuned) == (contrast.base, contrast.tuned):
             change = _change(other)
-            key = {"better": "other_rose", "worse": "other_fell", "unclear": "other_same"}[_state(change)]
+            key = {"better": "other_rose", "worse": "other_fell", "unclear": "other_same"}[change.outcome.value]
             return words(key, dataset=isolated(forgetting.name), difference=signed(change.interval.difference))
     return None
 
 
 def _change(contrast: Contrast, metric: str = HEADLINE) -> Change:
     return next(change for change in contrast.comparison.changes if change.metric == metric)
-
-
-def _state(change: Change) -> str:
-    # One query has no spread: its interval has no width, and proves nothing.
-    if change.interval.n > 1 and change.interval.low > 0:
-        return "better"
-    return "worse" if change.interval.n > 1 and change.interval.high < 0 else "unclear"
 
 
 def _dataset(report: DatasetReport, words: Wording) -> DatasetPart:
@@ -194,15 +194,29 @@ def _dataset(report: DatasetReport, words: Wording) -> DatasetPart:
 def _contrast(contrast: Contrast, differences: npt.NDArray[np.float64], words: Wording) -> ContrastPart:
     changes = contrast.comparison.changes
     counts = {key: f"{getattr(contrast.counts, key):,}" for key in ("wins", "ties", "losses")}
-    slices = [(report_text.without_unit(entry.label), entry.interval) for entry in contrast.slices]
+    lines = [(words.metric(change.metric), change.interval, change.outcome.value) for change in changes]
+    slices = [(entry, _slice_outcome(entry).value) for entry in contrast.slices]
+    slice_lines = [(report_text.without_unit(entry.label), entry.interval, outcome) for entry, outcome in slices]
     return ContrastPart(
         contrast=contrast,
-        forest=_forest([(words.metric(change.metric), change.interval) for change in changes], words),
+        forest=_forest(lines, words("forest_caption"), words),
         per_query=_picture(differences_svg(differences), words("sorted_alt", **counts), words("sorted_caption")),
-        slices=_forest(slices, words) if slices else None,
-        gained=_listed([change for change in changes if _state(change) == "better"], words),
-        lost=_listed([change for change in changes if _state(change) == "worse"], words),
+        slices=slices,
+        slices_forest=_forest(slice_lines, words("slices_caption", least=LEAST_QUERIES), words) if slices else None,
+        gained=_listed(_clear_among_all(changes, Outcome.BETTER), words),
+        lost=_listed(_clear_among_all(changes, Outcome.WORSE), words),
     )
+
+
+def _slice_outcome(entry: Slice) -> Outcome:
+    if entry.n_queries < LEAST_QUERIES or entry.interval.low <= 0 <= entry.interval.high:
+        return Outcome.UNCLEAR
+    return Outcome.BETTER if entry.interval.low > 0 else Outcome.WORSE
+
+
+def _clear_among_all(changes: Sequence[Change], outcome: Outcome) -> list[Change]:
+    """Those of one outcome by Holm's p: of several metrics judged at once, chance makes one look clear more often."""
+    return [change for change in changes if change.outcome is outcome and change.p_holm <= 1 - CONFIDENCE]
 
 
 def _listed(changes: Sequence[Change], words: Wording) -> str:
@@ -211,11 +225,13 @@ def _listed(changes: Sequence[Change], words: Wording) -> str:
     )
 
 
-def _forest(lines: Sequence[tuple[str, Interval]], words: Wording) -> Picture:
-    labels, intervals = zip(*lines, strict=True)
-    svg = forest_svg(labels, [i.difference for i in intervals], [i.low for i in intervals], [i.high for i in intervals])
-    values = "; ".join(f"{label} {signed(i.difference)} [{signed(i.low)}, {signed(i.high)}]" for label, i in lines)
-    return _picture(svg, words("forest_alt", values=values), words("forest_caption"))
+def _forest(lines: Sequence[tuple[str, Interval, str]], caption: Markup, words: Wording) -> Picture:
+    """lines: label, interval and outcome of each."""
+    labels, intervals, outcomes = zip(*lines, strict=True)
+    differences, lows, highs = zip(*((i.difference, i.low, i.high) for i in intervals), strict=True)
+    svg = forest_svg(labels, differences, lows, highs, outcomes)
+    values = "; ".join(f"{label} {signed(i.difference)} [{signed(i.low)}, {signed(i.high)}]" for label, i, _ in lines)
+    return _picture(svg, words("forest_alt", values=values), caption)
 
 
 def _sizes(model: Measured, words: Wording) -> SizePart:

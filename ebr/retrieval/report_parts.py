@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ebr.data.leaks import LeakCheck
@@ -43,13 +43,18 @@ class Contrast:
 
 @dataclass(frozen=True, eq=False)
 class DatasetReport:
-    """All that was measured on one evaluation set. measured: the base first. baselines: by name, the mean of each metric."""
+    """All that was measured on one evaluation set.
+
+    measured: the base first. baselines: by name, the mean of each metric. rankings: of the models and the baselines, by name;
+    not shown, but what run files are written from.
+    """
 
     name: str
     facts: dict[str, Any]
     measured: list[Measured]
     baselines: dict[str, dict[str, float]]
     contrasts: list[Contrast]
+    rankings: dict[str, Evaluation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,10 +42,8 @@ class Wording:
         return METRIC_NAMES.get(name, name)
 
     def share(self, value: float | None) -> str:
-        """A share as per cent: '12.3 %', in Chinese '12.3%'."""
-        if value is None or not math.isfinite(value):
-            return MISSING
-        return f"{100 * value:.1f}%" if self.language == "zh" else f"{100 * value:.1f} %"
+        """A share as per cent: '12.3 %'."""
+        return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
 def score(value: float | None) -> str:

@@ -18,7 +18,7 @@ ENGLISH = {
     "measured": "Measured",
     "rose": "{tuned} retrieves better than {base}: nDCG@10 rose by {size}, from {before} to {after}.",
     "fell": "{tuned} retrieves worse than {base}: nDCG@10 fell by {size}, from {before} to {after}.",
-    "same": "{tuned} and {base} retrieve about equally well: nDCG@10 went from {before} to {after}, as chance alone may do.",
+    "same": "These queries show no clear difference between {tuned} and {base}: nDCG@10 went from {before} to {after}.",
     "one_query": "{tuned} against {base}: nDCG@10 went from {before} to {after}, but one query has no spread to judge it by.",
     "sure": "95 % interval of the difference: {low} to {high}. Measured on {queries} and {documents}.",
     "alone": "{model} reaches nDCG@10 {value}.",
@@ -70,9 +70,9 @@ ENGLISH = {
     "p_holm": "p (Holm)",
     "contrast_note": "Interval: paired bootstrap. p: how often chance alone would show a difference this large (paired "
     "randomisation test); Holm's correction allows for looking at several metrics at once. Below 0.05 is usually called clear.",
-    "forest_alt": "The difference of each metric with its 95 % interval: {values}",
-    "forest_caption": "Difference with its 95 % interval. Blue: clearly better. Orange: clearly worse. Grey: the interval "
-    "includes zero.",
+    "forest_alt": "Each difference with its 95 % interval: {values}",
+    "forest_caption": "Difference with its 95 % interval. Blue: clearly better. Orange: clearly worse. Grey: not clear, as the "
+    "interval includes zero or p is above 0.05.",
     "counts": "nDCG@10 of single queries",
     "wins": "better",
     "ties": "equal",
@@ -84,11 +84,13 @@ ENGLISH = {
     "slice": "words in the query",
     "slice_queries": "queries",
     "slices_note": "Slices are small; an interval that includes zero says that this slice alone proves nothing.",
+    "slices_caption": "Difference in nDCG@10 with its 95 % interval. Blue: the interval lies above zero. Orange: below zero. "
+    "Grey: it includes zero, or there are fewer than {least} queries, too few to judge by.",
     # forgetting
     "forgetting_title": "Forgetting: {dataset}",
     "forgetting_note": "What the models do on texts of another kind, which were not trained for.",
     "forgot": "Got worse here: {metrics}.",
-    "forgot_nothing": "No metric is clearly worse here.",
+    "forgot_nothing": "No metric is clearly worse here, looking at all of them at once (Holm).",
     "gained": "Got better here: {metrics}.",
     # queries
     "queries_title": "Queries that changed most",
@@ -128,7 +130,7 @@ ENGLISH = {
     "mean_cosine_good": "near 0: two texts taken at random are unlike; near 1, all vectors point one way",
     "hubness_good": "lower: no few documents are everybody's neighbours (skewness of the 10-occurrence count)",
     "largest_hub_good": "lower: the share of neighbour lists that the most frequent document stands in",
-    "orphans_good": "lower: the share of documents that no neighbour list holds; search hardly ever finds them",
+    "orphans_good": "lower: the share of documents that stand in nobody's ten nearest neighbours: outliers",
     # sizes
     "sizes_title": "Smaller vectors",
     "sizes_note": "nDCG@10 when vectors are cut to fewer dimensions or stored in coarser numbers, and the bytes of one vector. "
@@ -146,6 +148,7 @@ ENGLISH = {
     "yes": "yes",
     "no": "no",
     "none": "none",
+    "unset": "not set",
     "footer": "Made by EBR. This page holds everything it shows and loads nothing.",
 }
 
@@ -162,9 +165,9 @@ CHINESE = {
     "measured": "已评测",
     "rose": "{tuned} 的检索效果优于 {base}：nDCG@10 由 {before} 升至 {after}，提高 {size}。",
     "fell": "{tuned} 的检索效果不如 {base}：nDCG@10 由 {before} 降至 {after}，下降 {size}。",
-    "same": "{tuned} 与 {base} 的检索效果相当：nDCG@10 由 {before} 变为 {after}，在偶然波动的范围之内。",
+    "same": "这些查询看不出 {tuned} 与 {base} 的明显差异：nDCG@10 由 {before} 变为 {after}。",
     "one_query": "{tuned} 与 {base} 相比：nDCG@10 由 {before} 变为 {after}，但仅有一条查询，无法判断波动大小。",
-    "sure": "差值的 95% 置信区间：{low} 至 {high}。评测基于 {queries}、{documents}。",
+    "sure": "差值的 95 % 置信区间：{low} 至 {high}。评测基于 {queries}、{documents}。",
     "alone": "{model} 的 nDCG@10 为 {value}。",
     "measured_on": "评测基于 {queries}、{documents}。",
     "other_rose": "在 {dataset} 上有所上升：{difference}。",
@@ -206,14 +209,13 @@ CHINESE = {
     "base": "基础模型",
     "tuned": "微调模型",
     "difference": "差值",
-    "interval": "95% 置信区间",
+    "interval": "95 % 置信区间",
     "p": "p 值",
     "p_holm": "p 值（Holm）",
     "contrast_note": "置信区间：配对自助法。p 值：仅凭偶然出现如此大差异的概率（配对随机化检验）；"
-    "Holm 校正考虑了同时检验多个指标的影响。"
-    "通常以 0.05 以下为差异明显。",
-    "forest_alt": "各项差值及其 95% 置信区间：{values}",
-    "forest_caption": "差值及其 95% 置信区间。蓝色：明显变好；橙色：明显变差；灰色：区间包含零。",
+    "Holm 校正考虑了同时检验多个指标的影响。通常以 0.05 以下为差异明显。",
+    "forest_alt": "各项差值及其 95 % 置信区间：{values}",
+    "forest_caption": "差值及其 95 % 置信区间。蓝色：明显变好；橙色：明显变差；灰色：不明显（区间包含零，或 p 值大于 0.05）。",
     "counts": "各查询的 nDCG@10",
     "wins": "变好",
     "ties": "不变",
@@ -224,10 +226,12 @@ CHINESE = {
     "slice": "查询词数",
     "slice_queries": "查询数",
     "slices_note": "每段查询较少；区间包含零时，仅凭该段不能得出结论。",
+    "slices_caption": "nDCG@10 的差值及其 95 % 置信区间。蓝色：区间全在零以上；橙色：全在零以下；"
+    "灰色：区间包含零，或查询不足 {least} 条，不足以判断。",
     "forgetting_title": "遗忘检查：{dataset}",
     "forgetting_note": "模型在另一类、未针对其训练的文本上的表现。",
     "forgot": "在此变差的指标：{metrics}。",
-    "forgot_nothing": "没有指标明显变差。",
+    "forgot_nothing": "同时考察全部指标（Holm 校正），没有指标明显变差。",
     "gained": "在此变好的指标：{metrics}。",
     "queries_title": "变化最大的查询",
     "worse_title": "变差的 {n} 条",
@@ -265,7 +269,7 @@ CHINESE = {
     "mean_cosine_good": "接近 0 为好：随机两条文本互不相似；接近 1 说明所有向量挤向同一方向",
     "hubness_good": "越低越好：没有少数文档充当所有人的近邻（10 近邻出现次数的偏度）",
     "largest_hub_good": "越低越好：出现最频繁的文档占近邻列表的比例",
-    "orphans_good": "越低越好：不在任何近邻列表中的文档比例；这些文档几乎检索不到",
+    "orphans_good": "越低越好：不在任何文档的 10 近邻之中的文档比例，即离群文档",
     "sizes_title": "更小的向量",
     "sizes_note": "向量截短维度或改用更粗的数值存储时的 nDCG@10，以及每个向量的字节数。"
     "查询保持 float32；评测集很大时只抽取部分查询计算。",
@@ -281,6 +285,7 @@ CHINESE = {
     "yes": "是",
     "no": "否",
     "none": "无",
+    "unset": "未设置",
     "footer": "由 EBR 生成。本页自含全部内容，不加载任何外部资源。",
 }
 

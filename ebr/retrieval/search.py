@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from ebr.errors import ModelError
 
 Rows = npt.NDArray[np.floating[Any]]
 
+_LONG_S = 3.0  # a search that is over sooner needs no bar
 _QUERY_BLOCK = 512
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
@@ -34,9 +36,11 @@ def exact_search(
         raise ValueError(f"k and block must be at least 1, not {k} and {block}")
     k = min(k, len(documents))
     keys = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), _QUERY_BLOCK):
-        rows = slice(start, start + _QUERY_BLOCK)
-        keys[rows] = _best_keys(queries[rows], documents, k, block)
+    with tqdm(total=len(queries), desc="search", unit="query", dynamic_ncols=True, delay=_LONG_S) as bar:
+        for start in range(0, len(queries), _QUERY_BLOCK):
+            rows = slice(start, start + _QUERY_BLOCK)
+            keys[rows] = _best_keys(queries[rows], documents, k, block)
+            bar.update(len(keys[rows]))
     return _unpack(keys)
 
 

@@ -18,6 +18,7 @@ from ebr.visualization.fonts import choose_fonts
 
 ROSE, FELL, UNCLEAR = "#0072B2", "#D55E00", "#767676"
 """Okabe and Ito's blue and vermilion, told apart by colour-blind eyes, and a grey for what shows no clear change."""
+_OUTCOME_COLOURS = {"better": ROSE, "worse": FELL, "unclear": UNCLEAR}
 
 KIND_COLOURS = {"float32": "#0072B2", "float16": "#E69F00", "int8": "#009E73", "binary": "#CC79A7"}
 _KIND_MARKERS = {"float32": "o", "float16": "s", "int8": "^", "binary": "D"}
@@ -27,19 +28,29 @@ _MOST_STEPS = 400  # queries drawn one by one; beyond, evenly spaced ranks show 
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
-def forest_svg(labels: Sequence[str], differences: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> str:
+def forest_svg(
+    labels: Sequence[str],
+    differences: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    outcomes: Sequence[str],
+) -> str:
     """One line a label, the first on top: a dot at the difference, its interval, and zero as the line to clear.
 
-    labels: short, drawn as they are. An interval above zero is drawn blue, one below vermilion, one that includes zero grey.
-    Raises ValueError when the lengths differ or nothing is to draw.
+    labels: short, drawn as they are. outcomes: "better" is drawn blue, "worse" vermilion, "unclear" grey; who calls judges, for
+    an interval alone does not always say.
+    Raises ValueError when the lengths differ, nothing is to draw or an outcome is none of these.
     """
-    if not labels or not len(labels) == len(differences) == len(lows) == len(highs):
-        raise ValueError(f"{len(labels)} labels, {len(differences)} differences, {len(lows)} and {len(highs)} bounds")
+    if not labels or not len(labels) == len(differences) == len(lows) == len(highs) == len(outcomes):
+        counts = f"{len(labels)} labels, {len(differences)} differences, {len(lows)} and {len(highs)} bounds"
+        raise ValueError(f"{counts}, {len(outcomes)} outcomes")
+    if unknown := set(outcomes) - _OUTCOME_COLOURS.keys():
+        raise ValueError(f"unknown outcomes {sorted(unknown)}; known are {', '.join(_OUTCOME_COLOURS)}")
     with _drawing(labels):
         figure, axes = _panel(0.55 + 0.3 * len(labels))
         axes.axvline(0, color="#333333", linewidth=1)
-        for row, (middle, low, high) in enumerate(zip(differences, lows, highs, strict=True)):
-            colour = _colour_of(low, high)
+        for row, (middle, low, high, outcome) in enumerate(zip(differences, lows, highs, outcomes, strict=True)):
+            colour = _OUTCOME_COLOURS[outcome]
             axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
             axes.plot([middle], [row], marker="o", markersize=6, color=colour)
         axes.set_yticks(range(len(labels)), labels, parse_math=False)
@@ -106,12 +117,6 @@ def _spread_out(ticks: Sequence[float], factor: float = 1.6) -> list[float]:
         if not kept or tick >= factor * kept[-1]:
             kept.append(tick)
     return kept
-
-
-def _colour_of(low: float, high: float) -> str:
-    if low > 0:
-        return ROSE
-    return FELL if high < 0 else UNCLEAR
 
 
 def _panel(inches_high: float) -> tuple[Figure, Axes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
-from ebr.data.files import hash_files
+from ebr.data.examples import find_training_files
+from ebr.data.files import hash_files, write_folder_aside
 from ebr.errors import ConfigError
-from ebr.workflow.leak_check import TrainingSource, check_leaks, leak_line, recorded_source
+from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks, leak_line
 from ebr.workflow.speech import Say, code_sha256, library_versions
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ class EvaluationPlan:
     """What to load, by the name in the report: the path itself, numbered where it was given twice."""
     datasets: list[EvaluationSet]
     """The evaluation set and, where there is one, that of forgetting."""
-    train_data: TrainingSource | None
+    origins: list[dict[str, str]]
+    """Of each dataset, where it lies and the hash of its files."""
+    training: Provenance
     """Where the training records are that evaluation texts may have leaked from."""
 
     def lines(self) -> list[str]:
@@ -45,7 +49,7 @@ class EvaluationPlan:
         for role, dataset in zip(("evaluate", "forgetting"), self.datasets, strict=False):
             lines.append(f"{role:<10} {dataset.name}: {len(dataset.queries):,} queries, {len(dataset.documents):,} documents")
             lines += [f"warning: {dataset.name}: {text}" for text in _warnings(dataset)]
-        known = self.train_data and self.train_data.data_path
+        known = ", ".join(source.data_path for source in self.training.sources)
         lines.append(f"training   {known or 'not known; train_data names it for the leak check'}")
         return [*lines, f"report     {self.config.output_dir / 'report.html'}"]
 
@@ -58,6 +62,7 @@ class EvaluationResult:
     html: Path
     json: Path
     runs: list[Path]
+    leak_note: str
     seconds: float
 
     def summary(self) -> str:
@@ -69,7 +74,7 @@ class EvaluationResult:
             for found in self.report.forgetting.contrasts:
                 lines += ["", f"forgetting, on {self.report.forgetting.name}: {found.base} → {found.tuned}"]
                 lines.append(found.comparison.table())
-        lines += ["", leak_line(self.report.leaks, self.report.leak_note)]
+        lines += ["", leak_line(self.report.leaks, self.leak_note)]
         lines += [f"report   {self.html}", f"numbers  {self.json}"]
         lines += [f"run      {path}" for path in self.runs]
         return "\n".join([*lines, f"took     {self.seconds:,.1f} s"])
@@ -93,17 +98,22 @@ def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
 
     for path in config.models:
         resolve_model(path)  # a wrong second path would otherwise show only after the first evaluation
-    if config.output_dir.exists() and not config.output_dir.is_dir():
-        raise ConfigError(f"output_dir {config.output_dir}: is a file; name a folder")
+    _check_output(config.output_dir)
+    training = Provenance.of(config.models)
+    if config.train_data is not None:
+        find_training_files(config.train_data, option="train_data")
+        training = Provenance((TrainingSource(config.train_data),))
     folders = [config.eval_dataset, *([config.forgetting_dataset] if config.forgetting_dataset else [])]
     datasets = [read_evaluation_set(folder) for folder in folders]
     if config.save_runs:
-        check_run_ids(config.output_dir / _RUNS, datasets[0].query_ids, datasets[0].doc_ids)
+        for dataset in datasets:
+            check_run_ids(config.output_dir / _RUNS, dataset.query_ids, dataset.doc_ids)
     return EvaluationPlan(
         config=config,
         models=_distinct_names(config.models),
         datasets=datasets,
-        train_data=_train_data(config),
+        origins=[dataset_origin(folder) for folder in folders],
+        training=training,
     )
 
 
@@ -120,32 +130,23 @@ def evaluate_retrieval(config: EvaluationConfig, *, say: Say = print) -> Evaluat
     plan = plan_evaluation(config)
     for line in plan.lines():
         say(line)
-    leaks, note = check_leaks(plan.train_data, plan.datasets[0], config.language)
-    say(leak_line(leaks, note))
+    leaks, notes = check_leaks(plan.training, plan.datasets[0])
+    say(leak_line(leaks, notes.text()))
     measured = _measure_all(plan, say)
     reports = [
-        report_on(
-            dataset,
-            models,
-            k=config.k,
-            seed=config.seed,
-            baselines=config.baselines,
-            facts=dataset_origin(folder),
-        )
-        for dataset, models, folder in zip(
-            plan.datasets, measured, [config.eval_dataset, config.forgetting_dataset or Path()], strict=False
-        )
+        report_on(dataset, models, k=config.k, seed=config.seed, baselines=config.baselines, facts=origin)
+        for dataset, models, origin in zip(plan.datasets, measured, plan.origins, strict=True)
     ]
     report = Report(
         main=reports[0],
         forgetting=reports[1] if len(reports) > 1 else None,
         leaks=leaks,
-        leak_note=note,
+        leak_note=notes.text(config.language),
         facts=report_facts(config.to_json()),
     )
-    runs = _write_runs(plan, reports[0]) if config.save_runs else []
+    runs = _write_runs(plan, reports) if config.save_runs else []
     html, json = write_report(config.output_dir, report, config.language)
-    return EvaluationResult(report, html, json, runs, time.perf_counter() - started)
+    return EvaluationResult(report, html, json, runs, notes.text(), time.perf_counter() - started)
 
 
 def dataset_origin(folder: Path) -> dict[str, str]:
@@ -204,20 +205,24 @@ def _evaluate(role: str, path: str, dataset: EvaluationSet, trust_remote_code: b
 
 def _measure_all(plan: EvaluationPlan, say: Say) -> list[list[Measured]]:
     """By dataset, every model; each is loaded once, and let go before the next."""
+    by_model = [_measure_one(plan, name, path, say) for name, path in plan.models.items()]
+    return [list(found) for found in zip(*by_model, strict=True)]
+
+
+def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[Measured]:
+    """One model on every dataset."""
     from ebr.inference.engines import RetrievalEncoder
     from ebr.retrieval.evidence import measure_encoder
 
     config = plan.config
-    measured: list[list[Measured]] = [[] for _ in plan.datasets]
-    for name, path in plan.models.items():
-        model = load_for_evaluation(config, path)
-        encode, facts = RetrievalEncoder(model, batch_size=config.batch_size), {"path": path, **_facts(model)}
-        for dataset, found in zip(plan.datasets, measured, strict=True):
-            started = time.perf_counter()
-            one = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
-            seconds = time.perf_counter() - started
-            found.append(replace(one, facts={**one.facts, "seconds": round(seconds, 1)}))
-            say(f"{name}: nDCG@10 {one.evaluation.mean('ndcg@10'):.4f} on {dataset.name} ({seconds:.0f} s)")
+    model = load_for_evaluation(config, path)
+    encode, facts, measured = RetrievalEncoder(model, batch_size=config.batch_size), {"path": path, **_facts(model)}, []
+    for dataset in plan.datasets:
+        started = time.perf_counter()
+        found = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
+        seconds = time.perf_counter() - started
+        measured.append(replace(found, facts={**found.facts, "seconds": round(seconds, 1)}))
+        say(f"{name}: nDCG@10 {found.evaluation.mean('ndcg@10'):.4f} on {dataset.name} ({seconds:.0f} s)")
     return measured
 
 
@@ -268,20 +273,27 @@ def _warnings(dataset: EvaluationSet) -> list[str]:
     return [text for text, holds in found.items() if holds]
 
 
-def _write_runs(plan: EvaluationPlan, report: DatasetReport) -> list[Path]:
+def _write_runs(plan: EvaluationPlan, reports: Sequence[DatasetReport]) -> list[Path]:
+    """Every ranking of every dataset; those of an earlier evaluation go, or they would pass for this one's."""
     from ebr.data.trec_runs import write_run
 
-    dataset, paths = plan.datasets[0], []
-    for number, model in enumerate(report.measured, start=1):
-        short = Path(model.name).name.replace(" ", "-") or "model"
-        paths.append(plan.config.output_dir / _RUNS / f"{number}-{short}.trec")
-        ranking = model.evaluation
-        write_run(paths[-1], dataset.query_ids, dataset.doc_ids, ranking.rows, ranking.similarities, short)
-    return paths
+    folder = plan.config.output_dir / _RUNS
+    names: list[Path] = []
+    with write_folder_aside(folder) as aside:
+        for role, dataset, report in zip(("", "forgetting"), plan.datasets, reports, strict=False):
+            for number, (name, ranking) in enumerate(report.rankings.items(), start=1):
+                short = "-".join(Path(part).name for part in name.split(" + ")).replace(" ", "-")
+                names.append(Path(role) / f"{number}-{short}.trec")
+                write_run(aside / names[-1], dataset.query_ids, dataset.doc_ids, ranking.rows, ranking.similarities, short)
+    return [folder / name for name in names]
 
 
-def _train_data(config: EvaluationConfig) -> TrainingSource | None:
-    """The training records that the config names, or the manifest of the first tuned model that has one."""
-    if config.train_data is not None:
-        return TrainingSource(config.train_data)
-    return next((source for path in config.models[1:] if (source := recorded_source(Path(path)))), None)
+def _check_output(folder: Path) -> None:
+    """Refuse an output_dir that cannot be written to, before hours of work. Raises ConfigError."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        what = "is a file; name a folder" if parent == folder else f"{parent} is no folder that can be written to"
+        raise ConfigError(f"output_dir {folder}: {what}")
+    for name in ("report.html", "report.json"):
+        if (folder / name).is_dir():
+            raise ConfigError(f"output_dir {folder}: {name} in it is a folder; move it away")

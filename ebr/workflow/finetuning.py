@@ -13,7 +13,7 @@ from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files
 from ebr.data.leaks import find_leaks
 from ebr.workflow.evaluation import dataset_origin, report_facts
-from ebr.workflow.leak_check import leak_line
+from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
 from ebr.workflow.model_folder import REPORT, model_manifest, save_model, write_summary
 from ebr.workflow.planning import FinetunePlan, plan_finetune
 from ebr.workflow.speech import Say
@@ -51,7 +51,7 @@ class FinetuneResult:
         """What was made, where, and whether it is better."""
         record = self.record
         share = record.trainable_parameters / record.all_parameters
-        how = f"best: step {record.weights_step}, " if record.stopped_early else ""
+        how = f"best: step {record.weights_step}, " if record.weights_step != record.n_steps else ""
         lines = [
             f"model       {self.model_path}",
             f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
@@ -79,7 +79,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
-    if plan.dataset and processes.is_main and (leaks := find_leaks(plan.records(), plan.dataset)).is_leak:
+    leaks = find_leaks(plan.records(), plan.dataset) if plan.dataset and processes.is_main else None
+    if leaks is not None:
         say(leak_line(leaks, ""))
     model = load_for_training(config)
     base_sha256 = fingerprint(model)
@@ -104,15 +105,20 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         evaluate=judge,
         processes=processes,
     )
-    comparison = report = curve = None
+    comparison = report = curve = failure = None
     if processes.is_main:
         manifest = model_manifest(model, config, plan, base_sha256, data_sha256)
-        if judge and plan.dataset:
-            report = judge.report(model, str(plan.layout.final), manifest, find_leaks(plan.records(), plan.dataset))
-            comparison = report.main.contrasts[0].comparison
+        try:
+            report = judge.report(model, str(plan.layout.final), manifest, leaks) if judge else None
+        except Exception as error:  # hours of training are not lost to a page about them
+            failure = error
+        comparison = report.main.contrasts[0].comparison if report else None
         curve = save_model(model, config, plan.layout.final, record, report, manifest)
         write_summary(plan, config, record, comparison)
         plan.layout.end()
+    if failure:
+        say(f"the model is saved in {plan.layout.final}, but its report could not be made; ebr evaluate makes one")
+        raise failure
     processes.leave()
     return FinetuneResult(plan.layout.final, record, comparison, curve, plan.layout.final / REPORT if report else None)
 
@@ -197,7 +203,7 @@ class _Judge:
         self.base = self._measure(self.config.model_name, model, facts)
         self.say(f"base: nDCG@10 {self.base.evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
 
-    def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck) -> Report:
+    def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck | None) -> Report:
         """The base against the model as it is now."""
         from ebr.retrieval.evidence import report_on
         from ebr.retrieval.report import Report
@@ -209,7 +215,8 @@ class _Judge:
         names = replace(tuned, name=f"{name} (tuned)") if name == self.base.name else tuned
         origin = dataset_origin(self.config.eval_dataset) if self.config.eval_dataset else {}
         main = report_on(self.dataset, [self.base, names], k=_K, seed=self.config.seed, baselines=True, facts=origin)
-        return Report(main, None, leaks, "", report_facts(self.config.to_json()))
+        note = CHOSEN_HERE.text() if self.config.early_stopping_patience else ""
+        return Report(main, None, leaks, note, report_facts(self.config.to_json()))
 
     def _measure(self, name: str, model: SentenceTransformer, facts: Mapping[str, Any]) -> Measured:
         from ebr.model.encoder import own_precision

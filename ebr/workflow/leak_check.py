@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +16,16 @@ if TYPE_CHECKING:
     from ebr.data.leaks import LeakCheck
 
 
-_NOTES = {
-    "unknown": {
-        "en": "no model names its training records; give train_data",
-        "zh": "没有模型记录其训练数据；请用 train_data 给出",
-    },
+_NOTES: dict[str, dict[Language, str]] = {
+    "unknown": {"en": "what {models} learned from is not recorded", "zh": "没有记录 {models} 的训练数据"},
     "unread": {"en": "{problem}; give train_data", "zh": "{problem}；请用 train_data 给出"},
-    "changed": {
-        "en": "{data_path} changed since the model was tuned on it",
-        "zh": "{data_path} 在模型微调之后有改动",
+    "changed": {"en": "{data_path} changed since a model was tuned on it", "zh": "{data_path} 在模型微调之后有改动"},
+    "chosen": {
+        "en": "the weights were chosen on this set, by early stopping: its figures are optimistic, evaluate on another one",
+        "zh": "权重是用这份评测集通过早停选出的，因此数值偏乐观，请在另一份评测集上评测",
     },
 }
+_BETWEEN: dict[Language, str] = {"en": "; ", "zh": "；"}
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,54 @@ class TrainingSource:
     sha256: str | None = None
 
 
-def recorded_source(model: Path) -> TrainingSource | None:
-    """What a model's manifest says of its training records, a merged model's by way of its adapter; None where it is silent."""
+@dataclass(frozen=True)
+class Provenance:
+    """Where the training records of some models are, and which models do not say."""
+
+    sources: tuple[TrainingSource, ...]
+    unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, models: Sequence[str]) -> Provenance:
+        """What the manifests of the models say, and those of the models that they were tuned from."""
+        sources: dict[TrainingSource, None] = {}
+        unknown: dict[str, None] = {}
+        for model in models:
+            chain = list(_recorded(Path(model)))
+            sources |= dict.fromkeys(chain)
+            if not chain:
+                unknown[model] = None
+        return cls(tuple(sources), tuple(unknown))
+
+
+def _recorded(model: Path) -> Iterator[TrainingSource]:
+    """The training records of a model, of the adapter that was merged into it, and of the base that it was tuned from."""
     manifest = read_manifest(model) if model.is_dir() else None
     recorded = (manifest or {}).get("config", {})
-    if "lora_adapter_path" in recorded:  # a merged model: its adapter knows
-        return recorded_source(Path(recorded["lora_adapter_path"]))
-    if manifest is None or "data_path" not in recorded:
-        return None
-    return TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"))
+    if manifest is not None and "data_path" in recorded:
+        yield TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"))
+    for name in ("lora_adapter_path", "base_model_path", "model_name"):
+        below = Path(str(recorded.get(name, model)))
+        if below.resolve() != model.resolve():
+            yield from _recorded(below)
 
 
-def check_leaks(
-    source: TrainingSource | None, dataset: EvaluationSet, language: Language = "en"
-) -> tuple[LeakCheck | None, str]:
-    """What the training records share with the evaluation set, and what else is to be said, in the language of the report.
+@dataclass(frozen=True)
+class Notes:
+    """What is to be said beside the counts of a leak check: keys of _NOTES, and what their gaps are filled with."""
+
+    said: tuple[tuple[str, dict[str, str]], ...] = ()
+
+    def text(self, language: Language = "en") -> str:
+        """All of it, in one line."""
+        return _BETWEEN[language].join(_NOTES[key][language].format(**gaps) for key, gaps in self.said)
+
+
+CHOSEN_HERE = Notes((("chosen", {}),))
+
+
+def check_leaks(known: Provenance, dataset: EvaluationSet) -> tuple[LeakCheck | None, Notes]:
+    """What the training records share with the evaluation set, and what else is to be said.
 
     None when there are no records to look at. Raises DataError when the user named some that cannot be read.
     """
@@ -58,28 +91,33 @@ def check_leaks(
     from ebr.data.leaks import find_leaks
     from ebr.data.training_files import read_training_records
 
-    if source is None:
-        return None, _NOTES["unknown"][language]
-    try:
-        files = find_training_files(source.data_path, option="train_data")
-        _, records = read_training_records(files)
-    except DataError as error:
-        if source.sha256 is None:
-            raise
-        return None, _NOTES["unread"][language].format(problem=str(error).splitlines()[0])
-    changed = source.sha256 not in (None, hash_files(files))
-    note = _NOTES["changed"][language].format(data_path=source.data_path) if changed else ""
-    examples = (Example(record.query, record.positives, record.negatives) for record in records)
-    return find_leaks(examples, dataset), note
+    examples: list[Example] = []
+    said: list[tuple[str, dict[str, str]]] = []
+    for source in known.sources:
+        try:
+            files = find_training_files(source.data_path, option="train_data")
+            _, records = read_training_records(files)
+        except DataError as error:
+            if source.sha256 is None:
+                raise
+            said.append(("unread", {"problem": str(error).splitlines()[0]}))
+            continue
+        examples += [Example(record.query, record.positives, record.negatives) for record in records]
+        if source.sha256 not in (None, hash_files(files)):
+            said.append(("changed", {"data_path": source.data_path}))
+    if known.unknown:
+        said.append(("unknown", {"models": ", ".join(known.unknown)}))
+    return find_leaks(examples, dataset) if examples else None, Notes(tuple(said))
 
 
 def leak_line(leaks: LeakCheck | None, note: str) -> str:
     """One line on what training and evaluation share; loud where they share what they must not."""
     if leaks is None:
         return f"leak check not made: {note}"
+    more = f" ({note})" if note else ""
     if not leaks.is_leak:
-        return f"leak check: no evaluation query among {leaks.n_train_texts:,} training texts" + (f" ({note})" if note else "")
+        return f"leak check: no evaluation query among {leaks.n_train_texts:,} training texts{more}"
     return (
         f"LEAK: of {leaks.n_queries:,} evaluation queries {leaks.queries:,} stand in the training records "
-        f"({leaks.answered:,} with an answer of theirs), {leaks.near_queries:,} more nearly so: the figures are too good"
+        f"({leaks.answered:,} with an answer of theirs), {leaks.near_queries:,} more nearly so: the figures are too good{more}"
     )

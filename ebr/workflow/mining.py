@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from ebr.config import MiningConfig
 from ebr.data.corpus import count_texts, find_corpus, read_corpus
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
+from ebr.data.terminal_text import one_line
 from ebr.data.training_files import Record, RecordFormat, as_format, read_training_records, to_object, training_file
-from ebr.errors import ConfigError
+from ebr.errors import ConfigError, DataError
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class MiningResult:
                 f"dropped   {counts.n_contradictions:,} negatives of before that are positives of their query in some record"
             )
         if not_helped := counts.records_by_mined[0]:
-            lines.append(f"no new    {not_helped:,} records got no new negative; they are in the file as they were")
+            lines.append(f"no new    {not_helped:,} records got no new negative; they are in the file without one")
         lines += [f"examples  {self.examples_path}", f"took      {self.seconds:,.1f} s"]
         return "\n\n".join(["\n".join(lines), *self.shown])
 
@@ -109,7 +111,8 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
     """Write a new training file whose records have, as further negatives, what the model takes for answers and is none.
 
     The same records, candidates and model give the same file. Beside it stand its manifest and a page of examples.
-    Raises EBRError subclasses that say what to mend; what was at output_path stays until the new file is whole.
+    Raises EBRError subclasses that say what to mend; what was at output_path stays until the new file is whole. A manifest is
+    only ever there with the file that it describes, and what a killed run leaves can be written over by the next.
     """
     from ebr.inference.engines import RetrievalEncoder
     from ebr.retrieval.mining import mine
@@ -123,17 +126,16 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
     model = _load(config)
     home = config.output_path.absolute().parent
     home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".mining-", dir=home) as scratch:
-        mined = mine(
-            plan.records,
-            read_corpus(plan.corpus) if plan.corpus else None,
-            RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False),
-            _rules(config),
-            scratch=Path(scratch),
-            n_candidates=plan.n_candidates,
-        )
-        with closing(mined):
-            result = _write(plan, mined, started)
+    mined = mine(
+        plan.records,
+        read_corpus(plan.corpus) if plan.corpus else None,
+        RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False),
+        _rules(config),
+        scratch=home,
+        n_candidates=plan.n_candidates,
+    )
+    with closing(mined):
+        result = _write(plan, mined, started)
     manifest = {
         "kind": KIND,
         "config": config.to_json(),
@@ -170,20 +172,23 @@ def _rules(config: MiningConfig) -> Rules:
 
 
 def _write(plan: MiningPlan, mined: Iterator[Mined], started: float) -> MiningResult:
-    """Write what the records got, as it comes, and the examples. started: by time.perf_counter."""
+    """Write what the records got, as it comes, and the examples; take the old manifest away. started: by time.perf_counter."""
     from ebr.retrieval.mining_report import Tally, chosen_records, example_lines, examples_markdown
 
     config, tally = plan.config, Tally(plan.config.num_negatives)
     chosen = set(chosen_records(len(plan.records), _EXAMPLES_WRITTEN, config.seed))
     examples: list[tuple[int, Record, Mined]] = []
-    with training_file(config.output_path) as append:
-        for row, (record, one) in enumerate(zip(plan.records, mined, strict=True)):
-            append(to_object(record, plan.format, one.positive_scores, one.negatives))
-            tally.add(one)
-            if row in chosen:
-                examples.append((row, record, one))
-    with write_aside(plan.examples_path) as aside:
-        aside.write_text(examples_markdown(examples, f"Mined for {config.output_path.name}"), encoding="utf-8")
+    with write_aside(config.output_path) as aside:
+        with training_file(aside) as append:
+            for row, (record, one) in enumerate(zip(plan.records, mined, strict=True)):
+                append(to_object(record, plan.format, one.positive_scores, one.negatives))
+                tally.add(one)
+                if row in chosen:
+                    examples.append((row, record, one))
+        # The page first: by it a file whose manifest was never written is known for ours.
+        with write_aside(plan.examples_path) as page:
+            page.write_text(examples_markdown(examples, _page_title(config.output_path)), encoding="utf-8")
+        manifest_path(config.output_path).unlink(missing_ok=True)
     shown = [example_lines(record, one, columns=_COLUMNS_SHOWN) for _, record, one in examples[:_EXAMPLES_SHOWN]]
     return MiningResult(
         path=config.output_path,
@@ -201,7 +206,12 @@ def _input_hashes(plan: MiningPlan) -> dict[str, Any]:
 
 
 def _examples_path(output: Path) -> Path:
-    return output.with_name(output.stem + ".examples.md")
+    return output.with_name(output.name + ".examples.md")
+
+
+def _page_title(output: Path) -> str:
+    # A name need not be UTF-8; the page is.
+    return f"Mined for {one_line(output.name)}".encode(errors="replace").decode()
 
 
 def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
@@ -219,16 +229,59 @@ def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
             f"output_path {path}: lies where data_path {config.data_path} looks for records, beside those it was made from; "
             "write elsewhere"
         )
-    if path.exists() and (read_manifest(path) or {}).get("kind") != KIND:
-        raise ConfigError(f"output_path {path}: is there already and was not mined by ebr; delete it, or write elsewhere")
+    foreign = next(_not_ours(path), None)
+    if foreign:
+        raise ConfigError(
+            f"output_path {path}: {foreign} is there already and was not mined by ebr; delete or move it, or write elsewhere"
+        )
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"output_path {path}: {parent} is no folder that can be written to")
 
 
+def _not_ours(output: Path) -> Iterator[Path]:
+    """What a run would overwrite and no run has written; of a killed run, the page of examples vouches for the file."""
+    manifest, page = manifest_path(output), _examples_path(output)
+    if manifest.exists() and not _is_mined(output):
+        yield manifest
+    if page.exists() and not _is_page_of(page, output):
+        yield page
+    if output.exists() and not manifest.exists() and not page.exists():
+        yield output
+
+
+def _is_mined(output: Path) -> bool:
+    try:
+        return (read_manifest(output) or {}).get("kind") == KIND
+    except DataError:
+        return False
+
+
+def _is_page_of(page: Path, output: Path) -> bool:
+    try:
+        with page.open("rb") as file:
+            return file.readline(1 << 16).rstrip(b"\r\n") == f"# {_page_title(output)}".encode()
+    except OSError:
+        return False
+
+
 def _is_found_by(path: Path, data_path: str) -> bool:
-    """Whether find_training_files(data_path) would find the file once it is there; a file named itself is checked before."""
-    wanted = Path(data_path)
+    """Whether find_training_files(data_path) would find the file once it is there; a file named itself is checked before.
+
+    Through whatever links and '..' either leads; the file's folder need not be there yet.
+    """
+    wanted, home = Path(data_path), path.absolute().parent.resolve()
     if wanted.is_dir():
-        return path.absolute().parent.resolve() == wanted.resolve()
-    return not wanted.is_file() and path.absolute().match(str(wanted.absolute()))
+        return home == wanted.resolve()
+    if wanted.is_file():
+        return False
+    parts = wanted.absolute().parts
+    n_plain = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    plain, patterns = Path(*parts[:n_plain]).resolve(), parts[n_plain:]
+    if home.is_relative_to(plain):
+        names = (home / path.name).relative_to(plain).parts
+        if len(names) == len(patterns) and all(map(fnmatchcase, names, patterns)):
+            return True
+    # Folders that are links are there already, under the names that the pattern gives them.
+    folders = glob.glob(str(wanted.parent))  # noqa: PTH207
+    return fnmatchcase(path.name, wanted.name) and any(Path(folder).resolve() == home for folder in folders)

@@ -47,8 +47,8 @@ def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
         "pooling": pooling_name(model),
         "prompts": model.prompts,
         "max_seq_length": model.max_seq_length,
-        "query_max_len": model[0].query_length,
-        "passage_max_len": model[0].document_length,
+        "query_max_len": getattr(model[0], "query_length", None),
+        "passage_max_len": getattr(model[0], "document_length", None),
         "dim": model.get_embedding_dimension(),
         "versions": library_versions(),
     }

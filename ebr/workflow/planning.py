@@ -61,9 +61,10 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
 
     config.check()
     files, examples = _read(config)
+    train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
     if n_processes == 1 or not config.gather_negatives:
         _refuse_batches_without_negatives(examples, config)
-    train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
+        _refuse_what_the_split_left_alone(train, config)
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
     check_machine(config)
     model = resolve_model(config.model_name)
@@ -77,16 +78,23 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
     n_steps = count_steps(len(train), config, n_processes)
-    return FinetunePlan(files, train, validation, dataset, layout, n_steps, checkpoint, _warnings(train, config, n_processes))
+    n_left_out = _count_negatives(examples) - _count_negatives(validation) - _count_negatives(train)
+    warnings = _warnings(train, n_left_out, config, n_processes)
+    return FinetunePlan(files, train, validation, dataset, layout, n_steps, checkpoint, warnings)
 
 
-def _warnings(train: list[Example], config: FinetuneConfig, n_processes: int) -> tuple[str, ...]:
+def _count_negatives(examples: list[Example]) -> int:
+    return sum(len(example.negatives) for example in examples)
+
+
+def _warnings(train: list[Example], n_left_out: int, config: FinetuneConfig, n_processes: int) -> tuple[str, ...]:
     lonely_rest = n_processes == 1 and len(train) % config.train_batch_size == 1
     found = {
         f"fewer than {_SMALL_SET} training records; expect little, and noise in every figure": len(train) < _SMALL_SET,
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
             lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
         ),
+        f"{n_left_out:,} negatives are left out: their texts stand on the other side of the validation split": n_left_out > 0,
         "gather_negatives: this is one process, with none to gather from": config.gather_negatives and n_processes == 1,
     }
     return tuple(text for text, holds in found.items() if holds)
@@ -109,3 +117,13 @@ def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneC
         f"{size} 1: a batch of one record has no other record's texts as negatives, and these have none to draw of their own, "
         f"so their loss would be zero: records {shown}{more}; raise {size}, give them negatives, or leave them out"
     )
+
+
+def _refuse_what_the_split_left_alone(train: list[Example], config: FinetuneConfig) -> None:
+    """The same for records whose negatives all stand on the other side of the validation split."""
+    if n_lonely := len(lonely_rows(train, config.train_batch_size, config.neg_nums)):
+        size = config.spelling("train_batch_size")
+        raise DataError(
+            f"{size} 1: the negatives of {n_lonely:,} records stand on the other side of the validation split, so their loss "
+            f"would be zero; raise {size}, or set validation_split to 0"
+        )

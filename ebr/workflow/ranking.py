@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.files import read_json
+from ebr.data.terminal_text import cut_text, pad_text, text_columns
 from ebr.errors import DataError
-from ebr.workflow.terminal_text import cut_text, pad_text, text_columns
 
 _TEXT_COLUMNS = 72
 _ROW = "{:>4}  {}  {:>7}"

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ebr.config import SearchConfig
 from ebr.data.files import read_manifest, write_aside
 from ebr.data.queries import Query, read_queries
+from ebr.data.terminal_text import cut_text, pad_text, text_columns
 from ebr.workflow.speech import Say
-from ebr.workflow.terminal_text import cut_text, pad_text, text_columns
 from ebr.workflow.text_index import Match, TextIndex, open_index
 
 __all__ = ["Match", "SearchPlan", "SearchResult", "TextIndex", "open_index", "plan_search", "search_index"]

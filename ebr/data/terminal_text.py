@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from itertools import accumulate
 
+_REPLACEMENT = "\ufffd"
+
 
 def text_columns(text: str) -> int:
     """How many columns of a terminal a text takes: two for a Chinese character, none for a combining mark."""
@@ -17,9 +19,17 @@ def _character_columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def cut_text(text: str, columns: int) -> str:
-    """A text on one line, closed with … where it is longer than so many columns."""
+def one_line(text: str) -> str:
+    """A text on one line; what would steer a terminal (ESC and other control characters) becomes U+FFFD."""
     line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(_REPLACEMENT if unicodedata.category(character) == "Cc" else character for character in line)
+
+
+def cut_text(text: str, columns: int) -> str:
+    """A text as one_line gives it, closed with … where it is longer than so many columns."""
+    line = one_line(text)
     if text_columns(line) <= columns:
         return line
     # One column is kept for the ellipsis.
