@@ -1,8 +1,10 @@
 """Hard negatives: what is never mined, numbers that add up, files that training reads."""
 
+import gc
 import json
 import os
 import shutil
+import weakref
 from collections import Counter
 from dataclasses import asdict
 from hashlib import blake2b
@@ -239,6 +241,23 @@ def test_nothing_lies_in_the_folder_while_texts_and_vectors_do(scratch):
     assert seen == [[]] * 7
 
 
+def test_the_candidates_of_a_query_are_judged_once_and_let_go_after_its_last_record(scratch, monkeypatch):
+    judged, n_alive = [], []
+    real = mining._Judge.judged
+
+    def watched(self, *arguments):
+        judged.append(weakref.ref(found := real(self, *arguments)))
+        return found
+
+    monkeypatch.setattr(mining._Judge, "judged", watched)
+    records = [record(query, ["p"]) for query in "aabcab"]
+    for _ in mine(records, None, TableEncoder({"p": 0.9}), Rules(), scratch=scratch()):
+        gc.collect()
+        n_alive.append(sum(one() is not None for one in judged))
+    # While the last record of a query is looked at, it is there; then only those that come again.
+    assert len(judged) == 3 and n_alive == [1, 1, 2, 3, 2, 1]
+
+
 def test_skip_top_counts_ranks(scratch):
     cosines = {"p": 0.9, "a": 0.5, "b": 0.4, "c": 0.3}
     (mined,) = table_mine(scratch, cosines, [record("q", ["p"])], ["p", "a", "b", "c"], skip_top=2)
@@ -455,14 +474,14 @@ def test_shingles_are_kept_by_how_many_there_are_those_read_last(tmp_path):
     ("text_of", "is_kept"),
     [
         (lambda row: f"short text {row}", True),
-        (lambda row: "".join(chr(0x4E00 + i) for i in range(20_000)), False),  # 20,000 pairs of neighbours
-        (lambda row: "the same again " * 10_000, False),  # three words, 150,000 characters
+        (lambda row: "".join(chr(0x4E00 + i) for i in range(201)), False),  # 200 pairs of neighbours
+        (lambda row: "the same again " * 300, False),  # three words, 4,500 characters
     ],
 )
 def test_of_long_texts_fewer_are_kept(text_of, is_kept):
     texts = CountedTexts(text_of)
-    kept = Likenesses(texts)
-    for row in [*range(300), 0]:
+    kept = Likenesses(texts, most=1000)
+    for row in [*range(10), 0]:
         kept[row]
     assert texts.n_read[0] == (1 if is_kept else 2)
 
@@ -823,10 +842,10 @@ def test_files_that_differ_in_their_suffix_have_a_page_each(base):
     assert pages == {"mined.json.examples.md", "mined.jsonl.examples.md"}
 
 
-def test_a_name_that_is_no_utf8_or_steers_the_terminal_can_be_mined_to_twice(base):
-    output = base["output_path"].with_name("\udcff\x1b.jsonl")
+def test_a_name_that_steers_the_terminal_can_be_mined_to_twice(base):
+    output = base["output_path"].with_name("\x1b退.jsonl")
     run(base, output_path=output)
-    assert run(base, output_path=output).examples_path.read_text().startswith("# Mined for ?\ufffd.jsonl\n")
+    assert run(base, output_path=output).examples_path.read_text(encoding="utf-8").startswith("# Mined for \ufffd退.jsonl\n")
 
 
 @pytest.mark.parametrize("stop", ["page", "data", "manifest"])

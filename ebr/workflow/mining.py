@@ -210,8 +210,7 @@ def _examples_path(output: Path) -> Path:
 
 
 def _page_title(output: Path) -> str:
-    # A name need not be UTF-8; the page is.
-    return f"Mined for {one_line(output.name)}".encode(errors="replace").decode()
+    return f"Mined for {one_line(output.name)}"
 
 
 def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
