@@ -12,20 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ebr.config import (
-    Config,
-    EvaluationConfig,
-    FinetuneConfig,
-    IndexConfig,
-    InferenceConfig,
-    MergeConfig,
-    MiningConfig,
-    SampleConfig,
-    SearchConfig,
-    TrainConfig,
-    VisualizationConfig,
-)
+from ebr.config import Config
 from ebr.config.options import add_arguments, flag_to_name, read_record
+from ebr.config.tables import CONFIGS
 from ebr.errors import ConfigError, EBRError, Interrupted
 
 USAGE_ERROR = 2
@@ -46,16 +35,16 @@ class Command:
 
 
 COMMANDS = {
-    "sample": Command(SampleConfig, "build_sample_corpus", "plan_sample"),
-    "finetune": Command(FinetuneConfig, "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
-    "train": Command(TrainConfig, "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
-    "merge": Command(MergeConfig, "merge_adapter", "plan_merge"),
-    "infer": Command(InferenceConfig, "run_batch_inference", "plan_inference"),
-    "visualize": Command(VisualizationConfig, "visualize_embeddings", "plan_visualization"),
-    "evaluate": Command(EvaluationConfig, "evaluate_retrieval", "plan_evaluation"),
-    "index": Command(IndexConfig, "build_index", "plan_index"),
-    "search": Command(SearchConfig, "search_index", "plan_search", positional="query"),
-    "mine": Command(MiningConfig, "mine_hard_negatives", "plan_mining"),
+    "sample": Command(CONFIGS["sample"], "build_sample_corpus", "plan_sample"),
+    "finetune": Command(CONFIGS["finetune"], "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
+    "train": Command(CONFIGS["train"], "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
+    "merge": Command(CONFIGS["merge"], "merge_adapter", "plan_merge"),
+    "infer": Command(CONFIGS["infer"], "run_batch_inference", "plan_inference"),
+    "visualize": Command(CONFIGS["visualize"], "visualize_embeddings", "plan_visualization"),
+    "evaluate": Command(CONFIGS["evaluate"], "evaluate_retrieval", "plan_evaluation"),
+    "index": Command(CONFIGS["index"], "build_index", "plan_index"),
+    "search": Command(CONFIGS["search"], "search_index", "plan_search", positional="query"),
+    "mine": Command(CONFIGS["mine"], "mine_hard_negatives", "plan_mining"),
 }
 
 

@@ -44,6 +44,11 @@ def test_a_document_is_title_space_text_and_stands_beside_its_id(tmp_path):
     assert dataset.name == tmp_path.name
 
 
+def test_a_folder_whose_name_says_nothing_is_called_by_the_one_above(tmp_path):
+    (tmp_path / "shop" / "eval").mkdir(parents=True)
+    assert read_evaluation_set(write_set(tmp_path / "shop" / "eval")).name == "shop/eval"
+
+
 @pytest.mark.parametrize(
     ("qrels_name", "qrels"),
     [

@@ -17,6 +17,7 @@ from ebr.errors import DataError
 QRELS_FILES = ("qrels.tsv", "qrels/test.tsv", "qrels.trec", "qrels.txt")
 _BEIR_HEADER = ["query-id", "corpus-id", "score"]
 _FAULTS_SHOWN = 20
+_SAY_NOTHING = {"eval", "test", "dev", "valid"}
 _GRADE = re.compile(r"[+-]?[0-9]+")
 _HIGHEST_GRADE = 1000
 # A NUL ends an id in trec_eval, half a surrogate ends the process.
@@ -65,7 +66,7 @@ def read_evaluation_set(folder: Path) -> EvaluationSet:
     if not judged:
         raise DataError(f"{qrels_file}: no query of {queries_file.name} has a positive grade; check that the query ids agree")
     return EvaluationSet(
-        name=folder.resolve().name,
+        name=_name_of(folder.resolve()),
         query_ids=list(judged),
         queries=[queries[query_id] for query_id in judged],
         doc_ids=list(documents),
@@ -75,6 +76,11 @@ def read_evaluation_set(folder: Path) -> EvaluationSet:
         n_unknown_queries=len(qrels.keys() - queries.keys()),
         n_missing_documents=len({doc_id for grades in judged.values() for doc_id in grades} - documents.keys()),
     )
+
+
+def _name_of(folder: Path) -> str:
+    """What people call the set: its folder, with the one above where the name says nothing by itself."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name.lower() in _SAY_NOTHING else folder.name
 
 
 class _Faults:

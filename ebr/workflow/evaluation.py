@@ -14,6 +14,7 @@ from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_files, write_folder_aside
+from ebr.data.terminal_text import pad_text, text_columns
 from ebr.errors import ConfigError
 from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks, leak_line
 from ebr.workflow.speech import Say, code_sha256, library_versions
@@ -84,10 +85,10 @@ def metrics_table(report: DatasetReport) -> list[str]:
     """A row for each model and baseline, a column for each metric, aligned."""
     rows = {model.name: model.evaluation.means() for model in report.measured} | report.baselines
     metrics = list(report.measured[0].evaluation.means())
-    width = max(len(name) for name in [*rows, "model"])
-    lines = [f"{'model':<{width}}" + "".join(f"  {metric:>10}" for metric in metrics)]
+    width = max(map(text_columns, [*rows, "model"]))
+    lines = [pad_text("model", width) + "".join(f"  {metric:>10}" for metric in metrics)]
     for name, means in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"  {means[metric]:>10.4f}" for metric in metrics))
+        lines.append(pad_text(name, width) + "".join(f"  {means[metric]:>10.4f}" for metric in metrics))
     return lines
 
 

@@ -116,10 +116,10 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         curve = save_model(model, config, plan.layout.final, record, report, manifest)
         write_summary(plan, config, record, comparison)
         plan.layout.end()
+    processes.leave()
     if failure:
         say(f"the model is saved in {plan.layout.final}, but its report could not be made; ebr evaluate makes one")
         raise failure
-    processes.leave()
     return FinetuneResult(plan.layout.final, record, comparison, curve, plan.layout.final / REPORT if report else None)
 
 
@@ -187,6 +187,7 @@ class _Judge:
         self.dataset = dataset
         self.config = config
         self.say = say
+        self.origin = dataset_origin(config.eval_dataset) if config.eval_dataset else {}
         self.base: Measured | None = None
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
@@ -213,8 +214,7 @@ class _Judge:
         tuned = self._measure(name, model, known)
         # A model tuned in place has the name of its base.
         names = replace(tuned, name=f"{name} (tuned)") if name == self.base.name else tuned
-        origin = dataset_origin(self.config.eval_dataset) if self.config.eval_dataset else {}
-        main = report_on(self.dataset, [self.base, names], k=_K, seed=self.config.seed, baselines=True, facts=origin)
+        main = report_on(self.dataset, [self.base, names], k=_K, seed=self.config.seed, baselines=True, facts=self.origin)
         note = CHOSEN_HERE.text() if self.config.early_stopping_patience else ""
         return Report(main, None, leaks, note, report_facts(self.config.to_json()))
 
