@@ -2,7 +2,7 @@
 
 The vectors are drawn from a mixture of Gaussians that is fitted to the documents of the sample corpus, embedded by
 all-MiniLM-L6-v2; the number of its components is the one that gives held-out documents the highest likelihood. The queries are
-the corpus's own, embedded as queries. Both kinds are built by `ebr index` itself, and asked by what `open_index` returns.
+the corpus's own, embedded as queries. Both kinds are built by `ebr index` itself, and asked without looking up ids and columns.
 
     ebr sample && python benchmarks/index.py                 # about 10 minutes on two cores, 3 GB of disk, 5 GB of memory
     python benchmarks/index.py --rows 50000 --json out.json

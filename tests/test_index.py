@@ -385,6 +385,64 @@ def test_what_is_no_index_is_not_written_over(home):
         home.build(index_path=home.path / "mine" / "notes.txt")
 
 
+def test_an_index_folder_with_anything_else_in_it_is_not_replaced(home):
+    home.write(clustered(60))
+    home.build()
+    (home.index / "notes.txt").write_text("mine")
+    for options in ({}, {"add": True}):
+        with pytest.raises(ConfigError, match=r"holds notes.txt beside the index"):
+            home.build(**options)
+    assert (home.index / "notes.txt").read_text() == "mine"
+    with pytest.raises(ConfigError, match="is the working folder"):
+        home.build(index_path=".")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"search_effort": {}}, {"search_effort": {"nprobe": 0}}, {"index_kind": "hnsw"}, {"index_kind": "flat"}]
+)
+def test_a_sidecar_of_another_kind_or_without_its_effort_is_refused(home, changes):
+    home.write(clustered(200))
+    home.build(kind="ivf")
+    home.spoil_sidecar(**changes)
+    with pytest.raises(DataError, match=r"does not fit kind ivf|is not of the kind"):
+        open_index(home.index)
+
+
+def test_a_graph_finds_every_row_though_many_are_equal(home):
+    vectors = clustered(400)
+    vectors[:200] = vectors[0]
+    home.write(vectors)
+    home.build(kind="hnsw")
+    (matches,) = open_index(home.index).search_vectors(clustered(1, seed=3), 400)
+    assert sorted(match.id for match in matches) == sorted(f"r{row}" for row in range(400))
+
+
+def test_damaged_old_vectors_do_not_stand_in_the_way_of_new_ones(home):
+    home.write(clustered(60))
+    home.build()
+    home.write(clustered(20, seed=1), name="more.npy", ids=[f"n{row}" for row in range(20)])
+    data = bytearray((home.path / "vectors.npy").read_bytes())
+    data[-1] ^= 1
+    (home.path / "vectors.npy").write_bytes(bytes(data))
+    built = home.build("more.npy", add=True)
+    assert (built.n_rows, built.quality) == (80, None)
+
+
+def test_ids_of_another_column_are_not_mixed_in(home):
+    home.write(clustered(60))
+    home.build()
+    home.write(clustered(20, seed=1), name="more.npy", ids=[f"n{row}" for row in range(20)])
+    with pytest.raises(ConfigError, match=r"id_column none: .* has its ids from id"):
+        home.build("more.npy", add=True, id_column=None, output_columns=[])
+
+
+def test_a_query_that_is_no_number_is_refused(home):
+    home.write(clustered(60))
+    home.build()
+    with pytest.raises(DataError, match="query 2: its vector holds nan or inf"):
+        open_index(home.index).search_vectors(np.array([[1.0] * DIM, [np.nan] * DIM], np.float32))
+
+
 def swap_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF

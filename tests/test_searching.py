@@ -197,7 +197,7 @@ def test_trust_does_not_switch_the_checks_of_a_sidecar_off(shop):
 def test_queries_are_lines_of_text_or_of_json(tmp_path):
     (tmp_path / "q.txt").write_text("\ufeffred shoe\r\n\n 红鞋\u2028子 \n", encoding="utf-8")
     assert read_queries(tmp_path / "q.txt") == [Query("1", "red shoe"), Query("3", "红鞋\u2028子")]
-    lines = ['{"_id": "q7", "text": "红鞋", "metadata": {}}', "", '{"id": 8, "text": "b"}', '{"text": "c"}']
+    lines = ['{"_id": "q7", "text": "红鞋", "metadata": {}}', "", '{"id": 8, "text": "b"}', '{"_id": null, "text": "c"}']
     (tmp_path / "q.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert read_queries(tmp_path / "q.jsonl") == [Query("q7", "红鞋"), Query("8", "b"), Query("4", "c")]
 
@@ -208,6 +208,7 @@ def test_queries_are_lines_of_text_or_of_json(tmp_path):
         ("q.jsonl", b'{"text": "a"}\n{"text": ""}\n', r"q\.jsonl:2: needs 'text'"),
         ("q.jsonl", b'{"text": "a"}\nred\n', r"q\.jsonl:2: is not JSON"),
         ("q.jsonl", b"[1]\n", r"q\.jsonl:1: needs 'text'"),
+        ("q.jsonl", b'{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "the id 'a' comes twice"),
         ("q.txt", b"\n \n", "holds no queries"),
         ("q.txt", b"\xff\xfe", "cannot be read"),
     ],
@@ -333,6 +334,19 @@ def test_hits_are_written_where_they_are_wanted(shop):
     lines = (shop / "o" / "hits.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert lines == result.json_lines() and len(lines) == 4
     assert result.summary().endswith(f"hits written to {shop / 'o' / 'hits.jsonl'}")
+
+
+def test_hits_are_never_written_over_the_queries_or_into_the_index(shop):
+    (shop / "q.jsonl").write_text('{"text": "红鞋"}\n', encoding="utf-8")
+    for output, message in {
+        shop / "." / "q.jsonl": "is queries_path",
+        shop / "index" / "rows.parquet": "lies in index_path",
+        shop: "is a folder",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            search_index(SearchConfig(queries_path=shop / "q.jsonl", index_path=shop / "index", output_path=output), say=silent)
+    assert (shop / "q.jsonl").read_text(encoding="utf-8") == '{"text": "红鞋"}\n'
+    assert len(open_index(shop / "index")) == 4
 
 
 @pytest.mark.parametrize("options", [{}, {"query": "a", "queries_path": "q.txt"}])

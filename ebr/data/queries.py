@@ -29,6 +29,12 @@ def read_queries(path: Path) -> list[Query]:
         raise DataError(f"queries_path {path}: cannot be read ({error}); give a file of texts in UTF-8") from None
     read = _json_query if path.suffix.lower() in {".jsonl", ".ndjson"} else _plain_query
     queries = [read(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    first: dict[str, int] = {}
+    for place, query in enumerate(queries, start=1):
+        if first.setdefault(query.id, place) != place:
+            raise DataError(
+                f"queries_path {path}: the id {query.id!r} comes twice; hits of two queries could not be told apart"
+            )
     if not queries:
         raise DataError(f"queries_path {path}: holds no queries; write one a line")
     return queries
@@ -46,4 +52,5 @@ def _json_query(path: Path, number: int, line: str) -> Query:
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{path}:{number}: needs 'text', the words to search for, in a JSON object")
-    return Query(str(record.get("_id", record.get("id", number))), text)
+    named = next((record[key] for key in ("_id", "id") if record.get(key) is not None), number)
+    return Query(str(named), text)

@@ -124,6 +124,9 @@ class FaissIndex:
         short = np.flatnonzero((rows == _NOTHING).any(axis=1))
         if short.size:
             scores[short], rows[short] = self._search(queries[short], k, self._most_effort())
+        lost = np.flatnonzero((rows == _NOTHING).any(axis=1)) if self._has_graph else short[:0]
+        if lost.size:  # equal rows link only to each other: what no walk reaches is found by looking at every row
+            scores[lost], rows[lost] = self._base.storage.search(queries[lost], k)
         scores[rows == _NOTHING] = -np.inf
         return scores, rows
 

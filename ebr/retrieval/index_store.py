@@ -97,6 +97,10 @@ class Shape(Protocol):
     def is_inner_product(self) -> bool:
         """Whether it scores by inner product."""
 
+    @property
+    def knobs(self) -> dict[str, list[int]]:
+        """What can be turned when searching."""
+
 
 def check_index(file: Path, index: Shape, sidecar: Sidecar, rows: RowsReader | None = None) -> None:
     """Compare an index, and its rows, with its sidecar. Raises DataError naming what does not fit."""
@@ -107,6 +111,15 @@ def check_index(file: Path, index: Shape, sidecar: Sidecar, rows: RowsReader | N
         raise DataError(f"{file}: has vectors of {index.dim} numbers, where dim is {sidecar.dim}; {mend}")
     if index.n_rows != sidecar.n_rows:
         raise DataError(f"{file}: has {index.n_rows:,} vectors, where n_rows is {sidecar.n_rows:,}; {mend}")
+    kind = sidecar.kind
+    turned = {"nprobe": kind.has_lists, "efSearch": kind.has_graph, "k_factor": kind.refined}
+    wanted = {name for name, is_there in turned.items() if is_there}
+    if set(index.knobs) != wanted:
+        raise DataError(f"{file}: is not of the kind {kind.value} that the sidecar says; {mend}")
+    if set(sidecar.effort) != wanted or min(sidecar.effort.values(), default=1) < 1:
+        raise DataError(
+            f"{file.parent / FOLDER_MANIFEST}: search_effort {sidecar.effort} does not fit kind {kind.value}; {mend}"
+        )
     if rows is not None and rows.n_rows != sidecar.n_rows:
         raise DataError(f"{rows.path}: has {rows.n_rows:,} rows, where n_rows is {sidecar.n_rows:,}; {mend}")
     if rows is not None and tuple(rows.columns) != sidecar.columns:
@@ -117,12 +130,18 @@ def check_replaceable(folder: Path) -> None:
     """Refuse to write an index over what is none. Raises ConfigError."""
     if folder.is_file():
         raise ConfigError(f"index_path {folder}: is a file; an index is a folder")
+    if not folder.name:
+        raise ConfigError(f"index_path {folder}: is the working folder; give a folder of its own")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     kind = (read_manifest(folder) or {}).get("kind")
     if kind != KIND:
         what = "holds other files" if kind is None else f"is a {kind} of ebr"
         raise ConfigError(f"index_path {folder}: {what}; give a new folder")
+    # The folder is replaced as a whole.
+    strangers = sorted({path.name for path in folder.iterdir()} - {INDEX_FILE, ROWS_FILE, FOLDER_MANIFEST})
+    if strangers:
+        raise ConfigError(f"index_path {folder}: holds {', '.join(strangers[:3])} beside the index; move that out of it")
 
 
 class RowsWriter:
@@ -161,17 +180,17 @@ class RowsReader:
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._kept: OrderedDict[int, list[list[str | None]]] = OrderedDict()
+        self._kept: OrderedDict[int, list[pa.ChunkedArray]] = OrderedDict()
 
     def row(self, row: int) -> tuple[str, Cells]:
         """The id and the columns of one row, from 0."""
         group = bisect_right(self._starts, row) - 1
-        cells = [column[row - self._starts[group]] for column in self._group(group)]
+        cells = [column[row - self._starts[group]].as_py() for column in self._group(group)]
         return str(cells[0]), dict(zip(self.columns, cells[1:], strict=True))
 
-    def _group(self, group: int) -> list[list[str | None]]:
+    def _group(self, group: int) -> list[pa.ChunkedArray]:
         if group not in self._kept:
-            self._kept[group] = [column.to_pylist() for column in self._file.read_row_group(group).columns]
+            self._kept[group] = self._file.read_row_group(group).columns
             if len(self._kept) > _GROUPS_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)

@@ -105,6 +105,11 @@ def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar) -> 
         raise ConfigError(f"metric {config.metric}: {where} is {before.metric.value}; give that one, or build anew without add")
     if source.dim != before.dim:
         raise DataError(f"{source.path}: {source.dim} numbers a vector, where {where} has {before.dim}; use the same model")
+    if source.id_column != before.facts.get("id_column"):
+        was = before.facts.get("id_column")
+        raise ConfigError(
+            f"id_column {source.id_column or 'none'}: {where} has its ids from {was or 'row numbers'}; give that, or build anew"
+        )
     facts = source.model
     different = [name for name in SAME_VECTORS if facts[name] != before.facts.get(name)]
     if different:
@@ -126,7 +131,10 @@ def old_sources(plan: IndexPlan) -> list[VectorSource] | None:
         path = Path(fact["path"])
         if not path.exists() or fact["manifest_sha256"] is None:
             return None
-        source = open_source(path, "\x01", None, [], plan.source.metric)
+        try:
+            source = open_source(path, "\x01", None, [], plan.source.metric)
+        except DataError:  # damaged: the index has its vectors, it is only measured without them
+            return None
         if source.facts()["manifest_sha256"] != fact["manifest_sha256"]:
             return None
         sources.append(source)

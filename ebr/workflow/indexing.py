@@ -83,6 +83,13 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def _most_resident() -> int:
+    """The most bytes of memory that this process has had."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def build_index(config: IndexConfig, *, say: Say = print) -> IndexResult:
     """Build an index from finished vectors, or add them to one; measure it against exact search; write its sidecar last.
 
@@ -95,9 +102,10 @@ def build_index(config: IndexConfig, *, say: Say = print) -> IndexResult:
     for line in plan.lines():
         say(line)
     with write_folder_aside(config.index_path) as aside:
-        grown = _resident()
+        resident, most = _resident(), _most_resident()
         index, exact = _filled(plan, aside)
-        grown = _resident() - grown
+        # faiss doubles its room as it fills: the peak lies above what is left at the end.
+        grown = (_most_resident() if _most_resident() > most else _resident()) - resident
         index.write(aside / INDEX_FILE)
         build_seconds = time.perf_counter() - started - (exact.seconds if exact else 0)
         quality, effort = _measured(index, exact, plan)

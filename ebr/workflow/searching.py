@@ -13,6 +13,7 @@ from ebr.config import SearchConfig
 from ebr.data.files import read_manifest, write_aside
 from ebr.data.queries import Query, read_queries
 from ebr.data.terminal_text import cut_text, pad_text, text_columns
+from ebr.errors import ConfigError
 from ebr.workflow.speech import Say
 from ebr.workflow.text_index import Match, TextIndex, open_index
 
@@ -96,8 +97,22 @@ def _table_rows(matches: Sequence[Match]) -> list[str]:
 def plan_search(config: SearchConfig) -> SearchPlan:
     """Read the queries, and search for nothing. Raises EBRError subclasses that say what to mend."""
     config.check()
+    _check_output(config)
     queries = read_queries(config.queries_path) if config.queries_path else [Query("1", config.query or "")]
     return SearchPlan(config, tuple(queries))
+
+
+def _check_output(config: SearchConfig) -> None:
+    """Refuse to write hits over what is searched with, or in. Raises ConfigError."""
+    if config.output_path is None:
+        return
+    path, index = config.output_path.resolve(), config.index_path.resolve()
+    if path.is_dir():
+        raise ConfigError(f"output_path {config.output_path}: is a folder; give a file in it")
+    if config.queries_path and path == config.queries_path.resolve():
+        raise ConfigError(f"output_path {config.output_path}: is queries_path; write elsewhere")
+    if index in (path, *path.parents):
+        raise ConfigError(f"output_path {config.output_path}: lies in index_path {config.index_path}; write elsewhere")
 
 
 def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:

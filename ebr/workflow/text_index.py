@@ -113,6 +113,9 @@ class TextIndex:
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
         queries = vectors.astype(np.float32)
+        broken = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+        if broken.size:
+            raise DataError(f"query {int(broken[0]) + 1}: its vector holds nan or inf; the model that made it is broken")
         if self._is_cosine:
             queries = scaled(queries, [f"query {row + 1}" for row in range(len(queries))], self.path)
         scores, rows = self._index.search(queries, k, self._effort(effort))
