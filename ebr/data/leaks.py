@@ -9,15 +9,14 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 
 from tqdm import tqdm
 
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
-from ebr.data.likeness import each_shingle, normal_form
-from ebr.data.near_duplicates import jaccard
+from ebr.data.likeness import each_shingle, form_digest, normal_form
+from ebr.data.near_duplicates import jaccard, rarest
 
 _EXAMPLES_SHOWN = 10
 _LONG_S = 3.0
@@ -98,14 +97,14 @@ class _Training:
     def add(self, example: Example) -> None:
         positives = self.positives.get(normal_form(example.query))
         if positives is not None:
-            positives.update(_hash(normal_form(text)) for text in example.positives)
+            positives.update(form_digest(normal_form(text)) for text in example.positives)
         for text in example.texts():
             self._add_text(text)
 
     def _add_text(self, text: str) -> None:
         self.n_texts += 1
         norm = normal_form(text)
-        key = _hash(norm)
+        key = form_digest(norm)
         if key in self.hashes:
             return
         self.hashes.add(key)
@@ -116,10 +115,7 @@ class _Training:
 
 
 class _NearQueries:
-    """Finds the queries that nearly equal a text, by prefix filtering (Chaudhuri et al. 2006), as near_duplicates does.
-
-    Two sets of Jaccard similarity t share one of the rarest |s| - ceil(t * |s|) + 1 of each, so only those are looked up.
-    """
+    """Finds the queries that nearly equal a text, by the rarest features of both, as near_duplicates does."""
 
     def __init__(self, queries: Sequence[str], threshold: float) -> None:
         self._threshold = threshold
@@ -127,9 +123,9 @@ class _NearQueries:
         self._frequency = Counter(feature for features in self._features for feature in features)
         self._places_of: defaultdict[str, list[int]] = defaultdict(list)
         for place, features in enumerate(self._features):
-            for feature in self._rarest(features):
+            for feature in rarest(features, self._frequency, threshold):
                 self._places_of[feature].append(place)
-        # Rounded, as in _rarest: 9 / 0.9 must not become less than 10.
+        # Rounded, as in rarest: 9 / 0.9 must not become less than 10.
         self._most = math.floor(round(max(map(len, self._features), default=0) / threshold, 9))
 
     def similar_to(self, text: str) -> Iterator[tuple[int, float]]:
@@ -137,7 +133,11 @@ class _NearQueries:
         features = self._few_features(text)
         if not features:
             return
-        places = {place for feature in self._rarest(features) for place in self._places_of.get(feature, ())}
+        places = {
+            place
+            for feature in rarest(features, self._frequency, self._threshold)
+            for place in self._places_of.get(feature, ())
+        }
         for place in sorted(places):
             similarity = jaccard(features, self._features[place])
             if similarity >= self._threshold:
@@ -152,11 +152,6 @@ class _NearQueries:
                 return frozenset()
         return frozenset(found)
 
-    def _rarest(self, features: _Features) -> list[str]:
-        # Rounded before the ceiling: 0.28 * 25 must not become 7.000000000000001.
-        n_looked_up = len(features) - math.ceil(round(self._threshold * len(features), 9)) + 1
-        return sorted(features, key=lambda feature: (self._frequency[feature], feature))[:n_looked_up]
-
 
 def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list[bytes]]:
     """By id, the hashes under which training has seen a document: as a whole, or without its title."""
@@ -166,7 +161,7 @@ def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list
     for doc_id, document in bar:
         norm = normal_form(document)
         forms = _forms(norm) if hash(norm[-_TAIL:]) in seen.tails else ()
-        keys = [key for key in map(_hash, forms) if key in seen.hashes]
+        keys = [key for key in map(form_digest, forms) if key in seen.hashes]
         if keys:
             leaked[doc_id] = keys
     return leaked
@@ -177,7 +172,10 @@ def _forms(document: str) -> Iterator[str]:
     yield document
     start = document.find(" ") + 1
     # A title is no longer than the text that it stands above; the bound keeps long documents from being read once a word.
-    while 0 < start <= min(len(document) // 2, _LONGEST_TITLE) and len(_encoded(document[start:])) >= _TITLELESS_BYTES:
+    while (
+        0 < start <= min(len(document) // 2, _LONGEST_TITLE)
+        and len(document[start:].encode("utf-8", "surrogatepass")) >= _TITLELESS_BYTES
+    ):
         yield document[start:]
         start = document.find(" ", start) + 1
 
@@ -188,7 +186,7 @@ def _leak_check(dataset: EvaluationSet, seen: _Training, leaked_documents: dict[
     answered, asked, near = [], [], []
     for place, (query_id, query) in enumerate(zip(dataset.query_ids, dataset.queries, strict=True)):
         norm = seen.queries[place]
-        if _hash(norm) not in seen.hashes:
+        if form_digest(norm) not in seen.hashes:
             if place in seen.nearest:
                 near.append(LeakedText("near query", query, seen.nearest[place][1]))
             continue
@@ -212,12 +210,3 @@ def _leak_check(dataset: EvaluationSet, seen: _Training, leaked_documents: dict[
         relevant=len(relevant & leaked_documents.keys()),
         examples=tuple(islice([*answered, *asked, *near], _EXAMPLES_SHOWN)),
     )
-
-
-def _hash(text: str) -> bytes:
-    return blake2b(_encoded(text), digest_size=16).digest()
-
-
-def _encoded(text: str) -> bytes:
-    # JSON may hold half a character, as \ud800, which plain UTF-8 refuses.
-    return text.encode("utf-8", "surrogatepass")

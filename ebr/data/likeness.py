@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from hashlib import blake2b
+
+from ebr.data.near_duplicates import jaccard
 
 # Han, kana and the signs among them, Thai, Lao, Khmer, Burmese: written without spaces, so a run is no word.
 _UNSPACED = r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -33,6 +36,11 @@ def normal_form(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
+def form_digest(form: str) -> bytes:
+    """16 bytes that stand for a normal form."""
+    return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def shingles(text: str) -> frozenset[str]:
     """What two texts are compared by: the distinct words of normal_form, and of writing without spaces the pairs of neighbours.
 
@@ -56,5 +64,4 @@ def is_near(left: frozenset[str], right: frozenset[str], threshold: float) -> bo
     fewer, more = (len(left), len(right)) if len(left) < len(right) else (len(right), len(left))
     if not fewer or fewer / more < threshold:
         return False  # the larger set alone keeps them apart: most pairs end here
-    n_shared = len(left & right)
-    return n_shared / (fewer + more - n_shared) >= threshold
+    return jaccard(left, right) >= threshold

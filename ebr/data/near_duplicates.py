@@ -18,7 +18,8 @@ def tokens(text: str) -> frozenset[str]:
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     """Shared over all tokens; 1.0 for two empty sets."""
-    return len(left & right) / len(left | right) if left or right else 1.0
+    n_shared = len(left & right)
+    return n_shared / (len(left) + len(right) - n_shared) if left or right else 1.0
 
 
 class Groups:
@@ -52,17 +53,21 @@ class Groups:
                 self.join(left, right)
 
 
-def _sharing_rare_tokens(token_sets: Sequence[frozenset[str]], threshold: float) -> Iterator[tuple[int, int]]:
-    """Every pair of sets that can reach the threshold, and few others (prefix filtering, Chaudhuri et al. 2006).
+def rarest(tokens: frozenset[str], frequency: Counter[str], threshold: float) -> list[str]:
+    """The tokens of a set, of which any set that reaches the threshold with it shares one with its own (prefix filtering).
 
-    Two such sets share a token among the rarest |s| - ceil(threshold * |s|) + 1 of each, so only those are indexed.
+    Chaudhuri et al. 2006: of each set the rarest |s| - ceil(threshold * |s|) + 1.
     """
+    # Rounded before the ceiling: 0.8 * 5 must not become 4.000000000000001.
+    n_rarest = len(tokens) - math.ceil(round(threshold * len(tokens), 9)) + 1
+    return sorted(tokens, key=lambda token: (frequency[token], token))[:n_rarest]
+
+
+def _sharing_rare_tokens(token_sets: Sequence[frozenset[str]], threshold: float) -> Iterator[tuple[int, int]]:
+    """Every pair of sets that can reach the threshold, and few others: those that share one of their rarest."""
     frequency = Counter(token for token_set in token_sets for token in token_set)
     seen_with: defaultdict[str, list[int]] = defaultdict(list)
     for item, token_set in enumerate(token_sets):
-        rarest_first = sorted(token_set, key=lambda token: (frequency[token], token))
-        # Rounded before the ceiling: 0.8 * 5 must not become 4.000000000000001.
-        n_indexed = len(token_set) - math.ceil(round(threshold * len(token_set), 9)) + 1
-        for token in rarest_first[:n_indexed]:
+        for token in rarest(token_set, frequency, threshold):
             yield from ((other, item) for other in seen_with[token])
             seen_with[token].append(item)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ebr.data.evaluation_set import EvaluationSet
+from ebr.retrieval.evaluation import as_run
 from ebr.retrieval.metrics import score_run
-from ebr.retrieval.search import Rows, exact_search
+from ebr.retrieval.search import Rows, exact_search, keep_best
 
 KINDS = ("float32", "float16", "int8", "binary")
 """How a number of a vector is stored: 32, 16, 8 bits, or its sign alone."""
@@ -148,19 +149,14 @@ def _search_blocks(queries: _Vectors, blocks: Iterator[_Vectors], k: int) -> tup
     first_row = 0
     for block in blocks:
         new_scores, new_rows = exact_search(queries, block, k)
-        scores, rows = np.hstack([scores, new_scores]), np.hstack([rows, new_rows + first_row])
-        # Stable: of equal scores the one found before stands first, and it has the lower row.
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        # Of equal scores the one found before stands first, and it has the lower row.
+        scores, rows = keep_best(np.hstack([scores, new_scores]), np.hstack([rows, new_rows + first_row]), k)
         first_row += len(block)
     return scores, rows
 
 
 def _mean_ndcg(dataset: EvaluationSet, chosen: npt.NDArray[np.int64], scores: _Vectors, rows: npt.NDArray[np.int64]) -> float:
     query_ids = [dataset.query_ids[row] for row in chosen]
-    run = {
-        query_id: {dataset.doc_ids[row]: score for row, score in zip(query_rows, query_scores, strict=True)}
-        for query_id, query_rows, query_scores in zip(query_ids, rows.tolist(), scores.tolist(), strict=True)
-    }
+    run = as_run(query_ids, dataset.doc_ids, rows, scores)
     qrels = {query_id: dataset.qrels[query_id] for query_id in query_ids}
     return float(score_run(run, qrels, ("ndcg@10",))["ndcg@10"].mean())

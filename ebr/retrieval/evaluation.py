@@ -80,12 +80,19 @@ def evaluate_ranking(
     rows, similarities: (Q, at most k), best first, as in Evaluation. k: how many were asked for; metrics that look deeper are
     left out.
     """
-    run = {
-        query_id: {dataset.doc_ids[row]: score for row, score in zip(query_rows, query_scores, strict=True) if row >= 0}
-        for query_id, query_rows, query_scores in zip(dataset.query_ids, rows.tolist(), similarities.tolist(), strict=True)
-    }
+    run = as_run(dataset.query_ids, dataset.doc_ids, rows, similarities)
     scores = score_run(run, dataset.qrels, metrics_within(k)) | {UNJUDGED: unjudged_share(run, dataset.qrels)}
     return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities)
+
+
+def as_run(
+    query_ids: Sequence[str], doc_ids: Sequence[str], rows: npt.NDArray[np.int64], similarities: npt.NDArray[np.float32]
+) -> dict[str, dict[str, float]]:
+    """A (Q, k) ranking as score_run takes it: query id → document id → score; row -1 is no document."""
+    return {
+        query_id: {doc_ids[row]: score for row, score in zip(query_rows, query_scores, strict=True) if row >= 0}
+        for query_id, query_rows, query_scores in zip(query_ids, rows.tolist(), similarities.tolist(), strict=True)
+    }
 
 
 class Outcome(str, Enum):

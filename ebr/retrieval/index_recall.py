@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ebr.data.vectors import Vectors
 from ebr.retrieval.index import Effort, FaissIndex, n_threads, threads
-from ebr.retrieval.search import exact_search
+from ebr.retrieval.search import exact_search, keep_best
 
 CUT = 10
 """Recall is of the ten best."""
@@ -57,9 +57,7 @@ class ExactNeighbours:
         rows += first_row
         if self.queries.own_rows is not None:
             scores[rows == self.queries.own_rows[:, None]] = -np.inf
-        scores, rows = np.concatenate([self.scores, scores], axis=1), np.concatenate([self.rows, rows], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :_DEPTH]
-        self.scores, self.rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        self.scores, self.rows = keep_best(np.hstack([self.scores, scores]), np.hstack([self.rows, rows]), _DEPTH)
         self.seconds += time.perf_counter() - started
 
     def recall(self, found: Ids, of: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:

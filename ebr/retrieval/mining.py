@@ -15,11 +15,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ebr.data.corpus import Document
-from ebr.data.likeness import is_near, normal_form, shingles
+from ebr.data.likeness import form_digest, is_near, normal_form, shingles
 from ebr.data.training_files import Negative, Record
 from ebr.errors import DataError
 from ebr.retrieval.evaluation import TextEncoder
-from ebr.retrieval.passages import Likenesses, Texts, Vectors, blocks, distinct, embed_to_disk, form_digest
+from ebr.retrieval.passages import Likenesses, Texts, Vectors, blocks, distinct, embed_to_disk
 from ebr.retrieval.search import exact_search
 
 _BLOCK = 1024

@@ -7,7 +7,6 @@ import tempfile
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -16,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ebr.data.likeness import normal_form, shingles
+from ebr.data.likeness import form_digest, normal_form, shingles
 
 Vectors = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 
-_DIGEST_BYTES = 16
 _MOST_KEPT = 1_000_000  # shingles, which with their set take some 150 bytes each
 _CHARACTERS_A_SHINGLE = 32
 
@@ -86,11 +84,6 @@ def _size(kept: tuple[str, str, frozenset[str]]) -> int:
     """What a text takes, in shingles; its characters count too, for those of a text that repeats itself."""
     text, _, words = kept
     return 1 + len(words) + len(text) // _CHARACTERS_A_SHINGLE
-
-
-def form_digest(form: str) -> bytes:
-    """16 bytes that stand for a normal form."""
-    return blake2b(form.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def distinct(texts: Iterable[str]) -> Iterator[str]:

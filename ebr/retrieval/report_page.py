@@ -144,7 +144,7 @@ def _verdicts(report: Report, words: Wording) -> list[Verdict]:
 
 
 def _verdict(contrast: Contrast, forgetting: DatasetReport | None, words: Wording) -> Verdict:
-    comparison, change = contrast.comparison, _change(contrast)
+    comparison, change = contrast.comparison, contrast.comparison.change(HEADLINE)
     interval = change.interval
     state = change.outcome.value
     key = "one_query" if comparison.n_queries == 1 else {"better": "rose", "worse": "fell", "unclear": "same"}[state]
@@ -167,14 +167,10 @@ def _elsewhere(contrast: Contrast, forgetting: DatasetReport | None, words: Word
         return None
     for other in forgetting.contrasts:
         if (other.base, other.tuned) == (contrast.base, contrast.tuned):
-            change = _change(other)
+            change = other.comparison.change(HEADLINE)
             key = {"better": "other_rose", "worse": "other_fell", "unclear": "other_same"}[change.outcome.value]
             return words(key, dataset=isolated(forgetting.name), difference=signed(change.interval.difference))
     return None
-
-
-def _change(contrast: Contrast, metric: str = HEADLINE) -> Change:
-    return next(change for change in contrast.comparison.changes if change.metric == metric)
 
 
 def _dataset(report: DatasetReport, words: Wording) -> DatasetPart:

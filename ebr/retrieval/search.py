@@ -12,6 +12,8 @@ from tqdm import tqdm
 from ebr.errors import ModelError
 
 Rows = npt.NDArray[np.floating[Any]]
+Scores = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 _LONG_S = 3.0  # a search that is over sooner needs no bar
 _QUERY_BLOCK = 512
@@ -42,6 +44,15 @@ def exact_search(
             keys[rows] = _best_keys(queries[rows], documents, k, block)
             bar.update(len(keys[rows]))
     return _unpack(keys)
+
+
+def keep_best(scores: Scores, rows: Ids, k: int) -> tuple[Scores, Ids]:
+    """The k best of (Q, any number) candidates, best first; of equal scores the one that stands first.
+
+    With it blocks of documents that exist one at a time are searched: what is left of those before, then the new ones.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _best_keys(queries: Rows, documents: Rows, k: int, block: int) -> npt.NDArray[np.int64]:
