@@ -24,11 +24,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ebr.errors import ModelError, first_line
-from ebr.inference.attention import this_machine
 from ebr.inference.dedup import Dedup, DistinctEncoder
 from ebr.inference.engines import LocalEngine
 from ebr.inference.precision import choose_settings
 from ebr.inference.settings import DTYPES, settings_of
+from ebr.model.attention import this_machine
 from ebr.model.encoder import Role, load_encoder
 
 CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebr.config import (
+        CheckConfig,
         EvaluationConfig,
         FinetuneConfig,
         IndexConfig,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ebr.workflow import (
         build_index,
         build_sample_corpus,
+        check_training,
         compare_models,
         evaluate_retrieval,
         merge_adapter,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckConfig",
     "EvaluationConfig",
     "FinetuneConfig",
     "IndexConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "VisualizationConfig",
     "build_index",
     "build_sample_corpus",
+    "check_training",
     "compare_models",
     "evaluate_retrieval",
     "merge_adapter",
@@ -69,6 +73,7 @@ __all__ = [
 
 _HOMES = {
     "ebr.config": {
+        "CheckConfig",
         "EvaluationConfig",
         "FinetuneConfig",
         "IndexConfig",
@@ -84,6 +89,7 @@ _HOMES = {
     "ebr.workflow": {
         "build_index",
         "build_sample_corpus",
+        "check_training",
         "compare_models",
         "evaluate_retrieval",
         "merge_adapter",

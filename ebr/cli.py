@@ -32,12 +32,15 @@ class Command:
     """Whether it takes one process a GPU where there are several."""
     positional: str | None = None
     """The option that is also understood without its flag."""
+    check: str | None = None
+    """The verb that only looks at what would be run; None = there is none."""
 
 
 COMMANDS = {
     "sample": Command(CONFIGS["sample"], "build_sample_corpus", "plan_sample"),
-    "finetune": Command(CONFIGS["finetune"], "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
-    "train": Command(CONFIGS["train"], "train_sentence_transformer", "plan_finetune", on_every_gpu=True),
+    "check": Command(CONFIGS["check"], "check_training", "plan_finetune"),
+    "finetune": Command(CONFIGS["finetune"], "train_sentence_transformer", "plan_finetune", True, check="check_training"),
+    "train": Command(CONFIGS["train"], "train_sentence_transformer", "plan_finetune", True, check="check_training"),
     "merge": Command(CONFIGS["merge"], "merge_adapter", "plan_merge"),
     "infer": Command(CONFIGS["infer"], "run_batch_inference", "plan_inference"),
     "visualize": Command(CONFIGS["visualize"], "visualize_embeddings", "plan_visualization"),
@@ -105,6 +108,8 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
         help="options from a JSON file or any output's manifest; flags win",
     )
     parser.add_argument("--dry_run", action="store_true", help="validate, count, say what would be done, and do nothing")
+    if command.check:
+        parser.add_argument("--check", action="store_true", help="only look at data, options and machine, as ebr check does")
     add_arguments(parser, command.config)
     if command.positional:
         help_text = f"{command.positional}, without its flag"
@@ -116,7 +121,7 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
 
     name = values.pop("command")
     command = COMMANDS[name]
-    record, dry_run = values.pop("config"), values.pop("dry_run")
+    record, dry_run, only_check = values.pop("config"), values.pop("dry_run"), values.pop("check", False)
     if (words := values.pop("words", None)) and command.positional:
         if command.positional in values:
             raise ConfigError(f"{command.positional}: given with its flag and without; give it once")
@@ -129,13 +134,14 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
         print("\n".join(getattr(workflow, command.plan)(config).lines()))
         print("dry run: nothing was written")
         return 0
-    if command.on_every_gpu:
+    verb = command.check if only_check and command.check else command.run
+    if command.on_every_gpu and not only_check:
         exit_code = workflow.relaunch_on_every_gpu(
             name, arguments, lambda n_gpus: getattr(workflow, command.plan)(config, n_gpus)
         )
         if exit_code is not None:
             return exit_code
-    result = getattr(workflow, command.run)(config)
+    result = getattr(workflow, verb)(config)
     if _is_first_process():
         if not getattr(result, "is_data", False):  # what a program reads holds nothing but the data
             print()

@@ -11,8 +11,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from ebr.errors import ModelError
-from ebr.inference import attention
-from ebr.inference.attention import (
+from ebr.model import attention
+from ebr.inference.engines import LocalEngine
+from ebr.inference.settings import apply_settings, settings_of
+from ebr.model.attention import (
     CompiledForward,
     attention_of,
     can_pack,
@@ -23,8 +25,6 @@ from ebr.inference.attention import (
     set_attention,
     unpadded_attention,
 )
-from ebr.inference.engines import LocalEngine
-from ebr.inference.settings import apply_settings, settings_of
 from ebr.model.encoder import Role, load_encoder
 
 TEXTS = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from ebr.data.examples import Example
-from ebr.training.batches import BatchMaker, Noise
+from ebr.model.batching import Prepared, Tokens
+from ebr.training.batches import BatchMaker, Noise, text_key
 
 TRAIN = [
     Example("q0", ("p0", "p1", "p2"), ("n0", "n1", "n2", "n3", "n1")),
@@ -19,32 +22,72 @@ LONG = "one two three four five six"
 NOISE = Noise("char_delete", 0.5, frozenset({"anchor", "positive"}))
 
 
-def tokenize(texts, *, prompt, task):
-    return {"ids": [f"{task}:{prompt}{text}" for text in texts]}
+class Letters:
+    """A reader whose tokens are the letters of prompt and text; without tokens, it hands the texts through."""
+
+    def __init__(self, prompt, *, prompt_length=None, has_tokens=True):
+        self.prompt, self.prompt_length, self.has_tokens = prompt, prompt_length, has_tokens
+
+    def prepare(self, texts):
+        whole = [self.prompt + text for text in texts]
+        lengths = np.array([len(text) for text in whole])
+        if not self.has_tokens:
+            return Prepared(whole, None, lengths, None)
+        letters = np.array([ord(letter) for text in whole for letter in text])
+        return Prepared([], Tokens(letters, None, np.concatenate([[0], np.cumsum(lengths)])), lengths, self.prompt_length)
 
 
-def maker(train=TRAIN, validation=(), *, epoch=0, seed=7, n_negatives=2, noise=None):
-    prompts = {"query": "Q ", "document": "D "}
-    return BatchMaker(train, validation, tokenize, prompts, n_negatives, seed, noise, epoch)
+READERS = [{"query": Letters("Q "), "document": Letters("D ")}]
+
+
+def maker(train=TRAIN, validation=(), *, epoch=0, seed=7, n_negatives=2, noise=None, readers=READERS, source_of=None):
+    return BatchMaker(train, validation, readers, n_negatives, seed, noise, epoch, source_of)
+
+
+def made(batches, rows):
+    """The batch of these rows."""
+    return batches([{"row": row} for row in rows])["batch"]
+
+
+def texts_of(prepared):
+    """What a reader read, prompts and all."""
+    tokens = prepared.tokens
+    if tokens is None:
+        return prepared.texts
+    starts = zip(tokens.offsets, tokens.offsets[1:], strict=False)
+    return ["".join(map(chr, tokens.ids[start:end])) for start, end in starts]
+
+
+def read(batch):
+    """The texts that are embedded, by their place in the batch."""
+    placed = {}
+    for group in batch.groups:
+        placed.update(zip(group.places.tolist(), texts_of(group.prepared), strict=True))
+    return [placed[place] for place in range(len(placed))]
 
 
 def draws(batches, rows=(0, 1, 2)):
     return [batches.draw(row) for row in rows]
 
 
+def told(drawn):
+    """Draws to compare: nan, the score of what has none, is not equal to itself."""
+    return [repr(one) for one in drawn]
+
+
 def test_draw_depends_on_seed_epoch_and_row_alone():
     first, again = maker(noise=NOISE, epoch=3), maker(noise=NOISE, epoch=3)
-    wanted = draws(first)
-    assert draws(again, [2, 1, 0, 1, 0])[:3] == wanted[::-1]
+    wanted = told(draws(first))
+    assert told(draws(again, [2, 1, 0, 1, 0]))[:3] == wanted[::-1]
     again.epoch = 9
     draws(again)
     again.epoch = 3
-    assert draws(again) == wanted
+    assert told(draws(again)) == wanted
 
 
 def test_epoch_and_seed_each_change_the_draws():
     many = [Example(f"q{i}", tuple(f"p{i}{j}" for j in range(5)), tuple(f"n{i}{j}" for j in range(9))) for i in range(20)]
-    first, later, other = (draws(maker(many, epoch=e, seed=s), range(20)) for e, s in ((0, 7), (1, 7), (0, 8)))
+    first, later, other = (told(draws(maker(many, epoch=e, seed=s), range(20))) for e, s in ((0, 7), (1, 7), (0, 8)))
     assert first != later
     assert first != other
 
@@ -128,7 +171,7 @@ def test_validation_rows_are_drawn_as_in_epoch_0_and_without_noise():
     rows = range(len(TRAIN), len(TRAIN) + len(VALIDATION))
     wanted = draws(maker(validation=VALIDATION), rows)
     for epoch in range(6):
-        assert draws(maker(validation=VALIDATION, epoch=epoch, noise=everything), rows) == wanted
+        assert told(draws(maker(validation=VALIDATION, epoch=epoch, noise=everything), rows)) == told(wanted)
     assert [drawn.query for drawn in wanted] == ["v0", "v1"]
     assert set(wanted[0].negatives) < {"x0", "x1", "x2"}
 
@@ -136,18 +179,82 @@ def test_validation_rows_are_drawn_as_in_epoch_0_and_without_noise():
 # ---------------------------------------------------------------- a batch
 
 
+TWO = [Example("a", ("b",), ("c",)), Example("d", ("e",), ("f",))]
+
+
 def test_batch_holds_queries_then_positives_then_negatives_each_with_its_prompt():
-    examples = [Example("a", ("b",), ("c",)), Example("d", ("e",), ("f",))]
-    batch = maker(examples)([{"row": 1}, {"row": 0}])
-    assert batch["query_ids"] == ["query:Q d", "query:Q a"]
-    assert batch["passage_ids"] == ["document:D e", "document:D b", "document:D f", "document:D c"]
-    assert set(batch) == {"label", "query_ids", "passage_ids"}
+    given = maker(TWO)([{"row": 1}, {"row": 0}])
+    assert set(given) == {"label", "batch"}
+    assert read(given["batch"]) == ["Q d", "Q a", "D e", "D b", "D f", "D c"]
 
 
 def test_label_is_the_rows_in_the_order_of_the_batch():
-    label = maker()([{"row": 2}, {"row": 0}])["label"]
-    assert label.dtype == torch.int64
-    assert label.tolist() == [2, 0]
+    given = maker()([{"row": 2}, {"row": 0}])
+    assert given["label"].dtype == torch.int64
+    assert given["label"].tolist() == given["batch"].rows == [2, 0]
+
+
+def test_owners_say_which_query_each_candidate_was_drawn_for():
+    examples = [Example("a", ("b",), ("c", "d")), Example("e", ("f",)), Example("g", ("h",), ("i",))]
+    batch = made(maker(examples), [2, 1, 0])
+    # h, f and b; then i, and c and d in the order drawn.
+    assert batch.owners.dtype == np.int64
+    assert batch.owners.tolist() == [0, 1, 2, 0, 2, 2]
+
+
+@pytest.mark.parametrize("epoch", range(6))
+def test_scores_follow_the_texts_and_are_nan_where_the_data_has_none(epoch):
+    examples = [
+        Example("a", ("p1", "p2", "p3"), ("n4", "n5", "n6", "n5"), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0, 5.0)),
+        Example("b", ("q",), ("m7",), (), (7.0,)),
+        Example("c", ("p8",), ("r",), (8.0,)),
+    ]
+    batch = made(maker(examples, epoch=epoch, n_negatives=3), [1, 0, 2])
+    assert batch.scores.dtype == np.float32
+    # The last letter of a text is its score, where it has one.
+    for text, score in zip(read(batch)[3:], batch.scores.tolist(), strict=True):
+        assert score == int(text[-1]) if text[-1].isdigit() else math.isnan(score)
+    assert len(batch.scores) == 3 + 1 + 3 + 1
+
+
+def test_keys_of_candidates_are_of_the_texts_before_noise():
+    everything = Noise("random_delete", 1.0, frozenset({"anchor", "positive", "negative"}))
+    batch = made(maker(NOISY, noise=everything), [3, 9])
+    plain = [*(NOISY[row].positives[0] for row in (3, 9)), *(NOISY[row].negatives[0] for row in (3, 9))]
+    assert batch.candidates.dtype == np.int64
+    assert batch.candidates.tolist() == [text_key(text) for text in plain]
+    assert not {f"D {text}" for text in plain} & set(read(batch))
+
+
+SOURCES = [{"query": Letters(f"Q{n} "), "document": Letters(f"D{n} ")} for n in range(2)]
+
+
+def test_every_text_of_a_row_is_read_by_the_reader_of_its_source():
+    validation = [Example("g", ("h",))]
+    batches = maker(TWO, validation, readers=SOURCES, source_of=[1, 0, 1])
+    assert read(made(batches, [0, 1])) == ["Q1 a", "Q0 d", "D1 b", "D0 e", "D1 c", "D0 f"]
+    assert read(made(batches, [2])) == ["Q1 g", "D1 h"]
+
+
+def test_plain_tokens_of_all_roles_and_sources_are_one_group():
+    (group,) = made(maker(TWO, readers=SOURCES, source_of=[1, 0]), [0, 1]).groups
+    # One source's texts after another's, queries first; lengths with the prompt of three letters.
+    assert sorted(group.places.tolist()) == [0, 1, 2, 3, 4, 5]
+    assert group.prepared.lengths.tolist() == group.prepared.tokens.lengths.tolist() == [4] * 6
+    assert (group.prepared.texts, group.prepared.prompt_length) == ([], None)
+
+
+@pytest.mark.parametrize("how", [{"prompt_length": 3}, {"has_tokens": False}])
+def test_one_reader_with_a_prompt_to_leave_out_or_without_tokens_keeps_all_groups_apart(how):
+    readers = [{"query": Letters("Q0 "), "document": Letters("D0 ", **how)}, SOURCES[1]]
+    batch = made(maker(TWO, readers=readers, source_of=[1, 0]), [0, 1])
+    groups = {(group.role, group.source): (group.places.tolist(), texts_of(group.prepared)) for group in batch.groups}
+    assert groups == {
+        ("query", 1): ([0], ["Q1 a"]),
+        ("query", 0): ([1], ["Q0 d"]),
+        ("document", 1): ([2, 4], ["D1 b", "D1 c"]),
+        ("document", 0): ([3, 5], ["D0 e", "D0 f"]),
+    }
 
 
 # ---------------------------------------------------------------- which candidates may repel
@@ -158,7 +265,8 @@ def mask(*examples, noise=None):
 
 
 def mask_of(batches, rows, others=()):
-    allowed = batches.allowed(rows, others)
+    """The mask of a batch of rows beside the candidates of other batches, each a list of rows."""
+    allowed = batches.allowed(rows, np.concatenate([made(batches, group).candidates for group in (rows, *others)]))
     assert allowed.dtype == torch.bool
     return allowed.int().tolist()
 
@@ -196,7 +304,7 @@ def test_mask_has_a_row_a_query_and_a_column_a_passage_of_the_batch():
     batches = maker([Example("a", ("b",), ("c", "d")), Example("e", ("f",)), Example("g", ("h",), ("i",))])
     rows = [2, 0]
     # h, b, then i, c and d in the order drawn.
-    assert len(batches([{"row": row} for row in rows])["passage_ids"]) == 5
+    assert len(made(batches, rows).candidates) == 5
     assert mask_of(batches, rows) == [[1] * 5] * 2
 
 
@@ -241,7 +349,7 @@ def test_batches_of_other_lengths_are_laid_one_after_the_other():
 
 
 def hand_made(examples, rows, others, epoch):
-    """The mask in plain loops: a candidate counts unless some record with this query holds its text for right."""
+    """The mask in plain loops: a candidate counts unless it is the query, or some record with this query calls it right."""
     batches = maker(examples, epoch=epoch)
     candidates = []
     for group in (rows, *others):
@@ -249,7 +357,8 @@ def hand_made(examples, rows, others, epoch):
         candidates += [text for row in group for text in batches.draw(row).negatives]
     whole = []
     for place, row in enumerate(rows):
-        right = {text for example in examples if example.query == examples[row].query for text in example.positives}
+        query = examples[row].query
+        right = {query, *(text for example in examples if example.query == query for text in example.positives)}
         whole.append([int(column == place or text not in right) for column, text in enumerate(candidates)])
     return whole
 
@@ -258,10 +367,11 @@ def hand_made(examples, rows, others, epoch):
 @pytest.mark.parametrize("noise", [None, Noise("char_delete", 1.0, frozenset({"anchor", "positive", "negative"}))])
 def test_mask_equals_the_hand_made_one_when_right_answers_sit_in_other_batches(epoch, noise):
     rng = np.random.default_rng(3)
-    # Six queries and twelve texts over forty records: nearly every batch holds a right answer of a query of another.
+    # Six queries, three of them candidates too, and twelve texts over forty records: nearly every batch holds a right answer
+    # of a query of another.
     examples = [
         Example(
-            f"q{rng.integers(6)}",
+            f"text {9 + rng.integers(6)}",
             tuple(f"text {t}" for t in rng.choice(6, 2, replace=False)),
             tuple(f"text {t}" for t in rng.choice(12, rng.integers(4), replace=False)),
         )
@@ -278,13 +388,28 @@ def test_mask_equals_the_hand_made_one_when_right_answers_sit_in_other_batches(e
         assert mask_of(batches, groups[mine], others) == wanted
 
 
-def test_spaces_around_a_text_do_not_hide_that_it_is_right():
-    # Candidates: b, c, d, then the negative b with spaces.
-    assert mask(Example("a", ("b",)), Example(" a ", ("c\n",)), Example("e", ("d",), (" b",))) == [
+def test_query_itself_among_the_candidates_does_not_repel():
+    # Candidates: b, a, then the negative a: right for a, for it is a; wrong for e where it is not its own positive.
+    assert mask(Example("a", ("b",)), Example("d", ("a",)), Example("e", ("f",), ("a",))) == [
+        [1, 0, 1, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
+
+
+def test_neither_spaces_nor_case_nor_width_hide_that_a_text_is_right():
+    # Candidates: b b, c, d, then the negative Ｂ  B, which is b b in wide letters.
+    assert mask(Example("a", ("b b",)), Example(" A ", ("c\n",)), Example("e", ("d",), (" Ｂ  B",))) == [
         [1, 0, 1, 0],
         [0, 1, 1, 0],
         [1, 1, 1, 1],
     ]
+
+
+def test_texts_that_differ_by_more_than_that_have_keys_of_their_own():
+    texts = ["red shoe", "redshoe", "red shoes", "red-shoe", "shoe red", "rêd shoe", "红鞋", ""]
+    assert len({text_key(text) for text in texts}) == len(texts)
+    assert all(-(2**63) <= text_key(text) < 2**63 for text in texts)
 
 
 def test_mask_of_validation_rows_is_of_the_texts_that_epoch_0_draws_and_that_of_training_rows_changes():

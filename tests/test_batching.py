@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from ebr.inference import batching
-from ebr.inference.batching import (
+from ebr.model import batching
+from ebr.model.batching import (
     TextReader,
     Tokens,
     cache_bytes,

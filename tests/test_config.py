@@ -178,7 +178,8 @@ LOWER_BOUNDS = {
     "early_stopping_threshold": (0, -0.1), "warmup_ratio": (0, -0.1), "gradient_accumulation_steps": (1, 0),
     "dataloader_num_workers": (0, -1), "seed": (0, -1), "save_steps": (0, -1), "save_on_epoch_end": (0, -1),
     "save_total_limit": (1, 0),
-    "noise_prob": (0, -0.1),
+    "noise_prob": (0, -0.1), "teacher_temperature": (1e-9, 0), "contrastive_weight": (0, -0.1),
+    "micro_batch_tokens": (1, 0), "activation_memory_gb": (0, -0.1),
 }  # fmt: skip
 UPPER_BOUNDS = {
     "lora_dropout": (0.99, 1), "label_smoothing": (0.99, 1), "validation_split": (0.99, 1), "warmup_ratio": (0.99, 1),
@@ -195,7 +196,11 @@ def test_range_holds_its_edge_and_refuses_what_lies_beyond(config, name, inside,
 
 
 def test_every_number_of_fine_tuning_has_a_range():
-    numbers = {name for name, field in FinetuneConfig.model_fields.items() if field.annotation in (int, float, int | None)}
+    numbers = {
+        name
+        for name, field in FinetuneConfig.model_fields.items()
+        if field.annotation in (int, float, int | None, float | None)
+    }
     assert numbers == set(LOWER_BOUNDS)
 
 

@@ -23,7 +23,7 @@ from ebr.data.examples import (
     split_validation,
 )
 from ebr.errors import DataError
-from ebr.training.batches import BatchMaker
+from ebr.training.batches import BatchMaker, text_key
 
 ROOT = Path(__file__).parent.parent
 
@@ -257,7 +257,7 @@ def test_texts_of_a_triplet_stay_as_they_were_written_and_twice_stays_twice(tmp_
 @pytest.mark.parametrize(
     "extra",
     [
-        {"pos_scores": [0.9], "neg_scores": []},
+        {"pos_scores": None, "neg_scores": []},
         {"prompt": "Represent this:", "type": "normal"},
         {"id": 7, "pos_id": ["x"], "neg_id": None},
         {"Pos": 3, "title": None, "anchor": "known to both front ends"},
@@ -265,6 +265,77 @@ def test_texts_of_a_triplet_stay_as_they_were_written_and_twice_stays_twice(tmp_
 )
 def test_other_keys_of_a_triplet_are_passed_over(tmp_path, extra):
     assert triplets(tmp_path, jsonl({**TRIPLETS[1], **extra})) == TWO[1:]
+
+
+# ---------------------------------------------------------------- teacher scores
+
+
+def test_scores_of_a_triplet_stand_beside_its_texts(tmp_path):
+    record = {"query": "a", "pos": ["b", "c"], "neg": ["d"], "pos_scores": [0.9, -3], "neg_scores": [1e-3], "neg_ranks": [4]}
+    (example,) = triplets(tmp_path, jsonl(record))
+    assert example == Example("a", ("b", "c"), ("d",), (0.9, -3.0), (0.001,))
+    assert all(type(score) is float for score in example.positive_scores)
+
+
+def test_scores_of_a_pair_stand_beside_its_texts(tmp_path):
+    record = {"anchor": "a", "positive": "b", "negative": ["d", "e"], "positive_score": 0.9, "negative_scores": [0.2, 0.1]}
+    (example,) = read(tmp_path, jsonl(record))
+    assert example == Example("a", ("b",), ("d", "e"), (0.9,), (0.2, 0.1))
+
+
+@pytest.mark.parametrize("score", [2, [2]])
+def test_one_text_may_have_its_score_bare_or_in_a_list(tmp_path, score):
+    pair = {"anchor": "a", "positive": "b", "negative": "d", "positive_score": score, "negative_scores": score}
+    triplet = {"query": "a", "pos": "b", "neg": ["d"], "pos_scores": score, "neg_scores": score}
+    wanted = [Example("a", ("b",), ("d",), (2.0,), (2.0,))]
+    assert read(tmp_path, jsonl(pair)) == triplets(tmp_path, jsonl(triplet)) == wanted
+
+
+@pytest.mark.parametrize("none", [{}, {"pos_scores": None, "neg_scores": None}, {"pos_scores": [], "neg_scores": []}])
+def test_no_score_null_and_an_empty_list_are_the_same(tmp_path, none):
+    assert triplets(tmp_path, jsonl({"query": "a", "pos": ["b"], "neg": ["c"], **none})) == [Example("a", ("b",), ("c",))]
+
+
+SCORED = '{"query": "a", "pos": ["b", "c"], "neg": ["d"], '
+BAD_SCORES = {
+    SCORED + '"pos_scores": [1.0]}': "'pos_scores' has 1 score for 2 texts; give one for each, or none",
+    SCORED + '"pos_scores": 1.0}': "'pos_scores' has 1 score for 2 texts; give one for each, or none",
+    SCORED + '"neg_scores": [1, 2, 3]}': "'neg_scores' has 3 scores for 1 text; give one for each, or none",
+    '{"query": "a", "pos": "b", "neg_scores": [1]}': "'neg_scores' has 1 score for 0 texts; give one for each, or none",
+    SCORED + '"pos_scores": [1, "2"]}': "'pos_scores'[1] is str, not a number; give a number, or leave the scores out",
+    SCORED + '"pos_scores": [null, 2]}': "'pos_scores'[0] is NoneType, not a number; give a number, or leave the scores out",
+    SCORED + '"neg_scores": true}': "'neg_scores' is bool, not a number; give a number, or leave the scores out",
+    SCORED + '"neg_scores": [NaN]}': "'neg_scores'[0] is not a finite number; give one, or leave the scores out",
+    SCORED + '"neg_scores": -Infinity}': "'neg_scores' is not a finite number; give one, or leave the scores out",
+    SCORED + '"neg_scores": [1' + "0" * 400 + "]}": "'neg_scores'[0] is not a finite number; give one, or leave the scores out",
+}
+
+
+@pytest.mark.parametrize(("record", "problem"), BAD_SCORES.items())
+def test_wrong_score_is_named_by_line_and_place(tmp_path, record, problem):
+    text = jsonl(TRIPLETS[1]) + "\n" + record
+    assert refusal(tmp_path, text, reader=read_triplets) == ["1 wrong record; nothing was read:", f"  t.jsonl:2: {problem}"]
+
+
+def test_wrong_score_of_a_pair_is_named_by_its_own_key(tmp_path):
+    good = {"anchor": "a", "positive": "b", "negative": ["c"]}
+    wrong = [{**good, "positive_score": [1, 2]}, {**good, "negative_scores": ["0.5"]}]
+    assert refusal(tmp_path, jsonl(*wrong))[1:] == [
+        "  t.jsonl:1: 'positive_score' has 2 scores for 1 text; give one for each, or none",
+        "  t.jsonl:2: 'negative_scores'[0] is str, not a number; give a number, or leave the scores out",
+    ]
+
+
+def test_negative_that_a_split_takes_away_takes_its_score_along():
+    ring = [Example(f"q{i}", (f"p{i}",), (f"p{(i + 1) % 10}", f"n{i}"), (0.9,), (i / 10, -i / 10)) for i in range(10)]
+    sides = split_validation(ring, 0.3, rng())
+    assert all(sides)
+    assert any(len(one.negatives) == 1 for side in sides for one in side)
+    for one in (*sides[0], *sides[1]):
+        number = int(one.query[1:])
+        score_of = {f"p{(number + 1) % 10}": number / 10, f"n{number}": -number / 10}
+        assert one.negative_scores == tuple(score_of[text] for text in one.negatives)
+        assert one.positive_scores == (0.9,)
 
 
 BAD_TRIPLETS = {
@@ -377,7 +448,7 @@ def test_no_row_is_lonely_in_company(batch_size, neg_nums):
     assert lonely_rows(LONELY, batch_size, neg_nums) == []
 
 
-few = st.sampled_from(["a", "b", " b", "c"])
+few = st.sampled_from(["a", "b", " B", "c"])
 
 
 @QUICK
@@ -386,8 +457,13 @@ few = st.sampled_from(["a", "b", " b", "c"])
     st.sampled_from([0, 4]),
 )
 def test_lonely_rows_are_those_that_the_batch_maker_leaves_one_candidate(examples, neg_nums):
-    maker = BatchMaker(examples, [], lambda *_, **__: {}, {"query": "", "document": ""}, neg_nums, seed=0)
-    alone = [row for row in range(len(examples)) if maker.allowed([row]).sum() == 1]
+    maker = BatchMaker(examples, [], [], neg_nums, seed=0)
+    alone = []
+    for row in range(len(examples)):
+        drawn = maker.draw(row)
+        candidates = np.array([text_key(text) for text in (drawn.positive, *drawn.negatives)])
+        if maker.allowed([row], candidates).sum() == 1:
+            alone.append(row)
     assert lonely_rows(examples, 1, neg_nums) == alone
 
 

@@ -1,4 +1,4 @@
-"""The in-batch contrastive loss, against numbers worked out by hand and a reference written in plain loops."""
+"""The in-batch loss and the divergence from a teacher, against numbers by hand and a reference in plain loops."""
 
 import math
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from ebr.training import losses
-from ebr.training.losses import ContrastiveLoss, masked_info_nce
+from ebr.training.losses import grouped_divergence, masked_info_nce
 
 
 def all_allowed(n_queries, n_candidates):
@@ -167,152 +166,47 @@ def test_shapes_that_disagree_and_a_hidden_positive_are_refused():
         masked_info_nce(rows, rows, ~torch.eye(3, dtype=torch.bool), temperature=0.1)
 
 
-class Lookup(torch.nn.Module):
-    """A 'model' whose embedding of text i is row i of a table."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
-
-    def forward(self, features):
-        return {"sentence_embedding": self.table[features["rows"]]}
+# ---------------------------------------------------------------- agreement with a teacher
 
 
-class Mask:
-    """Stands in for BatchMaker.allowed: remembers what it was asked, and hides one candidate of the first query if told so."""
-
-    def __init__(self, n_candidates=2, hidden=None):
-        self.n_candidates, self.hidden, self.asked = n_candidates, hidden, []
-
-    def __call__(self, rows, others):
-        self.asked.append((rows, others))
-        allowed = all_allowed(len(rows), self.n_candidates)
-        if self.hidden is not None:
-            allowed[0, self.hidden] = False
-        return allowed
+def divergence(student, teacher):
+    """KL(softmax(teacher) ‖ softmax(student)) of two lists, with logarithms and no tensor."""
+    wanted, found = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in (teacher, student))
+    return sum(p * math.log(p / q) for p, q in zip(wanted, found, strict=True))
 
 
-ROWS = torch.tensor([5, 9])
+GROUPS = torch.tensor([0, 2, 0, 2, 3, 0])
+"""Members 0, 2, 5 of group 0, none of 1, 1 and 3 of 2, 4 alone in 3."""
 
 
-def columns():
-    return [{"rows": torch.tensor([0, 1])}, {"rows": torch.tensor([0, 1])}]
+def test_divergence_is_the_mean_over_groups_of_each_ones_own_softmax():
+    student, teacher = [1.0, 0.5, -2.0, 3.0, 7.0, 0.0], [0.0, 2.0, 1.0, -1.0, -90.0, 0.5]
+    cost = grouped_divergence(torch.tensor(student).double(), torch.tensor(teacher).double(), GROUPS, 4)
+    first = divergence([1.0, -2.0, 0.0], [0.0, 1.0, 0.5])
+    third = divergence([0.5, 3.0], [2.0, -1.0])
+    assert cost.item() == pytest.approx((first + third) / 4, rel=1e-12)
 
 
-def test_the_l1_penalty_is_a_part_of_its_own_and_only_while_training():
-    loss = ContrastiveLoss(Lookup(), Mask(), temperature=0.5, label_smoothing=0.0, l1=0.1)
-    parts = loss.train()(columns(), ROWS)
-    assert parts["l1_penalty"].item() == pytest.approx(0.1 * 3)
-    assert parts["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))
-    assert set(loss.eval()(columns(), ROWS)) == {"contrastive_loss"}
+def test_divergence_of_even_from_three_to_one_by_hand():
+    # Teacher 3/4 and 1/4, student 1/2 and 1/2: 3/4 log(3/2) + 1/4 log(1/2).
+    cost = grouped_divergence(torch.zeros(2), torch.tensor([math.log(3), 0.0]), torch.tensor([0, 0]), 1)
+    assert cost.item() == pytest.approx(0.75 * math.log(1.5) - 0.25 * math.log(2))
 
 
-def test_frozen_weights_are_not_penalised():
-    model = Lookup()
-    model.other = torch.nn.Parameter(torch.tensor([[-4.0]]), requires_grad=False)
-    parts = ContrastiveLoss(model, Mask(), temperature=0.5, label_smoothing=0.0, l1=0.1).train()(columns(), ROWS)
-    assert parts["l1_penalty"].item() == pytest.approx(0.1 * 3)
+def test_divergence_and_its_gradient_are_zero_where_the_student_agrees_whatever_both_are_shifted_by():
+    student = torch.tensor([1.0, 0.5, -2.0, 3.0, 7.0, 0.0], dtype=torch.float64, requires_grad=True)
+    cost = grouped_divergence(student, student.detach() + 100, GROUPS, 4)
+    cost.backward()
+    assert cost.item() == pytest.approx(0, abs=1e-12)
+    assert student.grad.abs().max() < 1e-12
 
 
-def test_the_mask_is_asked_for_by_the_rows_of_the_batch_and_obeyed():
-    mask = Mask(hidden=1)
-    parts = ContrastiveLoss(Lookup(), mask, temperature=0.5, label_smoothing=0.0, l1=0.0)(columns(), ROWS)
-    assert mask.asked == [([5, 9], ())]
-    # The first query has nothing to lose, the second log(1 + e⁻²).
-    assert parts["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)) / 2)
-
-
-def test_temperature_and_smoothing_reach_the_loss():
-    def loss(**settings):
-        return ContrastiveLoss(Lookup(), Mask(), l1=0.0, **settings)(columns(), ROWS)["contrastive_loss"].item()
-
-    log_sum = math.log(math.exp(4) + 1)
-    assert loss(temperature=0.25, label_smoothing=0.0) == pytest.approx(log_sum - 4, rel=1e-5)
-    assert loss(temperature=0.25, label_smoothing=0.2) == pytest.approx(0.8 * (log_sum - 4) + 0.2 * (log_sum - 2))
-
-
-# ---------------------------------------------------------------- candidates of other processes
-
-
-class Meeting:
-    """Three processes of which this is one; what the others would bring is given."""
-
-    def __init__(self, rank, groups):
-        self.rank, self.count, self.groups = rank, len(groups), groups
-
-    def gather(self, value):
-        values = [(rows, len(vectors)) for rows, vectors in self.groups]
-        assert value == values[self.rank]
-        return values[self.rank :] + values[: self.rank]
-
-    def all_gather(self, padded):
-        """Every process's candidates by rank, padded with rows of nan: none of these may be used."""
-        parts = [torch.full_like(padded, torch.nan) for _ in self.groups]
-        for part, (_, vectors) in zip(parts, self.groups, strict=True):
-            part[: len(vectors)] = vectors
-        n_own = len(self.groups[self.rank][1])
-        assert padded.shape[0] == max(len(vectors) for _, vectors in self.groups)
-        assert padded[n_own:].abs().sum() == 0
-        torch.testing.assert_close(padded[:n_own], self.groups[self.rank][1])
-        return parts
-
-
-GROUPS = [
-    ([5, 9], torch.tensor([[1.0, 0.0], [0.0, -1.0]])),
-    ([2], torch.tensor([[0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])),
-    ([7, 8], torch.tensor([[-0.6, 0.8], [0.8, 0.6]])),
-]
-
-
-@pytest.mark.parametrize("rank", range(3))
-def test_gathered_candidates_come_own_first_then_by_rank_from_there_on_with_their_rows(rank, monkeypatch):
-    meeting = Meeting(rank, GROUPS)
-    monkeypatch.setattr(losses, "all_gather", meeting.all_gather)
-    rows, candidates = GROUPS[rank]
-    whole, others = losses._gathered(candidates, rows, meeting)
-    order = [rank, (rank + 1) % 3, (rank + 2) % 3]
-    assert whole.tolist() == [row for index in order for row in GROUPS[index][1].tolist()]
-    assert others == [GROUPS[index][0] for index in order[1:]]
-
-
-def test_gathered_candidates_repel_while_the_model_trains_and_not_while_it_is_evaluated(monkeypatch):
-    meeting, mask = Meeting(0, GROUPS), Mask(n_candidates=7)
-    monkeypatch.setattr(losses, "all_gather", meeting.all_gather)
-    loss = ContrastiveLoss(Lookup(), mask, temperature=0.5, label_smoothing=0.0, l1=0.0, gather_from=meeting)
-    cost = loss.train()(columns(), ROWS)["contrastive_loss"].item()
-    assert mask.asked == [([5, 9], [[2], [7, 8]])]
-    # Cosines of (1, 0): 1 0 | 0 −1 0.6 | −0.6 0.8; of (0, −1): 0 1 | −1 0 −0.8 | −0.8 −0.6.
-    rows = ([1, 0, 0, -1, 0.6, -0.6, 0.8], [1, 0, -1, 0, -0.8, -0.8, -0.6])
-    by_hand = sum(math.log(sum(math.exp(2 * cosine) for cosine in row)) - 2 for row in rows) / 2
-    assert cost == pytest.approx(by_hand)
-    # The trainer switches the model, not the loss.
-    loss.model.eval()
-    mask.n_candidates = 2
-    assert loss(columns(), ROWS)["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))
-    assert mask.asked[1] == ([5, 9], ())
-
-
-class Wrapper(torch.nn.Module):
-    """What several processes put around a model; nobody switches the wrapper itself to evaluation."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *arguments):
-        return self.module(*arguments)
-
-
-def test_neither_gathering_nor_the_penalty_is_in_the_evaluation_of_a_wrapped_model(monkeypatch):
-    meeting, mask = Meeting(0, GROUPS), Mask(n_candidates=7)
-    monkeypatch.setattr(losses, "all_gather", meeting.all_gather)
-    model = Lookup()
-    model.weight = torch.nn.Parameter(torch.ones(3))
-    loss = ContrastiveLoss(Wrapper(model), mask, temperature=0.5, label_smoothing=0.0, l1=1.0, gather_from=meeting)
-    assert set(loss.train()(columns(), ROWS)) == {"contrastive_loss", "l1_penalty"}
-    model.eval()  # as the trainer does it
-    assert loss.model.training
-    mask.n_candidates = 2
-    parts = loss(columns(), ROWS)
-    assert set(parts) == {"contrastive_loss"}
-    assert parts["contrastive_loss"].item() == pytest.approx(math.log(1 + math.exp(-2)))
+def test_divergence_stands_torchs_gradient_check_and_logits_of_hundreds():
+    student = unit(1, 6, 3)[0].requires_grad_()
+    teacher = unit(1, 6, 4)[0] * 5
+    assert torch.autograd.gradcheck(lambda x: grouped_divergence(x, teacher, GROUPS, 4), (student,))
+    far = torch.tensor([800.0, -800.0], requires_grad=True)
+    cost = grouped_divergence(far, torch.tensor([-800.0, 800.0]), torch.tensor([0, 0]), 1)
+    cost.backward()
+    assert cost.item() == pytest.approx(1600)
+    assert far.grad.tolist() == [1.0, -1.0]

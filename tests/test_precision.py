@@ -15,10 +15,10 @@ import transformers
 
 from ebr.errors import ConfigError, ModelError
 from ebr.inference import precision
-from ebr.inference.attention import Machine, cpu_flags
 from ebr.inference.engines import LocalEngine
 from ebr.inference.precision import Trial, choose_settings, memory_path
 from ebr.inference.settings import settings_of
+from ebr.model.attention import Machine, cpu_flags
 from ebr.model.encoder import Role, fingerprint, load_encoder
 
 TEXTS = [f"a {size} {colour} {thing}" for size in ("small", "large") for colour in ("red", "blue") for thing in ("cup", "lamp")]

@@ -161,7 +161,10 @@ def test_what_is_written_is_what_training_reads(tmp_path_factory, suffix, writte
                 record = Record(query, tuple(kept), (), {"id": 1})
                 append(to_object(record, form, [0.5] * len(kept), [Negative(text, 0.1, 1) for text in negatives]))
         n = 1 if form is PAIRS else None
-        assert read([path]) == [Example(query, tuple(right[:n]), tuple(wrong)) for query, right, wrong in written]
+        assert read([path]) == [
+            Example(query, tuple(right[:n]), tuple(wrong), (0.5,) * len(right[:n]), (0.1,) * len(wrong))
+            for query, right, wrong in written
+        ]
         assert path.read_bytes().endswith(b"\n")
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ebr.data.fields import read_scores, read_text, read_texts, refuse_misspelt
+from ebr.data.likeness import normal_form
 from ebr.data.near_duplicates import Groups
 from ebr.errors import DataError
 
@@ -29,6 +31,10 @@ class Example:
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
+    positive_scores: tuple[float, ...] = ()
+    """A teacher's score of each positive, or none."""
+    negative_scores: tuple[float, ...] = ()
+    """A teacher's score of each negative, or none."""
 
     def texts(self) -> Iterator[str]:
         """Every text of the example."""
@@ -97,72 +103,49 @@ def read_objects(files: Sequence[Path], parse: Callable[[dict[str, Any]], Parsed
 
 
 def parse_pair(record: dict[str, Any]) -> Example:
-    """One record with anchor, positive and an optional negative (a text or a list). Raises DataError."""
+    """One record with anchor, positive and an optional negative (a text or a list), each with scores or without.
+
+    Raises DataError; positive_score, negative_scores: what a teacher says of each, as `ebr mine` writes it.
+    """
     if "query" in record and "pos" in record and "anchor" not in record:
         raise DataError(
             "has 'query' and 'pos', which `ebr train` (train.py) reads; "
             "this reader wants 'anchor', 'positive' and optionally 'negative'"
         )
-    _refuse_misspelt(record, {"negatives": "negative", "neg": "negative", "positives": "positive", "pos": "positive"})
+    refuse_misspelt(record, {"negatives": "negative", "neg": "negative", "positives": "positive", "pos": "positive"})
+    query, positive = (read_text(f"'{key}'", record.get(key)) for key in ("anchor", "positive"))
+    negatives = read_texts("'negative'", record.get("negative"), empty="leave it out or give a text")
+    positive_scores = read_scores("'positive_score'", record.get("positive_score"), 1)
     return Example(
-        query=_text("'anchor'", record.get("anchor")),
-        positives=(_text("'positive'", record.get("positive")),),
-        negatives=_texts("'negative'", record.get("negative"), empty="leave it out or give a text"),
+        query,
+        (positive,),
+        negatives,
+        positive_scores,
+        read_scores("'negative_scores'", record.get("negative_scores"), len(negatives)),
     )
 
 
 def parse_triplet(record: dict[str, Any]) -> Example:
     """One record with query, pos (a text or a list, one at least) and an optional neg (likewise, none will do).
 
-    Other keys (FlagEmbedding's pos_scores, prompt, type, id, …) are passed over. Raises DataError; a list's element is named
-    by its place, 'pos'[0] being the first.
+    pos_scores, neg_scores: what a teacher says of each, as `ebr mine` and FlagEmbedding write it; none will do. Other keys
+    (prompt, type, id, …) are passed over. Raises DataError; a list's element is named by its place, 'pos'[0] being the first.
     """
     if "anchor" in record and "positive" in record and "query" not in record:
         raise DataError(
             "has 'anchor' and 'positive', which `ebr finetune` (ebr_finetune.py) reads; "
             "this reader wants 'query', 'pos' and optionally 'neg'"
         )
-    _refuse_misspelt(record, {"negatives": "neg", "negative": "neg", "positives": "pos", "positive": "pos"})
-    query = _text("'query'", record.get("query"))
+    refuse_misspelt(record, {"negatives": "neg", "negative": "neg", "positives": "pos", "positive": "pos"})
+    query = read_text("'query'", record.get("query"))
     needed = "every record needs at least one positive text"
-    positives = _texts("'pos'", record.get("pos"), empty=needed)
+    positives = read_texts("'pos'", record.get("pos"), empty=needed)
     if not positives:
         raise DataError(f"'pos' is {'missing' if record.get('pos') is None else 'empty'}; {needed}")
-    return Example(query, positives, _texts("'neg'", record.get("neg"), empty="leave it out or give a text"))
-
-
-def _refuse_misspelt(record: dict[str, Any], fields: Mapping[str, str]) -> None:
-    """fields: the right name by a wrong one. To pass over a wrong name would be to lose its texts."""
-    for wrong, right in fields.items():
-        if wrong in record:
-            raise DataError(f"has {wrong!r}; the field is {right!r}")
-
-
-def _texts(name: str, value: object, *, empty: str) -> tuple[str, ...]:
-    """A list of texts, or one text, or null for none; empty: how to mend a text that stands alone and is blank."""
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        return (_text(name, value, empty=empty),)
-    return tuple(
-        _text(f"{name}[{place}]", "" if text is None else text, empty="give a text or take it out of the list")
-        for place, text in enumerate(value)
-    )
-
-
-def _text(name: str, value: object, *, empty: str = "give a text or remove the record") -> str:
-    if value is None:
-        raise DataError(f"{name} is missing; give a text")
-    if not isinstance(value, str):
-        mend = "give a text" if isinstance(value, (list, dict)) else "put it in quotes"
-        raise DataError(f"{name} is {type(value).__name__}, not a text; {mend}")
-    if not value.strip():
-        raise DataError(f"{name} is empty; {empty}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{name} holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
-    return value
+    negatives = read_texts("'neg'", record.get("neg"), empty="leave it out or give a text")
+    positive_scores = read_scores("'pos_scores'", record.get("pos_scores"), len(positives))
+    negative_scores = read_scores("'neg_scores'", record.get("neg_scores"), len(negatives))
+    return Example(query, positives, negatives, positive_scores, negative_scores)
 
 
 # ---------------------------------------------------------------- files
@@ -228,11 +211,20 @@ def _report(problems: Sequence[str]) -> str:
 
 
 def right_answers(examples: Iterable[Example]) -> dict[str, set[str]]:
-    """By query, the positives of every record with that query, all stripped: right in whatever batch they meet it."""
+    """By query, the query itself and the positives of every record with it: right in whatever batch they meet it.
+
+    All in their normal form, as BatchMaker compares texts.
+    """
     right: dict[str, set[str]] = {}
     for example in examples:
-        right.setdefault(example.query.strip(), set()).update(text.strip() for text in example.positives)
+        query = normal_form(example.query)
+        right.setdefault(query, {query}).update(map(normal_form, example.positives))
     return right
+
+
+def is_taught_by_negatives(example: Example, right: Mapping[str, set[str]]) -> bool:
+    """Whether one of its negatives is no right answer; right: see right_answers."""
+    return not {normal_form(text) for text in example.negatives} <= right[normal_form(example.query)]
 
 
 def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> list[int]:
@@ -244,11 +236,7 @@ def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> 
     if batch_size > 1:
         return []
     right = right_answers(examples)
-    return [
-        row
-        for row, example in enumerate(examples)
-        if neg_nums == 0 or {text.strip() for text in example.negatives} <= right[example.query.strip()]
-    ]
+    return [row for row, one in enumerate(examples) if neg_nums == 0 or not is_taught_by_negatives(one, right)]
 
 
 # ---------------------------------------------------------------- validation split
@@ -289,11 +277,19 @@ def split_validation(
 
 
 def _without_negatives(examples: Sequence[Example], texts: set[str]) -> list[Example]:
-    """The examples, less those of their negatives that are among the (stripped) texts."""
-    return [
-        replace(example, negatives=tuple(text for text in example.negatives if text.strip() not in texts))
-        for example in examples
-    ]
+    """The examples, less those of their negatives that are among the (stripped) texts, and the scores of these."""
+    without = []
+    for example in examples:
+        kept = [place for place, text in enumerate(example.negatives) if text.strip() not in texts]
+        negatives, scores = example.negatives, example.negative_scores
+        without.append(
+            replace(
+                example,
+                negatives=tuple(negatives[place] for place in kept),
+                negative_scores=tuple(scores[place] for place in kept) if scores else (),
+            )
+        )
+    return without
 
 
 def _core(example: Example) -> Iterator[str]:

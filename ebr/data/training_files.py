@@ -86,6 +86,8 @@ class _Reader:
         if found is not self.format and not self._is_mixed:
             self._is_mixed = True
             raise DataError(f"has {_named(found)}, but the records before have {_named(self.format)}; give files of one format")
+        # Scores are of the lists as they were; what is read here gets new ones.
+        record = {key: value for key, value in record.items() if key not in found.score_keys}
         example = parse_pair(record) if found is RecordFormat.PAIRS else parse_triplet(record)
         rest = {key: value for key, value in record.items() if key not in _OWN_KEYS}
         return Record(example.query, example.positives, example.negatives, rest)

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
-from ebr.inference.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
-from ebr.inference.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
 from ebr.inference.settings import ComputeSettings, apply_settings, is_quantized, settings_of
+from ebr.model.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
+from ebr.model.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
 from ebr.model.encoder import Role, prompt_for
 
 log = logging.getLogger(__name__)

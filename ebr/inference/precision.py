@@ -18,11 +18,11 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, first_line
-from ebr.inference.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
-from ebr.inference.batching import Prepared, default_token_budget
 from ebr.inference.choices import memory_path, read_memory, write_memory
 from ebr.inference.engines import LocalEngine, TextsTooLarge
 from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, is_quantized, settings_of
+from ebr.model.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
+from ebr.model.batching import Prepared, default_token_budget
 from ebr.model.encoder import Role, fingerprint, pooling_name, prompt_for
 
 MOST_TEXTS = 128

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ebr.errors import DataError, ModelError, first_line
-from ebr.inference.attention import (
+from ebr.model.attention import (
     FLASH,
     PADDED,
     CompiledForward,
@@ -20,7 +20,7 @@ from ebr.inference.attention import (
     set_attention,
     unpadded_attention,
 )
-from ebr.inference.batching import default_token_budget
+from ebr.model.batching import default_token_budget
 
 log = logging.getLogger(__name__)
 

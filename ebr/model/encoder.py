@@ -242,20 +242,6 @@ def quiet_files() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-@contextmanager
-def own_precision(model: SentenceTransformer) -> Iterator[None]:
-    """The model as it will be served: mixed-precision training wraps its forward pass in autocast, in place."""
-    wrapped, plain = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
-    if wrapped is None or plain is None:
-        yield
-        return
-    model.forward = plain
-    try:
-        yield
-    finally:
-        model.forward = wrapped
-
-
 def prompt_for(model: SentenceTransformer, role: Role) -> str:
     """The prompt that the model was saved with for texts of this role; '' when it has none."""
     names = ("query",) if role is Role.QUERY else ("document", "passage", "corpus")

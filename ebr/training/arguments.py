@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,31 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from ebr.config import FinetuneConfig
+from ebr.training.sampling import batches_per_epoch, is_needed
 
 RETRIEVAL_METRIC = "ndcg@10"
 
 
-def steps_per_epoch(n_examples: int, config: FinetuneConfig, n_processes: int = 1) -> int:
-    """Optimiser steps of an epoch: batches are dealt to the processes, and accumulated."""
-    batches = math.ceil(n_examples / (config.train_batch_size * n_processes))
+def steps_per_epoch(
+    n_examples: int, config: FinetuneConfig, n_processes: int = 1, *, of_each: Sequence[tuple[int, float]] = ()
+) -> int:
+    """Optimiser steps of an epoch: batches are dealt to the processes, and accumulated.
+
+    of_each: rows and weight of each source, where there are several.
+    """
+    rows, weights = [rows for rows, _ in of_each] or [n_examples], [weight for _, weight in of_each] or [1.0]
+    if is_needed(weights, group_by_length=config.group_by_length):
+        batches = batches_per_epoch(rows, weights, config.train_batch_size, n_processes) // n_processes
+    else:
+        batches = math.ceil(n_examples / (config.train_batch_size * n_processes))
     return math.ceil(batches / config.gradient_accumulation_steps)
 
 
-def count_steps(n_examples: int, config: FinetuneConfig, n_processes: int = 1) -> int:
+def count_steps(
+    n_examples: int, config: FinetuneConfig, n_processes: int = 1, *, of_each: Sequence[tuple[int, float]] = ()
+) -> int:
     """Optimiser steps of a whole run."""
-    return config.max_steps or steps_per_epoch(n_examples, config, n_processes) * config.num_epochs
+    return config.max_steps or steps_per_epoch(n_examples, config, n_processes, of_each=of_each) * config.num_epochs
 
 
 def training_arguments(
@@ -54,7 +67,7 @@ def training_arguments(
         **_evaluation_arguments(config, validates=validates, retrieves=retrieves),
         restore_callback_states_from_checkpoint=True,
         logging_steps=_logging_steps(n_steps),
-        # Every trainable weight takes part in every step; and what a forward pass reads must not change before its backward.
+        # Gradients are averaged once a step by the trainer: DDP's own hooks stay idle.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         report_to=[name for name in config.report_to if name not in ("tensorboard", "none")] or "none",

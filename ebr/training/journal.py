@@ -21,20 +21,24 @@ from ebr.data.files import read_json, write_json
 from ebr.training.batches import BatchMaker
 from ebr.training.layouts import EPOCHS, STEPS
 from ebr.training.processes import Processes
+from ebr.training.sampling import EpochBatches
 
 _ROUND = 1e-6
 """An epoch is a float in the trainer's state."""
 
 
 class EpochClock(TrainerCallback):
-    """Tells the batch maker which epoch it is: draws and noise depend on it."""
+    """Tells the batch maker, and the sampler if it is ours, which epoch it is: draws and noise depend on it."""
 
-    def __init__(self, batches: BatchMaker) -> None:
+    def __init__(self, batches: BatchMaker, sampler: EpochBatches | None = None) -> None:
         self.batches = batches
+        self.sampler = sampler
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """The epoch is a fraction after a resume."""
         self.batches.epoch = int((state.epoch or 0) + _ROUND)
+        if self.sampler is not None:
+            self.sampler.set_epoch(self.batches.epoch)
 
 
 class ProgressBar(TrainerCallback):

@@ -16,12 +16,14 @@ HISTORY = "training_log.json"
 STEPS = "detailed_training_logs.json"
 EPOCHS = "training_losses.json"
 SUMMARY = "training_summary_report.json"
+WATCH = "training_warnings.json"
+CHECK, CHECK_PAGE = "training_check.json", "training_check.txt"
 TRACKING = "runs"
 PARTIAL = ".partial"
 """A checkpoint while it is written."""
 RUN = "ebr_run.json"
 """Says that the files around it are a run's, and whether it is finished."""
-_FILES = {HISTORY, STEPS, EPOCHS, SUMMARY, TRACKING, PARTIAL, RUN}
+_FILES = {HISTORY, STEPS, EPOCHS, SUMMARY, WATCH, CHECK, CHECK_PAGE, TRACKING, PARTIAL, RUN}
 
 
 @dataclass(frozen=True)

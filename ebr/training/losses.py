@@ -1,16 +1,9 @@
-"""What training minimises."""
+"""What training minimises, as mathematics: vectors in, nats out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
-from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
-
-from ebr.training.processes import Processes, all_gather
+from torch import Tensor
 
 
 def masked_info_nce(
@@ -39,67 +32,20 @@ def masked_info_nce(
     return cost.mean()
 
 
-class ContrastiveLoss(nn.Module):
-    """In-batch contrastive loss over two token columns, queries and candidates, plus an L1 penalty while training.
+def grouped_divergence(logits: Tensor, teacher_logits: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+    """Mean over the groups of KL(teacher ‖ student), in nats, each a softmax over the members of a group.
 
-    allowed: rows of this batch, rows of each other one → the mask of masked_info_nce. gather_from: the processes whose
-    candidates every query sees while training; None = only its own batch's.
+    logits, teacher_logits: (N,), both finite. groups: (N,) int64, the group of each, 0..n_groups-1, in any order. A group of
+    one costs nothing, whatever its logit; so does an empty one. Hinton et al. 2015, with the gradient to the student alone.
     """
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        allowed: Callable[[Sequence[int], Sequence[Sequence[int]]], Tensor],
-        *,
-        temperature: float,
-        label_smoothing: float,
-        l1: float,
-        gather_from: Processes | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.allowed = allowed
-        self.temperature = temperature
-        self.label_smoothing = label_smoothing
-        self.l1 = l1
-        self.gather_from = gather_from
-
-    def forward(self, features: Sequence[dict[str, Any]], rows: Tensor) -> dict[str, Tensor]:
-        """Named parts of the objective; their sum is minimised, and each is logged by its name.
-
-        features: token columns of the queries, (B, …), and of the candidates, (C, …). rows: (B,), see BatchMaker.
-        """
-        queries, candidates = (normalize(self.model(dict(column))["sentence_embedding"], dim=1) for column in features)
-        others: Sequence[Sequence[int]] = ()
-        if self.gather_from and self._is_training():
-            candidates, others = _gathered(candidates, rows.tolist(), self.gather_from)
-        allowed = self.allowed(rows.tolist(), others).to(queries.device)
-        parts = {
-            "contrastive_loss": masked_info_nce(
-                queries, candidates, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing
-            )
-        }
-        if self.l1 and self._is_training():
-            weights = [parameter.abs().sum() for parameter in self.model.parameters() if parameter.requires_grad]
-            parts["l1_penalty"] = self.l1 * torch.stack(weights).sum()
-        return parts
-
-    def _is_training(self) -> bool:
-        """The trainer switches the model between training and evaluation: not this loss, nor what wraps several processes."""
-        model = getattr(self.model, "module", self.model)
-        return bool(model.training)
+    wanted = _group_log_softmax(teacher_logits.detach().to(logits.dtype), groups, n_groups)
+    return (wanted.exp() * (wanted - _group_log_softmax(logits, groups, n_groups))).sum() / n_groups
 
 
-def _gathered(candidates: Tensor, rows: list[int], processes: Processes) -> tuple[Tensor, list[list[int]]]:
-    """The candidates of every process, this one's first, and the rows that the others' belong to.
-
-    Gradients flow back to the process that a candidate came from; averaged over the processes, they are those of one process
-    with the whole batch.
-    """
-    everyone = processes.gather((rows, len(candidates)))
-    most = max(count for _, count in everyone)
-    padded = pad(candidates, (0, 0, 0, most - len(candidates)))
-    by_rank = list(all_gather(padded))
-    own_first = by_rank[processes.rank :] + by_rank[: processes.rank]
-    whole = torch.cat([part[:count] for part, (_, count) in zip(own_first, everyone, strict=True)])
-    return whole, [group for group, _ in everyone[1:]]
+def _group_log_softmax(logits: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+    # Sums by group rather than a (groups, members) table: groups differ in size, and the table would be mostly empty.
+    floor = logits.new_full((n_groups,), -torch.inf)
+    highest = floor.scatter_reduce(0, groups, logits.detach(), "amax")
+    shifted = logits - highest[groups]
+    sums = logits.new_zeros(n_groups).index_add(0, groups, shifted.exp())
+    return shifted - sums[groups].log()

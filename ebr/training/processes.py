@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -59,6 +59,17 @@ class Processes:
         values = values.to(_device())
         torch.distributed.all_reduce(values)
         return values / self.count
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Give each trainable weight the mean of its gradients over the processes, in place."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.count
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401
         """A small picklable value of every process, this one's first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +19,27 @@ from transformers.trainer_callback import PrinterCallback
 
 from datasets import Dataset
 from ebr.config import FinetuneConfig
+from ebr.config.objective import INFO_NCE
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
 from ebr.model.adapters import attach_lora, check_finite, train_every_weight, trainable_share
 from ebr.model.encoder import fingerprint, set_prompts
 from ebr.model.quantization import check_bitsandbytes
 from ebr.training import checkpoints
-from ebr.training.arguments import count_steps, steps_per_epoch, training_arguments
-from ebr.training.batches import BatchMaker, Noise
+from ebr.training.arguments import steps_per_epoch, training_arguments
+from ebr.training.batches import BatchMaker
+from ebr.training.engine import Engine, Mixture, Say, build_engine, made_fast, probe
 from ebr.training.journal import Brake, EpochClock, EpochSaver, LogFile, ProgressBar, StepJournal
-from ebr.training.layouts import HISTORY, TRACKING
-from ebr.training.losses import ContrastiveLoss
+from ebr.training.layouts import HISTORY, TRACKING, WATCH
+from ebr.training.memory import HostWatch
 from ebr.training.processes import ALONE, Processes
+from ebr.training.recovery import Recovery
+from ebr.training.sampling import EpochBatches, is_needed
+from ebr.training.symptoms import smoothed_floor
 from ebr.training.trainer import EmbeddingTrainer, Evaluate, RetrievalEvaluator
+from ebr.training.watch import TrainingWatch, Warned
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,10 @@ class TrainingRecord:
     trainable_parameters: int
     all_parameters: int
     duration_s: float
+    warnings: tuple[Warned, ...] = ()
+    """What was seen to go wrong on the way."""
+    recoveries: tuple[str, ...] = ()
+    """Where memory ran short, and what was done."""
 
 
 def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
@@ -92,16 +106,22 @@ def fine_tune(
     resume_from: Path | None = None,
     evaluate: Evaluate | None = None,
     processes: Processes = ALONE,
+    mixture: Mixture | None = None,
+    say: Say = log.info,
 ) -> TrainingRecord:
     """Train a prepared model in place, with checkpoints and logs in `work`.
 
     record: see run_record. resume_from: a whole checkpoint of the same run, in `work`. evaluate: judged beside the validation
-    loss, every eval_steps and at the end; it decides early stopping where given.
-    Raises Interrupted after Ctrl-C, once a whole checkpoint is written; ModelError when the weights diverged to nan.
+    loss, every eval_steps and at the end; it decides early stopping where given. mixture: where rows come from, None = one
+    source. say: hears what goes wrong on the way, and what is done about it.
+    Raises Interrupted after Ctrl-C, once a whole checkpoint is written; ModelError when the weights diverged to nan, or a text
+    does not fit in memory even alone.
     """
     started = time.monotonic()
-    trainer = _build(model, train, validation, config, work, record, evaluate, processes)
-    with trainer.brake.armed():
+    engine = build_engine(model, train, validation, config, processes=processes, mixture=mixture, say=say)
+    watch = _watch(model, config, work, say)
+    trainer = _build(engine, len(validation), config, work, record, evaluate, processes, mixture, watch, say)
+    with trainer.brake.armed(), made_fast(model, config):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.brake.pulled and trainer.state.global_step < trainer.state.max_steps:
         newest = checkpoints.whole_checkpoints(work)[-1]
@@ -123,6 +143,22 @@ def fine_tune(
         trainable_parameters=trainable,
         all_parameters=total,
         duration_s=time.monotonic() - started,
+        warnings=tuple(watch.findings),
+        recoveries=tuple(trainer.recovery.events),
+    )
+
+
+def _watch(model: SentenceTransformer, config: FinetuneConfig, work: Path, say: Say) -> TrainingWatch:
+    n_candidates = config.train_batch_size
+    has_chance = config.loss == INFO_NCE and n_candidates > 1 and not config.matryoshka_dims
+    return TrainingWatch(
+        say,
+        config.spelling,
+        chance=math.log(n_candidates) if has_chance else None,
+        floor=smoothed_floor(config.label_smoothing, n_candidates) if has_chance else 0.0,
+        finetune_type=config.finetune_type,
+        embed_probe=lambda: probe(model),
+        path=work / WATCH,
     )
 
 
@@ -139,47 +175,67 @@ def run_record(
 
 
 def _build(
-    model: SentenceTransformer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    engine: Engine,
+    n_validation: int,
     config: FinetuneConfig,
     work: Path,
     record: Mapping[str, Any],
     evaluate: Evaluate | None,
     processes: Processes,
+    mixture: Mixture | None,
+    watch: TrainingWatch,
+    say: Say,
 ) -> EmbeddingTrainer:
-    batches = BatchMaker(train, validation, model.preprocess, model.prompts, config.neg_nums, config.seed, _noise(config))
-    n_train, n_all = len(train), len(train) + len(validation)
-    n_steps = count_steps(n_train, config, processes.count)
+    model, batches = engine.embedder.model, engine.batches
+    n_train = len(batches.train)
+    per_epoch = steps_per_epoch(n_train, config, processes.count, of_each=mixture.of_each(n_train) if mixture else ())
+    n_steps = config.max_steps or per_epoch * config.num_epochs
+    sampler = _sampler(engine, config, processes, mixture)
     trainer = EmbeddingTrainer(
         run_record=record,
         checkpoints_kept=config.save_total_limit,
-        journal=StepJournal(
-            work, model_info(model, config), steps_per_epoch(n_train, config, processes.count), n_steps, processes
-        ),
+        journal=StepJournal(work, model_info(model, config), per_epoch, n_steps, processes),
         epoch_saver=EpochSaver(config.save_on_epoch_end),
         brake=Brake(processes),
         processes=processes,
-        callbacks=_callbacks(config, work, batches, processes),
+        recovery=Recovery(
+            engine.embedder,
+            HostWatch(),
+            query_of=lambda row: batches.train[row].query,
+            spelling=config.spelling,
+            say=say,
+            meets=engine.loss.gather_from is not None,
+        ),
+        sampler=sampler,
+        callbacks=[*_callbacks(config, work, batches, sampler, processes), watch],
         model=model,
         args=training_arguments(
-            config, work, n_steps, device=model.device, validates=n_all > n_train, retrieves=evaluate is not None
+            config, work, n_steps, device=model.device, validates=n_validation > 0, retrieves=evaluate is not None
         ),
         train_dataset=Dataset.from_dict({"row": range(n_train)}),
-        eval_dataset=Dataset.from_dict({"row": range(n_train, n_all)}) if validation else None,
-        loss=ContrastiveLoss(
-            model,
-            batches.allowed,
-            temperature=config.temperature,
-            label_smoothing=config.label_smoothing,
-            l1=config.l1_regularization,
-            gather_from=processes if config.gather_negatives and processes.count > 1 else None,
-        ),
+        eval_dataset=Dataset.from_dict({"row": range(n_train, n_train + n_validation)}) if n_validation else None,
+        loss=engine.loss,
         evaluator=RetrievalEvaluator(evaluate) if evaluate else None,
         data_collator=batches,
     )
     trainer.remove_callback(PrinterCallback)  # our bar shows the figures, and the log file keeps them
     return trainer
+
+
+def _sampler(engine: Engine, config: FinetuneConfig, processes: Processes, mixture: Mixture | None) -> EpochBatches | None:
+    """Who shares a batch; None = the stock sampler's random batches."""
+    weights = mixture.weights if mixture else [1.0]
+    if not is_needed(weights, group_by_length=config.group_by_length):
+        return None
+    n_train = len(engine.batches.train)
+    return EpochBatches(
+        batch_size=config.train_batch_size,
+        seed=config.seed,
+        sources=mixture.source_of[:n_train] if mixture else [0] * n_train,
+        weights=weights,
+        lengths=engine.lengths() if config.group_by_length else None,
+        n_processes=processes.count,
+    )
 
 
 def model_info(model: SentenceTransformer, config: FinetuneConfig) -> dict[str, Any]:
@@ -193,14 +249,10 @@ def model_info(model: SentenceTransformer, config: FinetuneConfig) -> dict[str, 
     }
 
 
-def _noise(config: FinetuneConfig) -> Noise | None:
-    if not config.noise_enabled or config.noise_type == "none":
-        return None
-    return Noise(config.noise_type, config.noise_prob, frozenset(config.noise_apply_to_fields))
-
-
-def _callbacks(config: FinetuneConfig, work: Path, batches: BatchMaker, processes: Processes) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = [EpochClock(batches)]
+def _callbacks(
+    config: FinetuneConfig, work: Path, batches: BatchMaker, sampler: EpochBatches | None, processes: Processes
+) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [EpochClock(batches, sampler)]
     if processes.is_main:
         callbacks += [ProgressBar(), LogFile(work / HISTORY)]
     if processes.is_main and "tensorboard" in config.report_to:

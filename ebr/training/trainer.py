@@ -21,6 +21,8 @@ from ebr.training import checkpoints
 from ebr.training.journal import Brake, EpochSaver, StepJournal
 from ebr.training.layouts import PARTIAL
 from ebr.training.processes import Processes
+from ebr.training.recovery import Recovery
+from ebr.training.sampling import EpochBatches
 
 Evaluate = Callable[[SentenceTransformer, int], dict[str, float]]
 """(model, optimiser step) → metrics by name; 'ndcg@10' among them."""
@@ -40,6 +42,8 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         epoch_saver: EpochSaver,
         brake: Brake,
         processes: Processes,
+        recovery: Recovery,
+        sampler: EpochBatches | None,
         callbacks: Sequence[TrainerCallback],
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -49,6 +53,8 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         self.epoch_saver = epoch_saver
         self.brake = brake
         self.processes = processes
+        self.recovery = recovery
+        self.sampler = sampler
         super().__init__(callbacks=[*callbacks, journal, epoch_saver, brake], **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -61,11 +67,17 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
 
         The stock way leaves out what does not make a whole round.
         """
-        self.accelerator.even_batches = True
+        self.accelerator.even_batches = self.sampler is None  # ours deals rounds that are whole
         loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         self._train_dataloader = prepared
         return prepared
+
+    def get_batch_sampler(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Ours, where there is one, for the training rows; the stock one for all else."""
+        if self.sampler is not None and dataset is self.train_dataset:
+            return self.sampler
+        return super().get_batch_sampler(dataset, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         # A run that is resumed from its last checkpoint has no step left; the stock way takes one more.
@@ -83,7 +95,9 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The batches of one optimiser step; how many examples they hold together is what each is weighed by."""
         batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._examples_in_step = sum(len(batch["label"]) for batch in batches)
+        own = sum(len(batch["label"]) for batch in batches)
+        # Rounds of ours may differ by a row between the processes, whose gradients are averaged as equals.
+        self._examples_in_step = self.processes.mean(torch.tensor([float(own)]))[0].item() if self.sampler else own
         return batches, n_items
 
     def compute_loss(
@@ -103,10 +117,21 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
             return loss
         return loss * (n_examples * self.current_gradient_accumulation_steps / self._examples_in_step)
 
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[Any], Any]:
+        """The batch as BatchMaker made it, which the loss alone understands."""
+        return [inputs["batch"]], inputs["label"]
+
+    def override_model_in_loss(self, loss: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+        """The loss keeps the bare model: gradients are averaged once a step, below, not as each micro-batch makes them."""
+        return loss
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ANN401
-        """One batch forward and backward, its share of the step's loss noted."""
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        """One batch forward and backward, done again in smaller micro-batches when memory ran out; its loss noted."""
+        step = super().training_step
+        loss = self.recovery.run(lambda: step(model, inputs, num_items_in_batch), inputs["batch"])
         self.journal.add(loss)
+        if self.accelerator.sync_gradients:
+            self.processes.average_gradients(self.model.parameters())
         return loss
 
     # ------------------------------------------------------------ checkpoints

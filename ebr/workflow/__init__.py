@@ -3,6 +3,7 @@
 Heavy rooms are imported inside the verbs: what is only planned, refused or asked for help should answer at once.
 """
 
+from ebr.workflow.check import check_training
 from ebr.workflow.evaluation import compare_models, evaluate_retrieval, plan_evaluation
 from ebr.workflow.finetuning import FinetuneResult, relaunch_on_every_gpu, train_sentence_transformer
 from ebr.workflow.indexing import build_index, plan_index
@@ -23,6 +24,7 @@ __all__ = [
     "VisualizationResult",
     "build_index",
     "build_sample_corpus",
+    "check_training",
     "compare_models",
     "evaluate_retrieval",
     "merge_adapter",

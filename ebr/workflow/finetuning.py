@@ -12,6 +12,8 @@ from ebr.config import FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files
 from ebr.data.leaks import find_leaks
+from ebr.data.sources import prompts_of
+from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.evaluation import dataset_origin, report_facts
 from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
 from ebr.workflow.model_folder import REPORT, model_manifest, save_model, write_summary
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ebr.inference.engines import RetrievalEncoder
     from ebr.retrieval.evaluation import Comparison
     from ebr.retrieval.report import Measured, Report
+    from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
     from ebr.training.run import TrainingRecord
 
@@ -55,6 +58,8 @@ class FinetuneResult:
         lines = [
             f"model       {self.model_path}",
             f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
+            *(f"warning     {warning.line()}" for warning in record.warnings),
+            *(f"memory      {line}" for line in record.recoveries),
             *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
             *([f"report      {self.report}"] if self.report else []),
         ]
@@ -88,9 +93,14 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     info = model_info(model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    check = diagnose(plan, model, config, processes.count, leaks=leaks) if processes.is_main else None
+    for line in check.lines() if check else ():
+        say(line)
     data_sha256 = hash_files(plan.files)
     run = run_record(model, config, data_sha256, processes)
     resume_from = _begin_or_go_on(plan, run, processes, say)
+    if check:
+        save_check(check, plan.layout.work)
     judge = _Judge(plan.dataset, config, say) if plan.dataset else None
     if judge and processes.is_main:
         judge.begin(model, {"model_sha256": base_sha256})
@@ -104,6 +114,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         resume_from=resume_from,
         evaluate=judge,
         processes=processes,
+        mixture=_mixture(plan, model),
+        say=say,
     )
     comparison = report = curve = failure = None
     if processes.is_main:
@@ -121,6 +133,16 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         say(f"the model is saved in {plan.layout.final}, but its report could not be made; ebr evaluate makes one")
         raise failure
     return FinetuneResult(plan.layout.final, record, comparison, curve, plan.layout.final / REPORT if report else None)
+
+
+def _mixture(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None:
+    """Where rows come from, in the engine's words; None = one source with the model's own prompts."""
+    from ebr.training.engine import Mixture
+
+    if not plan.sources:
+        return None
+    prompts = [prompts_of(source, model.prompts) for source in plan.sources]
+    return Mixture(plan.source_of, [source.weight for source in plan.sources], prompts)
 
 
 def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[int], object]) -> int | None:
@@ -191,10 +213,10 @@ class _Judge:
         self.base: Measured | None = None
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
-        from ebr.model.encoder import own_precision
+        from ebr.model.serving import as_served
         from ebr.retrieval.evaluation import evaluate_encoder
 
-        with own_precision(model):
+        with as_served(model):
             evaluation = evaluate_encoder(self._encoder(model), self.dataset)
         self.say(f"step {step}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
         return evaluation.means()
@@ -219,10 +241,10 @@ class _Judge:
         return Report(main, None, leaks, note, report_facts(self.config.to_json()))
 
     def _measure(self, name: str, model: SentenceTransformer, facts: Mapping[str, Any]) -> Measured:
-        from ebr.model.encoder import own_precision
+        from ebr.model.serving import as_served
         from ebr.retrieval.evidence import measure_encoder
 
-        with own_precision(model):
+        with as_served(model):
             return measure_encoder(name, self._encoder(model), self.dataset, k=_K, seed=self.config.seed, facts=facts)
 
     def _encoder(self, model: SentenceTransformer) -> RetrievalEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from ebr.config.options import Language
 from ebr.data.evaluation_set import EvaluationSet
+from ebr.data.examples import Example, find_training_files
 from ebr.data.files import hash_files, read_manifest
+from ebr.data.sources import all_examples, all_files, read_sources
+from ebr.data.training_files import read_training_records
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,10 +34,29 @@ _BETWEEN: dict[Language, str] = {"en": "; ", "zh": "；"}
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """Where training records are; sha256: of the files as a model's manifest recorded them, None where none did."""
+    """Where training records are; sha256: of the files as a model's manifest recorded them, None where none did.
+
+    sources: the option of that name as it was recorded, as JSON; '' = there was one data_path.
+    """
 
     data_path: str
     sha256: str | None = None
+    sources: str = ""
+
+    def read(self) -> tuple[list[Path], list[Example]]:
+        """The files, and every example of them, of either format. Raises DataError."""
+        if self.sources:
+            given = json.loads(self.sources)
+            given = Path(given) if isinstance(given, str) else given
+            sources = read_sources(given, _read_examples)
+            return all_files(given, sources), all_examples(sources)
+        files = find_training_files(self.data_path, option="train_data")
+        return files, _read_examples(files)
+
+
+def _read_examples(files: Sequence[Path]) -> list[Example]:
+    _, records = read_training_records(files)
+    return [Example(record.query, record.positives, record.negatives) for record in records]
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,9 @@ def _recorded(model: Path) -> Iterator[TrainingSource]:
     manifest = read_manifest(model) if model.is_dir() else None
     recorded = (manifest or {}).get("config", {})
     if manifest is not None and "data_path" in recorded:
-        yield TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"))
+        sources = recorded.get("sources")
+        listed = json.dumps(sources) if sources is not None else ""
+        yield TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
     for name in ("lora_adapter_path", "base_model_path", "model_name"):
         below = Path(str(recorded.get(name, model)))
         if below.resolve() != model.resolve():
@@ -87,22 +112,19 @@ def check_leaks(known: Provenance, dataset: EvaluationSet) -> tuple[LeakCheck | 
 
     None when there are no records to look at. Raises DataError when the user named some that cannot be read.
     """
-    from ebr.data.examples import Example, find_training_files
     from ebr.data.leaks import find_leaks
-    from ebr.data.training_files import read_training_records
 
     examples: list[Example] = []
     said: list[tuple[str, dict[str, str]]] = []
     for source in known.sources:
         try:
-            files = find_training_files(source.data_path, option="train_data")
-            _, records = read_training_records(files)
+            files, found = source.read()
         except DataError as error:
             if source.sha256 is None:
                 raise
             said.append(("unread", {"problem": str(error).splitlines()[0]}))
             continue
-        examples += [Example(record.query, record.positives, record.negatives) for record in records]
+        examples += found
         if source.sha256 not in (None, hash_files(files)):
             said.append(("changed", {"data_path": source.data_path}))
     if known.unknown:

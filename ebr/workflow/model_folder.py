@@ -110,6 +110,8 @@ def write_summary(plan: FinetunePlan, config: FinetuneConfig, record: TrainingRe
             "epochs": record.epochs,
             "final_loss": record.epochs[-1]["average_loss"] if record.epochs else None,
             "best_epoch_loss": min((epoch["average_loss"] for epoch in record.epochs), default=None),
+            "warnings": [warning.to_json() for warning in record.warnings],
+            "recoveries": list(record.recoveries),
             "evaluation": comparison.to_json() if comparison else None,
         },
     )

@@ -11,6 +11,7 @@ import numpy as np
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.examples import Example, find_training_files, lonely_rows, read_pairs, read_triplets, split_validation
+from ebr.data.sources import Source, after_split, all_examples, all_files, read_sources, source_of
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class FinetunePlan:
     checkpoint: Path | None
     """Where to resume from; None = from the start."""
     warnings: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    """Where the records come from when that is more than one place."""
+    source_of: tuple[int, ...] = ()
+    """The source of each row, training rows first."""
 
     def records(self) -> list[Example]:
         """Every training record, those held out for the validation loss among them: early stopping sees them too."""
@@ -57,11 +62,15 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     from ebr.training.arguments import count_steps
     from ebr.training.checkpoints import find_checkpoint
     from ebr.training.layouts import pair_layout, triplet_layout
+    from ebr.training.objectives import check_data
     from ebr.training.run import check_machine
 
     config.check()
-    files, examples = _read(config)
+    files, examples, sources = _read(config)
     train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
+    sides = after_split(examples, source_of(sources), validation) if sources else ([], [])
+    of_each = [(sides[0].count(place), source.weight) for place, source in enumerate(sources)]
+    check_data(train, validation, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=config.contrastive_weight)
     if n_processes == 1 or not config.gather_negatives:
         _refuse_batches_without_negatives(examples, config)
         _refuse_what_the_split_left_alone(train, config)
@@ -77,10 +86,12 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     layout.check()
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
-    n_steps = count_steps(len(train), config, n_processes)
+    n_steps = count_steps(len(train), config, n_processes, of_each=of_each)
     n_left_out = _count_negatives(examples) - _count_negatives(validation) - _count_negatives(train)
     warnings = _warnings(train, n_left_out, config, n_processes)
-    return FinetunePlan(files, train, validation, dataset, layout, n_steps, checkpoint, warnings)
+    return FinetunePlan(
+        files, train, validation, dataset, layout, n_steps, checkpoint, warnings, tuple(sources), (*sides[0], *sides[1])
+    )
 
 
 def _count_negatives(examples: list[Example]) -> int:
@@ -88,7 +99,8 @@ def _count_negatives(examples: list[Example]) -> int:
 
 
 def _warnings(train: list[Example], n_left_out: int, config: FinetuneConfig, n_processes: int) -> tuple[str, ...]:
-    lonely_rest = n_processes == 1 and len(train) % config.train_batch_size == 1
+    ours_deals = config.sources is not None or config.group_by_length  # our own batches leave no record alone
+    lonely_rest = n_processes == 1 and not ours_deals and len(train) % config.train_batch_size == 1
     found = {
         f"fewer than {_SMALL_SET} training records; expect little, and noise in every figure": len(train) < _SMALL_SET,
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
@@ -100,9 +112,14 @@ def _warnings(train: list[Example], n_left_out: int, config: FinetuneConfig, n_p
     return tuple(text for text, holds in found.items() if holds)
 
 
-def _read(config: FinetuneConfig) -> tuple[list[Path], list[Example]]:
+def _read(config: FinetuneConfig) -> tuple[list[Path], list[Example], list[Source]]:
+    """The files that a run depends on, every example of them, and the sources where there are several."""
+    read = read_triplets if isinstance(config, TrainConfig) else read_pairs
+    if config.sources is not None:
+        sources = read_sources(config.sources, read)
+        return all_files(config.sources, sources), all_examples(sources), sources
     files = find_training_files(config.data_path, option=config.spelling("data_path"))
-    return files, (read_triplets if isinstance(config, TrainConfig) else read_pairs)(files)
+    return files, read(files), []
 
 
 def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneConfig) -> None:

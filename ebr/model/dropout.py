@@ -1,0 +1,134 @@
+"""Dropout whose random numbers cost little on a CPU, where torch's own take longer than a layer of the model.
+
+Masks come from SFC64, 16 bits a number, seeded by one draw from torch's generator: whoever restores that generator gets the
+same masks again. The chance of a zero is exact to 1/65,536, and kept values are scaled so that the mean is kept exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+_LEVELS = 1 << 16
+_NUMBERS_A_DRAW = 4
+# transformers takes every name with "flash" or "sdpa" in it for one of its own.
+_REGISTERED = "ebr_light_dropout"
+
+
+def keep_mask(shape: torch.Size, p: float, device: torch.device) -> tuple[Tensor, float]:
+    """(bool mask, scale): False with chance p, and what kept values are multiplied by."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - p), 1 / (1 - p)
+    n_dropped = round(p * _LEVELS)
+    seed = int(torch.randint(2**62, ()))
+    n = shape.numel()
+    numbers = np.random.SFC64(seed).random_raw(-(-n // _NUMBERS_A_DRAW)).view(np.uint16)[:n]
+    mask = torch.from_numpy(numbers >= n_dropped).view(shape)
+    return mask, _LEVELS / max(1, _LEVELS - n_dropped)
+
+
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """Values where the mask is True, zero elsewhere; a new tensor."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return values * mask
+    # numpy's product of floats and bools is about twice as fast as torch's.
+    return torch.from_numpy(np.multiply(values.detach().numpy(), mask.numpy()))
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, p: float) -> Tensor:  # noqa: ANN401
+        mask, ctx.scale = keep_mask(values.shape, p, values.device)
+        ctx.save_for_backward(mask)
+        return masked(values, mask).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (mask,) = ctx.saved_tensors
+        return masked(gradient, mask).mul_(ctx.scale), None
+
+
+def dropout(values: Tensor, p: float) -> Tensor:
+    """Each value zero with chance p, the others scaled by 1 / (1 - p)."""
+    dropped: Tensor = _Dropped.apply(values, p)
+    return dropped
+
+
+class LightDropout(nn.Dropout):
+    """torch.nn.Dropout with the masks of this module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input while evaluated, dropped out while trained."""
+        return dropout(input, self.p) if self.training and 0 < self.p < 1 else super().forward(input)
+
+
+def light_dropout_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout_p: float = 0.0,
+    **extras: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: sdpa, and where it drops out, the same written in plain products.
+
+    query (B, H, L, D), key and value (B, Hkv, L, D) → (B, L, H, D). torch's own would draw L² numbers a head the slow way.
+    """
+    p = float(extras.pop("dropout", dropout_p))
+    causal, bias = extras.get("is_causal"), extras.get("position_bias")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if not 0 < p < 1 or bias is not None or (causal and attention_mask is None) or query.device.type != "cpu":
+        attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=p, **extras)
+        return attended
+    n_groups = query.shape[1] // key.shape[1]
+    if n_groups > 1:
+        key, value = key.repeat_interleave(n_groups, dim=1), value.repeat_interleave(n_groups, dim=1)
+    scaling = extras.get("scaling")
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    shares = dropout(scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype), p)
+    return (shares @ value).transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def light_dropout(model: nn.Module) -> Iterator[None]:
+    """The model drops out by the masks of this module, until the block ends; a model on a GPU stays as it is."""
+    if next(model.parameters()).device.type != "cpu":
+        yield
+        return
+    plain = [one for one in model.modules() if type(one) is nn.Dropout]
+    transformers = [one for one in model.modules() if isinstance(one, PreTrainedModel) and _attends_by_sdpa(one)]
+    for one in plain:
+        one.__class__ = LightDropout
+    for one in transformers:
+        _set_attention(one, _REGISTERED)
+    try:
+        yield
+    finally:
+        for one in plain:
+            one.__class__ = nn.Dropout
+        for one in transformers:
+            _set_attention(one, "sdpa")
+
+
+def _attends_by_sdpa(model: PreTrainedModel) -> bool:
+    return bool(model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation())
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    if name == _REGISTERED:
+        AttentionInterface.register(name, light_dropout_attention)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation(name)

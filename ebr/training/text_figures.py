@@ -1,0 +1,227 @@
+"""What a model makes of the texts: how long they are in tokens, what is cut off, what is padding, what it cannot spell."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
+
+from ebr.data.examples import Example
+from ebr.model.attention import PADDED, attention_of
+from ebr.model.batching import Ints, cost_of, token_budget_batches
+from ebr.model.lengths import position_limit
+
+MOST_TEXTS = 2_000
+SMALL_BUDGET = 512
+"""Tokens of the smallest micro-batch that still keeps a processor busy."""
+# A book as one text would take longer than everything else; whatever limit there is, it is cut.
+_MOST_CHARACTERS = 50_000
+_NAMES = {
+    "CJK": "Chinese characters",
+    "HIRAGANA": "Japanese kana",
+    "KATAKANA": "Japanese kana",
+    "HANGUL": "Korean",
+}
+_KINDS = {"S": "symbols and emoji", "P": "punctuation", "N": "numbers", "M": "marks", "C": "symbols and emoji"}
+
+
+@dataclass(frozen=True)
+class SampledRecords:
+    """Some records as an epoch would draw them, N of them: their queries, their positives, their lists of negatives."""
+
+    queries: list[str]
+    positives: list[str]
+    negatives: list[list[str]]
+
+    @property
+    def passages(self) -> list[str]:
+        """The positives, then every negative."""
+        return [*self.positives, *(text for texts in self.negatives for text in texts)]
+
+
+def sample_records(
+    examples: Sequence[Example], neg_nums: int, rng: np.random.Generator, most: int = MOST_TEXTS
+) -> SampledRecords:
+    """Records drawn at random, with one positive and up to neg_nums negatives each, until they hold about `most` texts."""
+    drawn = SampledRecords([], [], [])
+    n_texts = 0
+    for row in rng.permutation(len(examples)):
+        example = examples[row]
+        negatives = list(dict.fromkeys(example.negatives))[:neg_nums]
+        drawn.queries.append(example.query)
+        drawn.positives.append(example.positives[rng.integers(len(example.positives))])
+        drawn.negatives.append(negatives)
+        n_texts += 2 + len(negatives)
+        if n_texts >= most:
+            break
+    return drawn
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of N texts of one role before they are cut, prompt and special tokens counted. limit: what is kept of a text."""
+
+    tokens: Ints
+    limit: int
+
+    @property
+    def share_cut(self) -> float:
+        """The share of the texts that are longer than the limit."""
+        return float((self.tokens > self.limit).mean()) if len(self.tokens) else 0.0
+
+    def cutting(self, share: float) -> int:
+        """The smallest limit that would cut no more than this share of the texts."""
+        if not len(self.tokens):
+            return 0
+        n_cut = int(round(share * len(self.tokens), 9))
+        return int(np.sort(self.tokens)[len(self.tokens) - 1 - n_cut])
+
+    def kept(self) -> Ints:
+        """(N,) tokens of each text once it is cut."""
+        return np.minimum(self.tokens, self.limit)
+
+
+@dataclass(frozen=True)
+class TextFigures:
+    """Figures of the sampled records. unknown: by script, the tokens that the tokenizer cannot spell, of n_tokens in all.
+
+    tokens_a_character: how many tokens a character takes, without the special ones. positions: what the model has; None where
+    it does not say. The share of a batch's tokens that is padding is padding_stock when each column is padded to its longest
+    text, as stock sentence-transformers does; padding_ours when the texts are sorted and cut into micro-batches; padding_small
+    when those are of SMALL_BUDGET tokens.
+    """
+
+    records: SampledRecords
+    queries: Lengths
+    passages: Lengths
+    unknown: Counter[str]
+    n_tokens: int
+    tokens_a_character: float
+    padding_stock: float
+    padding_ours: float
+    padding_small: float
+    positions: int | None
+
+    @property
+    def tokens_a_record(self) -> float:
+        """Mean tokens of a record's texts, cut."""
+        return float(self.queries.kept().sum() + self.passages.kept().sum()) / max(1, len(self.queries.tokens))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text, cut."""
+        return max((int(one.kept().max()) for one in (self.queries, self.passages) if len(one.tokens)), default=0)
+
+
+def measure_texts(
+    model: SentenceTransformer, records: SampledRecords, *, batch_size: int, token_budget: int
+) -> TextFigures | None:
+    """Tokenise the sampled records once. None for a model whose texts go through no tokenizer.
+
+    batch_size: records a batch; token_budget: tokens a micro-batch.
+    """
+    tokenizer = model.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    spelt = {
+        role: _spell(tokenizer, texts, model.prompts.get(role) or "")
+        for role, texts in (("query", records.queries), ("document", records.passages))
+    }
+    first, most = model[0], model.max_seq_length or tokenizer.model_max_length
+    queries = Lengths(spelt["query"].lengths, getattr(first, "query_length", None) or most)
+    passages = Lengths(spelt["document"].lengths, getattr(first, "document_length", None) or most)
+    n_tokens = sum(one.n_tokens for one in spelt.values())
+    columns = _columns(queries.kept(), passages.kept(), [len(texts) for texts in records.negatives])
+    packed = attention_of(model) != PADDED
+    return TextFigures(
+        records=records,
+        queries=queries,
+        passages=passages,
+        unknown=spelt["query"].unknown + spelt["document"].unknown,
+        n_tokens=n_tokens,
+        tokens_a_character=n_tokens / max(1, sum(one.n_characters for one in spelt.values())),
+        padding_stock=_mean_padding(columns, batch_size, None),
+        padding_ours=0.0 if packed else _mean_padding(columns, batch_size, token_budget),
+        padding_small=0.0 if packed else _mean_padding(columns, batch_size, SMALL_BUDGET),
+        positions=position_limit(model),
+    )
+
+
+@dataclass(frozen=True)
+class _Spelt:
+    """Texts as a tokenizer spells them; n_tokens: without the special ones."""
+
+    lengths: Ints
+    unknown: Counter[str]
+    n_tokens: int
+    n_characters: int
+
+
+def _spell(tokenizer: Any, texts: Sequence[str], prompt: str) -> _Spelt:  # noqa: ANN401
+    """Tokenise whole texts, and look at what became an unknown token."""
+    whole = [(prompt + text)[:_MOST_CHARACTERS] for text in texts]
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(
+        whole or [""], padding=False, truncation=False, return_offsets_mapping=fast, verbose=False, return_attention_mask=False
+    )
+    ids = encoded["input_ids"][: len(whole)]
+    offsets = encoded["offset_mapping"][: len(whole)] if fast else [None] * len(whole)
+    unknown: Counter[str] = Counter()
+    strange = _unknown_id(tokenizer)
+    for text, row, spans in zip(whole, ids, offsets, strict=True):
+        for place, token in enumerate(row):
+            if token == strange:
+                start, end = spans[place] if spans is not None else (0, len(text))
+                unknown[_script(text[start:end])] += 1
+    lengths = np.array([len(row) for row in ids], dtype=np.int64)
+    n_special = tokenizer.num_special_tokens_to_add() * len(whole)
+    return _Spelt(lengths, unknown, max(0, int(lengths.sum()) - n_special), sum(map(len, whole)))
+
+
+def _unknown_id(tokenizer: Any) -> int:  # noqa: ANN401
+    """The id of the unknown token; -1 where there is none, or where the token that ends a text bears its name, as in GPT-2."""
+    unknown = tokenizer.unk_token_id
+    return -1 if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else int(unknown)
+
+
+def _script(text: str) -> str:
+    """The script that most of the characters are of, by their names in Unicode."""
+    found = Counter(map(_script_of, text.replace(" ", "")))
+    return found.most_common(1)[0][0] if found else "white space"
+
+
+def _script_of(character: str) -> str:
+    if kind := _KINDS.get(unicodedata.category(character)[0]):
+        return kind
+    word = unicodedata.name(character, "unnamed").split(" ")[0].split("-")[0]
+    return _NAMES.get(word, word.capitalize())
+
+
+def _columns(queries: Ints, passages: Ints, n_negatives: Sequence[int]) -> list[list[int]]:
+    """Of each record the tokens of its texts: query, positive, negatives."""
+    ends = len(queries) + np.cumsum([0, *n_negatives])
+    return [
+        [int(queries[row]), int(passages[row]), *passages[ends[row] : ends[row + 1]].tolist()] for row in range(len(queries))
+    ]
+
+
+def _mean_padding(records: Sequence[Sequence[int]], batch_size: int, token_budget: int | None) -> float:
+    """The share of padding over batches of the records as they come. token_budget: None = a column is padded to its longest."""
+    real = computed = 0
+    for start in range(0, len(records), batch_size):
+        batch = records[start : start + batch_size]
+        lengths = np.array([length for record in batch for length in record], dtype=np.int64)
+        real += int(lengths.sum())
+        if token_budget is None:
+            width = max(map(len, batch))
+            columns = [np.array([record[place] for record in batch if place < len(record)]) for place in range(width)]
+            computed += sum(cost_of(column, padded=True) for column in columns)
+        else:
+            computed += sum(cost_of(lengths[one], padded=True) for one in token_budget_batches(lengths, token_budget))
+    return 1 - real / computed if computed else 0.0

@@ -1,0 +1,115 @@
+"""The check before training: the records, the texts, the options and the machine looked at, and nothing trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ebr.config import FinetuneConfig, TrainConfig
+from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
+from ebr.data.examples import Example, find_training_files, parse_pair, parse_triplet, read_objects, split_validation
+from ebr.data.sources import Source, after_split, all_examples, read_sources, source_of
+from ebr.errors import DataError
+from ebr.workflow.diagnosis import diagnose, save_check
+from ebr.workflow.finetuning import load_for_training
+from ebr.workflow.speech import Say
+
+if TYPE_CHECKING:
+    from ebr.training.doctor import CheckReport, Finding
+    from ebr.training.layouts import Layout
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a run would train on, whatever front end it comes from."""
+
+    train: list[Example]
+    validation: list[Example]
+    dataset: EvaluationSet | None
+    n_steps: int
+
+
+def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
+    """Check a run without starting it, say what was found on one page, and save that in the run's folder.
+
+    The records may be of either format, whichever front end the config belongs to. Loads the model, and trains nothing.
+    Raises EBRError subclasses for what no run could begin with: files that cannot be read, options that contradict each other.
+    """
+    from ebr.training.arguments import count_steps
+    from ebr.training.doctor import CheckReport
+    from ebr.training.run import check_machine, prepare_model
+
+    config.check()
+    examples, sources = _read(config)
+    train, validation, more = _split(examples, config)
+    more += _loss_findings(train, validation, config)
+    dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
+    check_machine(config)
+    layout = _layout(config)
+    model = load_for_training(config)
+    prepare_model(model, config)
+    of_train = after_split(examples, source_of(sources), validation)[0] if sources else []
+    of_each = [(of_train.count(place), source.weight) for place, source in enumerate(sources)]
+    material = _Material(train, validation, dataset, count_steps(len(train), config, of_each=of_each))
+    report = diagnose(material, model, config)
+    report = CheckReport.of([*more, *report.findings], report.facts)
+    for line in report.lines():
+        say(line)
+    say(f"saved in {save_check(report, layout.work)}")
+    return report
+
+
+def _read(config: FinetuneConfig) -> tuple[list[Example], list[Source]]:
+    """Every example, of either format, and the sources where there are several."""
+    if config.sources is not None:
+        sources = read_sources(config.sources, _read_either)
+        return all_examples(sources), sources
+    return _read_either(find_training_files(config.data_path, option=config.spelling("data_path"))), []
+
+
+def _read_either(files: Sequence[Path]) -> list[Example]:
+    return read_objects(files, lambda record: (parse_triplet if _is_triplet(record) else parse_pair)(record))
+
+
+def _is_triplet(record: Mapping[str, Any]) -> bool:
+    return not {"anchor", "positive"} & record.keys() and bool({"query", "pos"} & record.keys())
+
+
+def _split(examples: list[Example], config: FinetuneConfig) -> tuple[list[Example], list[Example], list[Finding]]:
+    """The split as a run makes it; a set that cannot be split is one more finding here."""
+    from ebr.training.doctor import Finding, Severity
+
+    try:
+        return *split_validation(examples, config.validation_split, np.random.default_rng(config.seed)), []
+    except DataError as error:
+        why = "a run would not begin: the validation loss must not be of texts that are trained on"
+        advice = f"{config.spelling('validation_split')} 0, or add unrelated records"
+        return examples, [], [Finding("no-validation-split", Severity.CRITICAL, str(error), why, advice)]
+
+
+def _loss_findings(train: Sequence[Example], validation: Sequence[Example], config: FinetuneConfig) -> list[Finding]:
+    """Records that cannot teach what the chosen loss asks: a finding here, where a run would end."""
+    from ebr.training.doctor import Finding, Severity
+    from ebr.training.objectives import check_data
+
+    weight = config.contrastive_weight
+    try:
+        check_data(train, validation, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=weight)
+    except DataError as error:
+        why = "a run would not begin: the loss would have nothing to compare"
+        advice = f"{config.spelling('loss')} info_nce, which needs neither negatives nor scores"
+        return [Finding("loss-lacks-data", Severity.CRITICAL, str(error).splitlines()[0], why, advice)]
+    return []
+
+
+def _layout(config: FinetuneConfig) -> Layout:
+    from ebr.model.encoder import resolve_model
+    from ebr.training.layouts import pair_layout, triplet_layout
+
+    if isinstance(config, TrainConfig):
+        return triplet_layout(config.output_dir)
+    return pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)

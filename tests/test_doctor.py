@@ -1,0 +1,301 @@
+"""The check before training: sick data sets diagnosed by name, a healthy one as healthy, and the figures behind it by hand."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from ebr.config import FinetuneConfig, TrainConfig
+from ebr.data.duplicates import RecordDigests, find_faults, find_near_duplicates, share_without_negatives, shared_records
+from ebr.data.evaluation_set import EvaluationSet
+from ebr.data.examples import Example
+from ebr.training.doctor import CheckReport, Fact, Finding, Severity
+from ebr.training.run_findings import RunFigures, judge_options
+from ebr.training.text_figures import Lengths, _columns, _mean_padding, _script, sample_records
+from ebr.workflow.diagnosis import diagnose
+
+WORDS = "red blue green shoe shirt lamp cup book small large buy query passage tea oak jar fox map ink bus kit pan rug".split()
+GREEK = dict(zip("abcdefghijklmnopqrstuvwxyz", "αβγδεζηθικλμνξοπρστυφχψωαβ", strict=True))
+
+
+def phrases(count, seed):
+    """Distinct phrases of six words; no two of them share more than a few."""
+    rng = random.Random(seed)
+    return [" ".join(rng.sample(WORDS, 6)) for _ in range(count)]
+
+
+def records(count=240):
+    return [Example(query, (f"the {positive}",)) for query, positive in zip(phrases(count, 1), phrases(count, 2), strict=True)]
+
+
+@dataclass
+class Plan:
+    """What diagnose reads of a FinetunePlan."""
+
+    train: list
+    validation: list = field(default_factory=list)
+    dataset: EvaluationSet | None = None
+    n_steps: int = 0
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    from ebr.model.adapters import attach_lora
+    from ebr.model.encoder import load_encoder, set_prompts
+
+    loaded = load_encoder(tiny_model, max_seq_length=64)
+    set_prompts(loaded, prompt=None, query_prompt=None, passage_prompt=None)
+    attach_lora(loaded, r=2, alpha=4, dropout=0.1, target_modules=None)
+    return loaded
+
+
+def report_of(plan, model, config=FinetuneConfig, *, room=2**40, query=None, passage=None, **options):
+    from ebr.training.arguments import count_steps
+
+    chosen = config(**{"max_seq_length": 64, "train_batch_size": 8, "neg_nums": 2, **options})
+    steps = plan.n_steps or count_steps(len(plan.train), chosen)
+    model[0].query_length, model[0].document_length = query, passage
+    return diagnose(replace(plan, n_steps=steps), model, chosen, room=room)
+
+
+def faults(report):
+    """Names of the findings that are more than notes."""
+    return {finding.name for finding in report.findings if finding.severity is not Severity.NOTE}
+
+
+def with_first(count, change):
+    """The healthy records, the first `count` of them changed."""
+    return [change(example) if row < count else example for row, example in enumerate(records())]
+
+
+def greek(text):
+    return "".join(GREEK.get(letter, letter) for letter in text)
+
+
+def dataset(queries):
+    ids = [f"q{place}" for place in range(len(queries))]
+    return EvaluationSet(
+        name="set", doc_ids=["d"], documents=["a thing that nobody trains on"], query_ids=ids, queries=queries,
+        qrels={name: {"d": 1} for name in ids}, n_unjudged_queries=0, n_unknown_queries=0, n_missing_documents=0,
+    )  # fmt: skip
+
+
+def shouted(example):
+    return replace(example, query=example.query.upper(), positives=(f" {example.positives[0].title()}",))
+
+
+def shuffled(example):
+    first, *rest = example.query.split()
+    return replace(example, query=" ".join([*rest, first]) + "?", positives=(example.positives[0] + " !",))
+
+
+def own_negative(example):
+    return replace(example, negatives=example.positives)
+
+
+SICK = {
+    "few-records": (Plan(records(60)), {"num_epochs": 3}),
+    "duplicate-records": (Plan([*records(), *map(shouted, records()[:20])]), {}),
+    "near-duplicate-records": (Plan([*records(), *map(shuffled, records()[:20])]), {}),
+    "contradicting-records": (Plan(with_first(20, own_negative)), {}),
+    "negative-is-positive": (
+        Plan([*records(), *(replace(r, positives=(f"a {r.query[::-1]}",), negatives=r.positives) for r in records()[:20])]),
+        {},
+    ),
+    "query-is-positive": (Plan(with_first(20, lambda example: replace(example, positives=(example.query,)))), {}),
+    "query-is-negative": (Plan(with_first(20, lambda example: replace(example, negatives=(example.query,)))), {}),
+    "validation-leak": (Plan(records(), [*map(shouted, records()[:5])]), {}),
+    "evaluation-leak": (Plan(records(), dataset=dataset([records()[3].query, *phrases(20, 10)])), {}),
+    "queries-cut": (Plan(records()), {"query": 12, "query_max_len": 12}),
+    "passages-cut": (Plan(records()), {"passage": 12, "passage_max_len": 12}),
+    "unknown-tokens": (Plan([Example(greek(r.query), (greek(r.positives[0]),)) for r in records()]), {}),
+    "lonely-records": (Plan(records()), {"train_batch_size": 1}),
+    "identical-records": (Plan(records(1) * 240), {}),
+    "one-positive": (Plan([replace(example, positives=("the answer",)) for example in records()]), {}),
+    "everything-masked": (Plan([replace(example, query="the question") for example in records()]), {}),
+    "high-learning-rate": (Plan(records()), {"finetune_type": "full", "learning_rate": 2e-4}),
+    "low-learning-rate": (Plan(records()), {"learning_rate": 1e-7}),
+    "few-steps": (Plan(records()), {"train_batch_size": 24}),
+    "long-warm-up": (Plan(records()), {"warmup_ratio": 0.5}),
+    "many-passes": (Plan(records()), {"num_epochs": 10}),
+    "batch-over-set": (Plan(records()), {"train_batch_size": 241, "max_steps": 20, "early_stopping_patience": 3}),
+    "memory-short": (Plan(records()), {"room": 1_000}),
+}
+
+
+def test_healthy_set_is_called_healthy(model):
+    negatives = [replace(r, negatives=(f"a {text}",)) for r, text in zip(records(), phrases(240, 3), strict=True)]
+    report = report_of(Plan(negatives, records(300)[240:], dataset(phrases(20, 10))), model)
+    assert report.findings == ()
+    assert report.is_healthy
+    assert report.verdict == "training check: healthy"
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_sick_set_is_diagnosed_by_name_and_by_nothing_else(name, model):
+    plan, options = SICK[name]
+    report = report_of(plan, model, **options)
+    assert faults(report) == {name}
+    assert not report.is_healthy
+    finding = next(one for one in report.findings if one.name == name)
+    assert finding.what and finding.why and finding.advice
+
+
+def test_advice_is_spelt_as_each_front_end_spells_it(model):
+    ours = {"finetune_type": "full", "warmup_ratio": 0.5, "learning_rate": 1.0}
+    theirs = {"finetune_type": "full", "warmup_proportion": 0.5, "lr": 1.0}
+    pairs = report_of(Plan(records()), model, **ours).findings
+    required = {"model_name_or_path": "m", "train_dataset": "t", "output_dir": "o", "gradient_accumulation_steps": 1}
+    triplets = report_of(Plan(records()), model, TrainConfig, **theirs, **required).findings
+    assert [one.advice for one in pairs] == ["warmup_ratio 0.1 or less", "learning_rate 2e-5"]
+    assert [one.advice for one in triplets] == ["warmup_proportion 0.1 or less", "lr 2e-5"]
+
+
+def test_unknown_tokens_name_the_script(model):
+    finding = report_of(*SICK["unknown-tokens"][:1], model).findings[0]
+    assert "Greek 100 %" in finding.what
+    assert finding.severity is Severity.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("text", "script"), [("国", "Chinese characters"), ("Жук", "Cyrillic"), ("🙂", "symbols and emoji"), ("한", "Korean")]
+)
+def test_script_is_named_in_words(text, script):
+    assert _script(text) == script
+
+
+def test_negatives_that_the_loss_can_use_keep_one_positive_from_being_sick(model):
+    pairs = zip(records(), phrases(240, 3), strict=True)
+    plan = Plan([replace(r, positives=("the answer",), negatives=(f"a {text}",)) for r, text in pairs])
+    assert "one-positive" not in faults(report_of(plan, model))
+
+
+def test_record_without_a_split_is_judged_too(model):
+    assert report_of(Plan(records()[:1], n_steps=30), model).findings  # one record: no batch, no neighbour, no percentile
+
+
+def digests(*examples):
+    return [RecordDigests.of(example) for example in examples]
+
+
+def test_faults_are_counted_by_hand():
+    found = find_faults(
+        digests(
+            Example("A", ("x", "y"), ("n",)),
+            Example(" a ", ("X",), ("y", "n")),  # repeats a pair of the first, and calls its other positive wrong
+            Example("b", ("b",), ("b", "x")),  # its own positive and, contradicting itself, its own negative
+            Example("c", ("z",), ("z",)),
+        )
+    )
+    assert (found.n_records, found.n_negatives, found.distinct_records, found.distinct_positives) == (4, 6, 3, 4)
+    assert (found.repeated.count, found.repeated.first) == (1, 1)
+    assert (found.query_is_positive.count, found.query_is_negative.count) == (1, 1)
+    assert (found.contradicting.count, found.contradicting.first) == (2, 2)
+    assert (found.answers_elsewhere.count, found.answers_elsewhere.first) == (1, 1)
+
+
+def test_near_duplicates_need_both_query_and_positive_to_be_near():
+    examples = [
+        Example("how to open an account", ("go to the bank",)),
+        Example("An account: how to open?", ("to the bank, go",)),  # near
+        Example("how to open an account!", ("send us a letter",)),  # another answer
+        Example("how to close an account", ("go to the bank.",)),  # another question
+        Example("how to open an account", ("go to the bank",)),  # equal, and counted as such
+    ]
+    near = find_near_duplicates(examples, digests(*examples), np.random.default_rng(0))
+    assert (near.n_compared, near.count, near.first) == (4, 1, (1, 0))
+
+
+def test_more_records_than_are_compared_are_drawn():
+    examples = records(30)
+    near = find_near_duplicates(examples, digests(*examples), np.random.default_rng(0), most=10)
+    assert (near.n_compared, near.count) == (10, 0)
+
+
+def test_idle_share_is_that_of_queries_whose_candidates_are_all_right():
+    examples = digests(Example("a", ("x",)), Example("a", ("y",)), Example("b", ("x",)))
+    # In one batch, a's records have x and y, both right for a; b has the wrong y.
+    assert share_without_negatives(examples, 3, 0, np.random.default_rng(0)) == (pytest.approx(2 / 3), 0)
+
+
+def test_drawn_negative_ends_idleness_unless_it_is_the_query():
+    own = digests(Example("a", ("x",), ("n",)))
+    same = digests(Example("a", ("x",), ("A",)))
+    rng = np.random.default_rng(0)
+    assert share_without_negatives(own, 1, 1, rng)[0] == 0.0
+    assert share_without_negatives(own, 1, 0, rng)[0] == 1.0
+    assert share_without_negatives(same, 1, 1, rng)[0] == 1.0
+
+
+def test_shared_records_ignore_negatives():
+    train = digests(Example("a", ("x",), ("n",)))
+    assert shared_records(train, digests(Example("q", ("n",)), Example("q", ("X ",)))).count == 1
+
+
+def test_length_that_cuts_one_percent_leaves_one_of_a_hundred_longer():
+    lengths = Lengths(np.arange(1, 101), limit=90)
+    assert lengths.share_cut == pytest.approx(0.10)
+    assert lengths.cutting(0.01) == 99
+    assert lengths.cutting(0.0) == 100
+    assert lengths.kept().max() == 90
+
+
+def test_padding_of_columns_and_of_micro_batches_is_counted_by_hand():
+    batch = [[2, 6], [4, 6]]  # 18 tokens; as columns 2 × 4 + 2 × 6 = 20
+    assert _mean_padding(batch, 2, None) == pytest.approx(1 - 18 / 20)
+    assert _mean_padding(batch, 2, 24) == pytest.approx(1 - 18 / 24)  # one micro-batch, all as long as the longest
+    assert _mean_padding(batch, 2, 12) == pytest.approx(1 - 18 / 20)  # 6 6 | 4 2
+    assert _mean_padding(batch, 1, None) == 0.0
+
+
+def test_columns_give_each_record_its_own_negatives():
+    assert _columns(np.array([1, 2]), np.array([3, 4, 5, 6, 7]), [1, 2]) == [[1, 3, 5], [2, 4, 6, 7]]
+
+
+def test_sample_stops_once_it_holds_enough_texts():
+    drawn = sample_records([replace(r, negatives=("n", "n", "m")) for r in records()], 2, np.random.default_rng(0), most=10)
+    assert len(drawn.queries) == 3  # of 4 texts each: 8 are too few, 12 enough
+    assert drawn.negatives == [["n", "m"]] * 3
+
+
+def test_steps_and_passes_of_a_run():
+    config = FinetuneConfig(train_batch_size=10, num_epochs=3, warmup_ratio=0.05)
+    run = RunFigures.of(95, 30, config, 1)
+    assert (run.warm_up, run.passes(config)) == (2, 3)
+    cut = FinetuneConfig(train_batch_size=10, max_steps=19, gradient_accumulation_steps=2)
+    assert RunFigures.of(95, 19, cut, 1).passes(cut) == 4  # 19 × 10 × 2 of 95
+    assert RunFigures.of(95, 30, FinetuneConfig(warmup_ratio=0.5, lr_scheduler_type="constant"), 1).warm_up == 0
+
+
+def test_few_steps_say_how_many_epochs_make_a_hundred():
+    config = FinetuneConfig(train_batch_size=10, num_epochs=1)
+    (finding,) = judge_options(RunFigures.of(95, 10, config, 1), config)
+    assert finding.advice.startswith("num_epochs 10,")
+
+
+def report(n_findings):
+    findings = [Finding(f"n-{place}", Severity.NOTE, "what " * 30, "why", "do") for place in range(n_findings)]
+    worst = Finding("worst", Severity.CRITICAL, "what", "why", "do")
+    return CheckReport.of([*findings, worst], [Fact("records", {"train": 3}, "3 to train on")])
+
+
+def test_report_shows_the_worst_first_and_stays_on_a_page():
+    lines = report(30).lines()
+    assert lines[:3] == [
+        "training check: needs attention (1 critical, 30 notes)",
+        "records       3 to train on",
+        "CRITICAL worst: what",
+    ]
+    assert len(lines) <= 61
+    assert max(map(len, lines)) <= 110
+    assert " ".join(lines).endswith("n-29 (see training_check.json)")
+
+
+def test_report_as_json_has_every_finding_and_figure():
+    written = report(30).to_json()
+    assert written["healthy"] is False
+    assert [one["name"] for one in written["findings"]] == ["worst", *(f"n-{place}" for place in range(30))]
+    assert written["facts"] == {"records": {"train": 3}}
