@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebr.config import (
-        CheckConfig,
         EvaluationConfig,
         FinetuneConfig,
         IndexConfig,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CheckConfig",
     "EvaluationConfig",
     "FinetuneConfig",
     "IndexConfig",
@@ -73,7 +71,6 @@ __all__ = [
 
 _HOMES = {
     "ebr.config": {
-        "CheckConfig",
         "EvaluationConfig",
         "FinetuneConfig",
         "IndexConfig",

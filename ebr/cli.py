@@ -34,11 +34,15 @@ class Command:
     """The option that is also understood without its flag."""
     check: str | None = None
     """The verb that only looks at what would be run; None = there is none."""
+    about: str | None = None
+    """What it does, in one line; None = as its options say."""
 
+
+_CHECK = "Look at training data, options and machine before a fine-tuning, and train nothing; options are those of finetune."
 
 COMMANDS = {
     "sample": Command(CONFIGS["sample"], "build_sample_corpus", "plan_sample"),
-    "check": Command(CONFIGS["check"], "check_training", "plan_finetune"),
+    "check": Command(CONFIGS["finetune"], "check_training", "plan_finetune", about=_CHECK),
     "finetune": Command(CONFIGS["finetune"], "train_sentence_transformer", "plan_finetune", True, check="check_training"),
     "train": Command(CONFIGS["train"], "train_sentence_transformer", "plan_finetune", True, check="check_training"),
     "merge": Command(CONFIGS["merge"], "merge_adapter", "plan_merge"),
@@ -97,7 +101,7 @@ def merge(arguments: Sequence[str] | None = None) -> int:
 
 
 def _first_line(command: Command) -> str:
-    return (command.config.__doc__ or "").split("\n", 1)[0]
+    return command.about or (command.config.__doc__ or "").split("\n", 1)[0]
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> None:

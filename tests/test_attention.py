@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from ebr.errors import ModelError
-from ebr.model import attention
 from ebr.inference.engines import LocalEngine
 from ebr.inference.settings import apply_settings, settings_of
+from ebr.model import attention
 from ebr.model.attention import (
     CompiledForward,
     attention_of,

@@ -1,7 +1,7 @@
 """Every option of EBR, defined once."""
 
 from ebr.config.evaluation import EvaluationConfig
-from ebr.config.finetune import CheckConfig, FinetuneConfig
+from ebr.config.finetune import FinetuneConfig
 from ebr.config.index import IndexConfig, SearchConfig
 from ebr.config.inference import InferenceConfig
 from ebr.config.merge import MergeConfig
@@ -12,7 +12,6 @@ from ebr.config.train import TrainConfig
 from ebr.config.visualization import VisualizationConfig
 
 __all__ = [
-    "CheckConfig",
     "Config",
     "EvaluationConfig",
     "FinetuneConfig",

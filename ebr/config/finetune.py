@@ -41,7 +41,3 @@ class FinetuneConfig(EngineOptions, SourceOptions, ObjectiveOptions, TuningOptio
         for name in sorted(idle):
             if self[name] != type(self).model_fields[name].default:
                 raise ConfigError(f"{name}: has no meaning with finetune_type {self.finetune_type}; leave one of the two out")
-
-
-class CheckConfig(FinetuneConfig):
-    """Look at training data, options and machine before a fine-tuning: one page of findings, and nothing is trained."""

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from ebr.config import (
-    CheckConfig,
     Config,
     EvaluationConfig,
     FinetuneConfig,
@@ -24,7 +23,6 @@ from ebr.config.options import Language, options_table
 
 CONFIGS: dict[str, type[Config]] = {
     "sample": SampleConfig,
-    "check": CheckConfig,
     "finetune": FinetuneConfig,
     "train": TrainConfig,
     "merge": MergeConfig,

@@ -98,7 +98,8 @@ def light_dropout_attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    shares = dropout(scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype), p)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    shares = dropout(scores.softmax(dim=-1, dtype=exact).to(value.dtype), p)
     return (shares @ value).transpose(1, 2).contiguous(), None
 
 
@@ -110,11 +111,11 @@ def light_dropout(model: nn.Module) -> Iterator[None]:
         return
     plain = [one for one in model.modules() if type(one) is nn.Dropout]
     transformers = [one for one in model.modules() if isinstance(one, PreTrainedModel) and _attends_by_sdpa(one)]
-    for one in plain:
-        one.__class__ = LightDropout
-    for one in transformers:
-        _set_attention(one, _REGISTERED)
     try:
+        for one in plain:
+            one.__class__ = LightDropout
+        for one in transformers:
+            _set_attention(one, _REGISTERED)
         yield
     finally:
         for one in plain:

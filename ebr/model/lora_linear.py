@@ -65,7 +65,9 @@ class _Adapted(torch.autograd.Function):
 
 def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
     """What peft's layer gives, where it is the plain case; else what it gives itself."""
-    if args or kwargs or layer.disable_adapters or layer.merged or not torch.is_grad_enabled():
+    # In training also without a graph: a gradient cache must get the same values, and dropout masks, the first time and the second.
+    is_used = layer.training or torch.is_grad_enabled()
+    if args or kwargs or layer.disable_adapters or layer.merged or not is_used:
         plain: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return plain
     (name,) = layer.active_adapters

@@ -9,7 +9,8 @@ micro-batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +32,16 @@ _FEWEST_TOKENS = 64
 
 
 class OneTextTooLarge(ModelError):
-    """A text that does not fit in memory even alone. place: of the text in its batch. n_tokens: how long it is."""
+    """A text that does not fit in memory even in a micro-batch of its own.
 
-    def __init__(self, place: int, n_tokens: int) -> None:
+    place: of the text in its batch. n_tokens: how long it is. alone: whether nothing of other micro-batches was kept beside it.
+    """
+
+    def __init__(self, place: int, n_tokens: int, *, alone: bool) -> None:
         super().__init__(f"a text of {n_tokens} tokens does not fit in memory, even alone")
         self.place = place
         self.n_tokens = n_tokens
+        self.alone = alone
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,16 @@ class RandomState:
 
 @dataclass
 class _Pass:
-    """One micro-batch. places: (n,) of its texts in the batch. rows: (n, D), with their graph where that is kept."""
+    """One micro-batch. places: (n,) of its texts in the batch. rows: (n, D), with their graph where that is kept.
+
+    random, autocast: what it was computed with; by the time of its backward pass, autocast's block has ended.
+    """
 
     group: TextGroup
     members: Ints
     places: Ints
     random: RandomState
+    autocast: tuple[bool, torch.dtype]
     rows: Tensor
 
     @property
@@ -88,6 +97,8 @@ class Embedder:
     say: Say = log.info
     _bytes_a_token: float = field(default=0.0, init=False)
     _longest_measured: int = field(default=0, init=False)
+    _held: float = field(default=0.0, init=False)
+    """Bytes that the graphs of the latest batch hold."""
     _has_said_twice: bool = field(default=False, init=False)
 
     def embed(self, groups: Sequence[TextGroup]) -> Tensor:
@@ -103,7 +114,8 @@ class Embedder:
     def shrink(self) -> str:
         """Halve the micro-batch, and what autograd may save with it; returns one line that says so."""
         before, self.token_budget = self.token_budget, max(_FEWEST_TOKENS, self.token_budget // 2)
-        self.memory /= 2
+        # Of what was allowed, half may be far more than there is.
+        self.memory = min(self.memory, self._held or self.memory) / 2
         return f"micro-batch {before:,} → {self.token_budget:,} tokens; the batch and its negatives stay as they are"
 
     @property
@@ -114,19 +126,21 @@ class Embedder:
     def _forward_all(self, groups: Sequence[TextGroup]) -> list[_Pass]:
         passes: list[_Pass] = []
         needs_graph = torch.is_grad_enabled()
-        saved = 0.0
-        for group in groups:
+        self._held = 0.0
+        # The longest come first here too: what is measured of them holds for the others.
+        for group in sorted(groups, key=lambda one: -int(one.prepared.lengths.max())):
             padded = not self._packs(group)
             lengths = group.prepared.lengths
             for members in token_budget_batches(lengths, self.token_budget, padded=padded):
                 tokens, longest = cost_of(lengths[members], padded=padded), int(lengths[members].max())
                 if needs_graph and longest > self._longest_measured:
-                    passes.append(self._measured(group, members, tokens, longest))
+                    one = self._measured(group, members, tokens, longest)
                 else:
                     # One more must fit beside those that are kept: the one that is computed again.
-                    fits = saved + 2 * tokens * self._bytes_a_token <= self.memory or not passes
-                    passes.append(self._forward(group, members, with_graph=needs_graph and fits))
-                saved += tokens * self._bytes_a_token if passes[-1].is_kept else 0.0
+                    fits = self._held + 2 * tokens * self._bytes_a_token <= self.memory or not passes
+                    one = self._forward(group, members, with_graph=needs_graph and fits)
+                passes.append(one)
+                self._held += tokens * self._bytes_a_token if one.is_kept else 0.0
         self._say_twice(passes)
         return passes
 
@@ -138,37 +152,46 @@ class Embedder:
         return one
 
     def _forward(self, group: TextGroup, members: Ints, *, with_graph: bool) -> _Pass:
-        random = RandomState.of(self.model.device)
-        return _Pass(group, members, group.places[members], random, self._rows(group, members, with_graph=with_graph))
+        device = self.model.device
+        random, autocast = (
+            RandomState.of(device),
+            (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
+        )
+        with _naming(group, members, alone=not self._held):
+            rows = self._rows(group, members, with_graph=with_graph)
+        return _Pass(group, members, group.places[members], random, autocast, rows)
 
     def _rows(self, group: TextGroup, members: Ints, *, with_graph: bool) -> Tensor:
         reader = self.readers[group.source][group.role]
         features = reader.features(group.prepared, members, packed=self._packs(group))
         # Of pooled texts the role is neither: nothing in the model asks for it.
         task: dict[str, Any] = {} if group.prepared.tokens is not None else {"task": group.role}
-        try:
-            with torch.set_grad_enabled(with_graph):
-                rows: Tensor = self.model(features, **task)["sentence_embedding"]
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error) and len(members) == 1:
-                raise OneTextTooLarge(int(group.places[members[0]]), int(group.prepared.lengths[members[0]])) from error
-            raise
+        with torch.set_grad_enabled(with_graph):
+            rows: Tensor = self.model(features, **task)["sentence_embedding"]
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _packs(self, group: TextGroup) -> bool:
         return group.prepared.tokens is not None and attention_of(self.model) != PADDED
 
-    def backward(self, one: _Pass, gradient: Tensor) -> None:
-        """Add a micro-batch's share to the gradients of the weights. gradient: (n, D), of its rows."""
-        rows = one.rows
-        if not one.is_kept:
-            device = self.model.device
-            now = RandomState.of(device)
-            one.random.restore(device)
-            rows = self._rows(one.group, one.members, with_graph=True)
-            now.restore(device)
-        torch.autograd.backward(rows, gradient.to(rows.dtype))
+    def backward(self, one: _Pass, gradient: Tensor, *, alone: bool) -> None:
+        """Add a micro-batch's share to the gradients of the weights.
+
+        gradient: (n, D), of its rows. alone: whether no other's graph is kept any more.
+        """
+        with _naming(one.group, one.members, alone=alone):
+            rows = one.rows if one.is_kept else self._again(one)
+            torch.autograd.backward(rows, gradient.to(rows.dtype))
         one.rows = rows.detach()  # with the graph goes what it saved
+
+    def _again(self, one: _Pass) -> Tensor:
+        """The rows of a micro-batch with their graph, from the random numbers of the first time."""
+        device, (is_autocast, dtype) = self.model.device, one.autocast
+        now = RandomState.of(device)
+        one.random.restore(device)
+        with torch.autocast(device.type, dtype, enabled=is_autocast):
+            rows = self._rows(one.group, one.members, with_graph=True)
+        now.restore(device)
+        return rows
 
     def _say_twice(self, passes: Sequence[_Pass]) -> None:
         n_twice = sum(not one.is_kept for one in passes)
@@ -179,6 +202,18 @@ class Embedder:
             f"gradient cache: of {len(passes)} micro-batches a batch, {n_twice} are computed twice, to stay within "
             f"{self.memory / 2**30:.1f} GiB of activations; the gradients are the same"
         )
+
+
+@contextmanager
+def _naming(group: TextGroup, members: Ints, *, alone: bool) -> Iterator[None]:
+    """Out of memory over a single text is an error that names it; see OneTextTooLarge."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error) and len(members) == 1:
+            place, n_tokens = int(group.places[members[0]]), int(group.prepared.lengths[members[0]])
+            raise OneTextTooLarge(place, n_tokens, alone=alone) from error
+        raise
 
 
 class _MicroBatched(torch.autograd.Function):
@@ -193,7 +228,8 @@ class _MicroBatched(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:  # noqa: ANN401
         start = 0
         for one in ctx.passes:
-            ctx.embedder.backward(one, gradient[start : start + len(one.places)])
+            alone = not any(other.is_kept for other in ctx.passes if other is not one)
+            ctx.embedder.backward(one, gradient[start : start + len(one.places)], alone=alone)
             start += len(one.places)
         ctx.passes = []
         return None, None, None

@@ -52,7 +52,8 @@ class Recovery:
 
         Raises ModelError that names the text and the options when it does not fit even alone.
         """
-        if self.watch.pressure():
+        # Memory that others fill is no reason to give up a run that still works.
+        if self.watch.pressure() and self.embedder.can_shrink:
             self._shrink("memory is nearly full")
         parameters = [one for one in self.embedder.model.parameters() if one.requires_grad]
         before = [one.grad for one in parameters]
@@ -73,7 +74,9 @@ class Recovery:
         try:
             return step()
         except OneTextTooLarge as error:
-            raise ModelError(f"{error}: {self._named(error.place, batch)}; {out_of_memory_advice(self.spelling)}") from None
+            # Beside the graphs of others it may fit once fewer of those are kept.
+            if error.alone or self.meets or not self.embedder.can_shrink:
+                raise ModelError(f"{error}: {self._named(error.place, batch)}; {out_of_memory_advice(self.spelling)}") from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

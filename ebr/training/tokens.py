@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _FEWEST_TEXTS = 2_000
 """Fewer are tokenised in a moment, and need no file."""
 _BAR_FROM_TEXTS = 50_000
 _FORMAT = "1"
+_LISTS = pa.list_(pa.int32())
+_SCHEMA = pa.schema([pa.field("ids", _LISTS), pa.field("type_ids", _LISTS)])
 
 
 class TokenBook:
@@ -102,12 +105,10 @@ class TokenBook:
 
     def _write(self, path: Path, texts: Sequence[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lists = pa.list_(pa.int32())
-        schema = pa.schema([pa.field("ids", lists), pa.field("type_ids", lists)])
-        with write_aside(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+        with write_aside(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
             for tokens in self._blocks_of(texts):
                 columns = [_column(tokens.ids, tokens), _column(tokens.type_ids, tokens)]
-                file.write_batch(pa.record_batch(columns, schema=schema))
+                file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
 
 def cache_folder() -> Path:
@@ -125,11 +126,12 @@ def _makes(reader: TextReader) -> Iterator[str]:
     yield json.dumps({key: value for key, value in described.items() if key not in ("truncation", "padding")}, sort_keys=True)
     yield type(tokenizer).__name__
     yield f"{tokenizer.model_max_length} {first.query_length} {first.document_length} {first.max_seq_length}"
+    yield f"{tokenizer.truncation_side} {tokenizer.pad_token_id}"
 
 
 def _column(values: Ints | None, tokens: Tokens) -> pa.Array:
     if values is None:
-        return pa.nulls(len(tokens), pa.list_(pa.int32()))
+        return pa.nulls(len(tokens), _LISTS)
     return pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(values, pa.int32()))
 
 
@@ -138,13 +140,16 @@ def _read(path: Path, n_texts: int) -> list[Tokens] | None:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [table.get_batch(index) for index in range(table.num_record_batches)]
-    except (OSError, pa.ArrowInvalid) as error:
+        for batch in batches:
+            batch.validate(full=True)  # a disk can fail where a rename did not
+    except (OSError, pa.ArrowException) as error:
         log.debug("%s: %s", path, error)
         return None
     sizes = [_BLOCK] * (n_texts // _BLOCK) + [n_texts % _BLOCK] * bool(n_texts % _BLOCK)
-    if [batch.num_rows for batch in batches] != sizes:
+    if [batch.num_rows for batch in batches] != sizes or table.schema != _SCHEMA:
         return None
-    path.touch()  # the files used last are kept
+    with suppress(OSError):  # another's file, or one on a read-only disk
+        os.utime(path)  # the files used last are kept
     return [_block(batch) for batch in batches]
 
 
@@ -156,9 +161,10 @@ def _block(batch: pa.RecordBatch) -> Tokens:
 
 
 def _keep_newest(folder: Path) -> None:
-    files = sorted(folder.glob("*.arrow"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-_MOST_FILES]:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # another run may be sweeping too
+        files = sorted(folder.glob("*.arrow"), key=lambda path: path.stat().st_mtime)
+        for path in files[:-_MOST_FILES]:
+            path.unlink(missing_ok=True)
 
 
 def _gathered(rows: Sequence[tuple[Tokens, int]]) -> Tokens:
