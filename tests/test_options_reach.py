@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,39 @@ import pytest
 from ebr.config import FinetuneConfig, VisualizationConfig
 from ebr.data.embeddings import write_embeddings
 from ebr.model.encoder import pooling_name
-from ebr.training import arguments
+from ebr.training import arguments, engine
 from ebr.training import run as training
 from ebr.training.processes import ALONE, Processes
 from ebr.workflow import finetuning, plan_finetune, visualize_embeddings
 
 # Values of the trainer's arguments that carry the time or the machine.
 VOLATILE = {"logging_dir", "run_name"}
+
+
+class TwoProcesses(Processes):
+    """The first of two, with no other to wait for."""
+
+    def wait(self):
+        pass
+
+
+TWO = TwoProcesses(0, 2)
+
+
+class NotingBook(engine.TokenBook):
+    """A book of tokens that remembers where it was told to keep them."""
+
+    def __init__(self, reader, texts, folder):
+        super().__init__(reader, texts, folder)
+        self.folder = folder
+
+
+@pytest.fixture(autouse=True)
+def the_same_machine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EBR_CACHE_DIR", "cache")
+    monkeypatch.setattr(engine, "available_bytes", lambda device: 8 * 2**30)
+    monkeypatch.setattr(engine, "TokenBook", NotingBook)
 
 
 def flat(prefix, record):
@@ -28,33 +55,57 @@ def observe(config, processes=ALONE):
     plan = plan_finetune(config, processes.count)
     model = finetuning.load_for_training(config)
     training.prepare_model(model, config)
-    built = training._build(
-        model,
-        plan.train,
-        plan.validation,
-        config,
-        Path("work"),
-        {},
-        (lambda *_: {}) if plan.dataset else None,
-        processes,
-    )
-    loss, batches = built.loss, built.data_collator
-    seen = flat("args", built.args.to_dict())
-    seen |= flat("lora", lora(model))
-    seen |= flat("loss", {"temperature": loss.temperature, "smoothing": loss.label_smoothing, "l1": loss.l1})
-    seen |= flat("loss", {"gather_from": loss.gather_from})
-    seen |= flat(
-        "batches", {"prompts": batches.prompts, "negatives": batches.n_negatives, "seed": batches.seed, "noise": batches.noise}
-    )
-    seen |= flat("model", {"length": model.max_seq_length, "weights": training.fingerprint(model), "modules": len(model)})
+    mixture = finetuning._mixture(plan, model)
+    parts = engine.build_engine(model, plan.train, plan.validation, config, processes=processes, mixture=mixture, say=print)
+    watch = training._watch(model, config, Path("work"), print)
+    evaluate = (lambda *_: {}) if plan.dataset else None
+    built = training._build(parts, len(plan.validation), config, Path("work"), {}, evaluate, processes, mixture, watch, print)
+    return {**of_model(model), **of_plan(plan), **of_engine(parts), **of_trainer(built, watch)}
+
+
+def of_model(model):
+    seen = flat("model", {"length": model.max_seq_length, "weights": training.fingerprint(model), "modules": len(model)})
     seen |= flat("model", {"query_length": model[0].query_length, "passage_length": model[0].document_length})
     seen |= flat("model", {"pooling": pooling_name(model), "attention": model[0].model.config._attn_implementation})
     seen |= flat("model", {"trained": [name for name, weight in model.named_parameters() if weight.requires_grad]})
-    seen |= flat("plan", {"files": plan.files, "train": plan.train, "dataset": plan.dataset and plan.dataset.name})
-    seen |= flat("plan", {"final": plan.layout.final, "n_steps": plan.n_steps})
+    return seen | flat("lora", lora(model))
+
+
+def of_plan(plan):
+    seen = flat("plan", {"files": plan.files, "train": plan.train, "dataset": plan.dataset and plan.dataset.name})
+    return seen | flat("plan", {"final": plan.layout.final, "n_steps": plan.n_steps})
+
+
+def of_engine(parts):
+    batches, embedder, loss = parts.batches, parts.embedder, parts.loss
+    books = [book for source in batches.readers for book in source.values()]
+    prompts = [(role, book.reader.prompt) for source in batches.readers for role, book in source.items()]
+    assert [reader for source in embedder.readers for reader in source.values()] == [book.reader for book in books]
+    seen = flat("batches", {"prompts": prompts, "sources": list(batches.source_of), "folders": {book.folder for book in books}})
+    seen |= flat("batches", {"negatives": batches.n_negatives, "seed": batches.seed, "noise": batches.noise})
+    seen |= flat("embedder", {"token_budget": embedder.token_budget, "memory": embedder.memory})
+    seen |= flat("loss", {"l1": loss.l1, "gather_from": loss.gather_from})
+    assert (loss.embedder, loss.batches) == (embedder, batches)
+    return seen | flat("objective", settings(loss.objective))
+
+
+def settings(objective):
+    """The kind of an objective and what it is set to, those that it is made of among them."""
+    seen = {"kind": [type(objective).__name__]}
+    for field in fields(objective):
+        value = getattr(objective, field.name)
+        inner = settings(value) if is_dataclass(value) else {field.name: value}
+        seen |= {**inner, "kind": [*seen["kind"], *inner.get("kind", [])]}
+    return seen
+
+
+def of_trainer(built, watch):
+    seen = flat("args", built.args.to_dict())
     seen |= flat("run", {"kept": built.checkpoints_kept, "callbacks": callbacks(built), "epoch_saver": built.epoch_saver.every})
     seen |= flat("run", {"info": built.journal.model_info, "steps_per_epoch": built.journal.steps_per_epoch})
-    return seen
+    seen |= flat("run", {"sampler": built.sampler and vars(built.sampler), "meets": built.recovery.meets})
+    assert watch in built.callback_handler.callbacks
+    return seen | flat("watch", {"chance": watch.chance, "floor": watch.floor, "finetune_type": watch.finetune_type})
 
 
 def lora(model):
@@ -93,13 +144,14 @@ CHANGES = {
             "model.trained",
             "plan.final",
             "run.info",
+            "watch.finetune_type",
         },
     ),
     "pooling": ("cls", {"model.pooling"}),
     "attn_implementation": ("eager", {"model.attention"}),
     "num_epochs": (3, {"args.num_train_epochs", "plan.n_steps"}),
     "max_steps": (7, {"args.max_steps", "plan.n_steps"}),
-    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps", "run.steps_per_epoch"}),
+    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps", "run.steps_per_epoch", "watch.chance"}),
     "eval_batch_size": (3, {"args.per_device_eval_batch_size"}),
     "learning_rate": (1e-3, {"args.learning_rate"}),
     "max_seq_length": (16, {"model.length"}),
@@ -110,7 +162,7 @@ CHANGES = {
     "query_prompt": ("q: ", {"batches.prompts"}),
     "passage_prompt": ("p: ", {"batches.prompts"}),
     "neg_nums": (1, {"batches.negatives"}),
-    "temperature": (0.1, {"loss.temperature"}),
+    "temperature": (0.1, {"objective.temperature"}),
     "lora_r": (4, {"lora.r", "model.weights", "run.info"}),
     "lora_alpha": (16, {"lora.lora_alpha"}),
     "lora_dropout": (0.2, {"lora.lora_dropout"}),
@@ -118,7 +170,7 @@ CHANGES = {
     "weight_decay": (0.1, {"args.weight_decay"}),
     "l1_regularization": (0.1, {"loss.l1"}),
     "max_grad_norm": (0.5, {"args.max_grad_norm"}),
-    "label_smoothing": (0.1, {"loss.smoothing"}),
+    "label_smoothing": (0.1, {"objective.label_smoothing", "watch.floor"}),
     "validation_split": (0.5, {"plan.train", "plan.n_steps", "run.steps_per_epoch"}),
     "eval_steps": (7, {"args.eval_steps"}),
     "early_stopping_patience": (
@@ -140,6 +192,20 @@ CHANGES = {
     "save_total_limit": (5, {"run.kept"}),
     "report_to": (["none"], {"run.callbacks"}),
     "noise_enabled": (True, {"batches.noise"}),
+    "loss": (
+        "MultipleNegativesRankingLoss",
+        {
+            *(f"objective.{name}" for name in ("kind", "name", "loss", "arrange")),
+            *(f"objective.{name}" for name in ("temperature", "label_smoothing", "bidirectional")),
+            "watch.chance",
+        },
+    ),
+    "bidirectional": (True, {"objective.bidirectional"}),
+    "matryoshka_dims": ([32, 8], {"objective.kind", "objective.dims", "watch.chance"}),
+    "group_by_length": (True, {"run.sampler"}),
+    "micro_batch_tokens": (500, {"embedder.token_budget"}),
+    "activation_memory_gb": (0.5, {"embedder.memory"}),
+    "token_cache": (False, {"batches.folders"}),
 }
 # Proved elsewhere, or only with another option on: name → where.
 ELSEWHERE = {
@@ -147,6 +213,9 @@ ELSEWHERE = {
     "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
     "quantization_bits": "test_train.py, and so does finetune_type qlora",
     "gather_negatives": "test_gathered_negatives_need_several_processes",
+    "sources": "test_sources_reach_the_plan_the_readers_and_the_sampler",
+    "teacher_temperature": "test_options_of_distillation_need_teacher_scores",
+    "contrastive_weight": "test_options_of_distillation_need_teacher_scores",
     "early_stopping_threshold": "test_options_that_need_another_one",
     "noise_type": "test_options_that_need_another_one",
     "noise_prob": "test_options_that_need_another_one",
@@ -157,9 +226,26 @@ ELSEWHERE = {
 }
 
 
+@pytest.fixture(scope="module")
+def observed():
+    """What was observed of configs, by their record: most tests compare with the same one."""
+    return {}
+
+
 @pytest.fixture
-def base(tiny_model, pairs_file):
-    return {"model_name": tiny_model, "data_path": str(pairs_file), "output_dir": "saved"}
+def base(tiny_model, pairs_file, tmp_path_factory):
+    """Options of a run on the thirty pairs, which lie in one place for all tests."""
+    path = tmp_path_factory.getbasetemp() / "reach.json"
+    path.write_bytes(pairs_file.read_bytes())
+    return {"model_name": tiny_model, "data_path": str(path), "output_dir": "saved"}
+
+
+@pytest.fixture
+def plain(base, observed):
+    """What a run with these options and no other is made of."""
+    if "plain" not in observed:
+        observed["plain"] = observe(FinetuneConfig(**base))
+    return observed["plain"]
 
 
 def changed(first, second):
@@ -171,16 +257,19 @@ def test_no_option_is_left_out():
     assert not CHANGES.keys() & ELSEWHERE.keys()
 
 
+def test_nothing_changes_by_itself(base, plain):
+    assert changed(plain, observe(FinetuneConfig(**base))) == set()
+
+
 @pytest.mark.parametrize("option", CHANGES)
-def test_the_option_changes_its_consumer_and_nothing_else(base, option, pairs_file, evaluation_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_option_changes_its_consumer_and_nothing_else(base, plain, option, pairs_file, evaluation_folder):
     value, expected = CHANGES[option]
     if value == "SUBSET":
         value = str(pairs_file.with_name("subset.json"))
         Path(value).write_text(json.dumps(json.loads(pairs_file.read_text())[:10]))
     if value == "EVALUATION":
         value = str(evaluation_folder)
-    assert changed(observe(FinetuneConfig(**base)), observe(FinetuneConfig(**{**base, option: value}))) == expected
+    assert changed(plain, observe(FinetuneConfig(**{**base, option: value}))) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,30 +279,60 @@ def test_the_option_changes_its_consumer_and_nothing_else(base, option, pairs_fi
         ({"noise_enabled": True}, "noise_type", "char_delete", {"batches.noise"}),
         ({"noise_enabled": True}, "noise_prob", 0.5, {"batches.noise"}),
         ({"noise_enabled": True}, "noise_apply_to_fields", ["anchor"], {"batches.noise"}),
+        ({"group_by_length": True}, "train_batch_size", 3, {*CHANGES["train_batch_size"][1], "run.sampler"}),
+        ({"group_by_length": True}, "seed", 7, {*CHANGES["seed"][1], "run.sampler"}),
+        ({"matryoshka_dims": [8]}, "temperature", 0.1, {"objective.temperature"}),
     ],
 )
-def test_options_that_need_another_one(base, switch, option, value, expected, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_options_that_need_another_one(base, switch, option, value, expected):
     first = observe(FinetuneConfig(**base, **switch))
     assert changed(first, observe(FinetuneConfig(**base, **switch, **{option: value}))) == expected
 
 
-def test_gathered_negatives_need_several_processes(base, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    alone, gathers = FinetuneConfig(**base), FinetuneConfig(**base, gather_negatives=True)
-    assert changed(observe(alone), observe(gathers)) == set()
-    two = Processes(0, 2)
-    first, second = observe(alone, two), observe(gathers, two)
-    assert changed(first, second) == {"loss.gather_from"}
-    assert (first["loss.gather_from"], second["loss.gather_from"]) == ("None", repr(two))
+def test_options_of_distillation_need_teacher_scores(base, pairs_file):
+    records = [{**pair, "positive_score": 0.9, "negative_scores": [0.2]} for pair in json.loads(pairs_file.read_text())]
+    pairs_file.write_text(json.dumps(records))
+    base |= {"data_path": str(pairs_file), "loss": "distillation"}
+    first = observe(FinetuneConfig(**base))
+    for option in ("teacher_temperature", "contrastive_weight"):
+        assert changed(first, observe(FinetuneConfig(**base, **{option: 0.5}))) == {f"objective.{option}"}
+    assert changed(first, observe(FinetuneConfig(**base, temperature=0.5))) == {"objective.temperature"}
 
 
-def test_two_processes_share_the_steps(base, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_sources_reach_the_plan_the_readers_and_the_sampler(base, plain, pairs_file, tmp_path):
+    records = json.loads(pairs_file.read_text())
+    for name, half in (("one", records[:20]), ("two", records[20:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(half))
+    del base["data_path"]
+    sources = [{"data_path": "one.json"}, {"data_path": "two.json"}]
+    first = observe(FinetuneConfig(**base, sources=sources))
+    # The same records in the same order. Every source has prompts; in batches of their own, 27 records may need one more.
+    assert changed(plain, first) - {"plan.n_steps", "run.steps_per_epoch"} == {
+        "plan.files", "batches.prompts", "batches.sources", "run.sampler",
+    }  # fmt: skip
+    assert first["plan.train"] == plain["plan.train"]
+    own = {"query_prompt": "q: ", "passage_prompt": "p: "}
+    prompted = observe(FinetuneConfig(**base, sources=[sources[0], {**sources[1], **own}]))
+    assert changed(first, prompted) == {"batches.prompts"}
+    wanted = [("query", ""), ("document", ""), ("query", "q: "), ("document", "p: ")]
+    assert prompted["batches.prompts"] == repr(wanted)
+    heavy = observe(FinetuneConfig(**base, sources=[sources[0], {**sources[1], "weight": 3}]))
+    assert changed(first, heavy) == {"run.sampler", "plan.n_steps", "run.steps_per_epoch"}
+
+
+def test_gathered_negatives_need_several_processes(base, plain):
+    gathers = FinetuneConfig(**base, gather_negatives=True)
+    assert changed(plain, observe(gathers)) == set()
+    first, second = observe(FinetuneConfig(**base), TWO), observe(gathers, TWO)
+    assert changed(first, second) == {"loss.gather_from", "run.meets"}
+    assert (first["loss.gather_from"], second["loss.gather_from"]) == ("None", repr(TWO))
+
+
+def test_two_processes_share_the_steps(base, plain):
     # 27 of the 30 records train, in batches of 6: 5 for one process, ceil(27 / 12) = 3 for each of two.
-    one, two = observe(FinetuneConfig(**base)), observe(FinetuneConfig(**base), Processes(0, 2))
-    assert changed(one, two) == {"plan.n_steps", "run.steps_per_epoch"}
-    assert (one["plan.n_steps"], two["plan.n_steps"]) == ("5", "3")
+    two = observe(FinetuneConfig(**base), TWO)
+    assert changed(plain, two) == {"plan.n_steps", "run.steps_per_epoch"}
+    assert (plain["plan.n_steps"], two["plan.n_steps"]) == ("5", "3")
 
 
 @pytest.mark.parametrize(
@@ -225,15 +344,14 @@ def test_two_processes_share_the_steps(base, tmp_path, monkeypatch):
         ({"max_seq_length": 4, "passage_max_len": 6}, 4, 6),
     ],
 )
-def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage):
     config = FinetuneConfig(**base, **options)
     plan, model = plan_finetune(config), finetuning.load_for_training(config)
-    training.prepare_model(model, config)
-    built = training._build(model, plan.train, [], config, Path("work"), {}, None, ALONE)
-    batch = built.data_collator([{"row": 0}, {"row": 1}])
+    parts = engine.build_engine(model, plan.train, [], config, processes=ALONE, mixture=None, say=print)
+    (group,) = parts.batches([{"row": 0}, {"row": 1}])["batch"].groups
     # Every text is longer: buy a small red shoe, the red small shoe! and [CLS], [SEP].
-    assert (batch["query_input_ids"].shape, batch["passage_input_ids"].shape) == ((2, query), (4, passage))
+    lengths = group.prepared.lengths[np.argsort(group.places)]
+    assert lengths.tolist() == [query] * 2 + [passage] * 4
 
 
 @pytest.mark.parametrize("option", ["dataloader_pin_memory", "fp16"])

@@ -65,7 +65,7 @@ class _Adapted(torch.autograd.Function):
 
 def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
     """What peft's layer gives, where it is the plain case; else what it gives itself."""
-    # In training also without a graph: a gradient cache must get the same values, and dropout masks, the first time and the second.
+    # In training also without a graph: the second pass of a gradient cache must find the values and masks of the first.
     is_used = layer.training or torch.is_grad_enabled()
     if args or kwargs or layer.disable_adapters or layer.merged or not is_used:
         plain: Tensor = type(layer).forward(layer, x, *args, **kwargs)

@@ -98,6 +98,10 @@ class CheckReport:
     def _fact_line(self, fact: Fact) -> str:
         return f"{fact.name.replace('_', ' ').ljust(_MARGIN)}{fact.text}"
 
+    def summary(self) -> str:
+        """The page."""
+        return "\n".join(self.lines())
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: the verdict, every finding, every figure by its name."""
         facts: Mapping[str, Any] = {fact.name: fact.value for fact in self.facts}

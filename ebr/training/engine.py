@@ -20,6 +20,7 @@ from ebr.model.serving import as_served
 from ebr.model.unpadded import unpadded
 from ebr.training.batch_loss import BatchLoss
 from ebr.training.batches import DOCUMENT, QUERY, BatchMaker, Noise
+from ebr.training.cost import token_budget_of
 from ebr.training.memory import available_bytes
 from ebr.training.microbatches import Embedder
 from ebr.training.named_losses import objective_from
@@ -29,7 +30,6 @@ from ebr.training.tokens import TokenBook, cache_folder
 Say = Callable[[str], None]
 
 _GIB = 2**30
-_TOKENS_CPU, _TOKENS_CUDA = 4096, 16384
 _SHARE_OF_FREE = 0.5
 _PROBE = "What does this model make of these words?"
 
@@ -92,7 +92,7 @@ def build_engine(
     if processes.is_main:
         processes.wait()
     batches = BatchMaker(train, validation, books, config.neg_nums, config.seed, noise_of(config), source_of=mixture.source_of)
-    embedder = Embedder(model, readers, _token_budget(model, config), _memory(model, config), say)
+    embedder = Embedder(model, readers, token_budget_of(model, config), _memory(model, config), say)
     loss = BatchLoss(
         embedder,
         batches,
@@ -126,10 +126,6 @@ def _texts(train: Sequence[Example], validation: Sequence[Example], mixture: Mix
         found[source][QUERY][example.query] = None
         found[source][DOCUMENT].update(dict.fromkeys([*example.positives, *example.negatives]))
     return [{role: list(texts) for role, texts in of_source.items()} for of_source in found]
-
-
-def _token_budget(model: SentenceTransformer, config: FinetuneConfig) -> int:
-    return config.micro_batch_tokens or (_TOKENS_CUDA if model.device.type == "cuda" else _TOKENS_CPU)
 
 
 def _memory(model: SentenceTransformer, config: FinetuneConfig) -> float:

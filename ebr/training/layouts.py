@@ -42,7 +42,8 @@ class Layout:
             raise ConfigError(
                 f"output_dir: {self.final} holds something that is not a model of ours; move it, or choose another"
             )
-        if strange := [] if _is_run(self.work) else sorted(path.name for path in _products(self.work)):
+        found = [] if _is_run(self.work) else [path.name for path in _products(self.work)]
+        if strange := sorted(set(found) - {CHECK, CHECK_PAGE}):  # a check alone leaves nothing to lose
             raise ConfigError(
                 f"output_dir: {self.work} holds {', '.join(strange[:3])}, but not of a run of ours ({RUN} is absent); "
                 "move that, or choose another folder"

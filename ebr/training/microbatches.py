@@ -22,6 +22,7 @@ from ebr.errors import ModelError
 from ebr.model.attention import PADDED, attention_of, is_out_of_memory
 from ebr.model.batching import Ints, TextReader, cost_of, token_budget_batches
 from ebr.training.batches import TextGroup
+from ebr.training.cuts import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
 from ebr.training.memory import SavedBytes
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Embedder:
         for group in sorted(groups, key=lambda one: -int(one.prepared.lengths.max())):
             padded = not self._packs(group)
             lengths = group.prepared.lengths
-            for members in token_budget_batches(lengths, self.token_budget, padded=padded):
+            for members in self._cuts(lengths, padded=padded):
                 tokens, longest = cost_of(lengths[members], padded=padded), int(lengths[members].max())
                 if needs_graph and longest > self._longest_measured:
                     one = self._measured(group, members, tokens, longest)
@@ -143,6 +144,12 @@ class Embedder:
                 self._held += tokens * self._bytes_a_token if one.is_kept else 0.0
         self._say_twice(passes)
         return passes
+
+    def _cuts(self, lengths: Ints, *, padded: bool) -> list[Ints]:
+        if not padded:
+            return token_budget_batches(lengths, self.token_budget, padded=False)
+        cost = PASS_COST_CUDA if self.model.device.type == "cuda" else PASS_COST_CPU
+        return least_padding_cuts(lengths, self.token_budget, cost)
 
     def _measured(self, group: TextGroup, members: Ints, tokens: int, longest: int) -> _Pass:
         """A pass over the longest texts so far, which tells what autograd saves a token; attention saves by their square."""

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ebr.data.examples import Example
 from ebr.model.attention import PADDED, attention_of
-from ebr.model.batching import Ints, cost_of, token_budget_batches
+from ebr.model.batching import Ints, cost_of
 from ebr.model.lengths import position_limit
+from ebr.training.cuts import PASS_COST_CPU, least_padding_cuts
 
 MOST_TEXTS = 2_000
 SMALL_BUDGET = 512
@@ -223,5 +224,7 @@ def _mean_padding(records: Sequence[Sequence[int]], batch_size: int, token_budge
             columns = [np.array([record[place] for record in batch if place < len(record)]) for place in range(width)]
             computed += sum(cost_of(column, padded=True) for column in columns)
         else:
-            computed += sum(cost_of(lengths[one], padded=True) for one in token_budget_batches(lengths, token_budget))
+            computed += sum(
+                cost_of(lengths[one], padded=True) for one in least_padding_cuts(lengths, token_budget, PASS_COST_CPU)
+            )
     return 1 - real / computed if computed else 0.0

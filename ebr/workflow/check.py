@@ -34,7 +34,7 @@ class _Material:
 
 
 def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
-    """Check a run without starting it, say what was found on one page, and save that in the run's folder.
+    """Check a run without starting it, and save what was found, one page, in the run's folder: summary() is that page.
 
     The records may be of either format, whichever front end the config belongs to. Loads the model, and trains nothing.
     Raises EBRError subclasses for what no run could begin with: files that cannot be read, options that contradict each other.
@@ -57,8 +57,6 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     material = _Material(train, validation, dataset, count_steps(len(train), config, of_each=of_each))
     report = diagnose(material, model, config)
     report = CheckReport.of([*more, *report.findings], report.facts)
-    for line in report.lines():
-        say(line)
     say(f"saved in {save_check(report, layout.work)}")
     return report
 

@@ -17,7 +17,6 @@ from ebr.errors import DataError
 if TYPE_CHECKING:
     from ebr.training.layouts import Layout
 
-_SMALL_SET = 100
 _MOST_NAMED = 5
 _QUERY_SHOWN = 30
 
@@ -102,7 +101,6 @@ def _warnings(train: list[Example], n_left_out: int, config: FinetuneConfig, n_p
     ours_deals = config.sources is not None or config.group_by_length  # our own batches leave no record alone
     lonely_rest = n_processes == 1 and not ours_deals and len(train) % config.train_batch_size == 1
     found = {
-        f"fewer than {_SMALL_SET} training records; expect little, and noise in every figure": len(train) < _SMALL_SET,
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
             lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
         ),
