@@ -28,7 +28,8 @@ def test_check_says_one_page_and_saves_it_beside_the_run(tiny_model, pairs_file,
     work = tmp_path / "out" / "tiny-bert-peft-lora.run"
     assert {path.name for path in work.iterdir()} == {"training_check.json", "training_check.txt"}
     text = (work / "training_check.txt").read_text(encoding="utf-8").splitlines()
-    assert lines == [*text, f"saved in {work / 'training_check.txt'}"]
+    assert lines == [f"saved in {work / 'training_check.txt'}"]
+    assert report.summary().splitlines() == text
     written = json.loads((work / "training_check.json").read_text(encoding="utf-8"))
     assert written == report.to_json()
     facts = written["facts"]
@@ -67,9 +68,9 @@ def test_either_front_end_checks_records_of_either_format(tiny_model, front_end,
 def test_set_that_cannot_be_split_is_a_finding_where_a_run_would_end(tiny_model, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text("\n".join(json.dumps({"anchor": f"q {n}", "positive": "same"}) for n in range(9)), encoding="utf-8")
-    report, lines = check(pairs_config(tiny_model, path, tmp_path))
+    report, _ = check(pairs_config(tiny_model, path, tmp_path))
     assert {"no-validation-split", "one-positive"} <= {finding.name for finding in report.findings}
-    assert lines[0].startswith("training check: needs attention (2 critical, ")
+    assert report.summary().startswith("training check: needs attention (2 critical, ")
 
 
 def test_batch_of_one_without_negatives_is_a_finding_where_a_run_would_end(tiny_model, triplets_file, tmp_path):

@@ -105,7 +105,8 @@ def of_trainer(built, watch):
     seen |= flat("run", {"info": built.journal.model_info, "steps_per_epoch": built.journal.steps_per_epoch})
     seen |= flat("run", {"sampler": built.sampler and vars(built.sampler), "meets": built.recovery.meets})
     assert watch in built.callback_handler.callbacks
-    return seen | flat("watch", {"chance": watch.chance, "floor": watch.floor, "finetune_type": watch.finetune_type})
+    floor = watch.floor + 0.0  # or -0.0 would be another number
+    return seen | flat("watch", {"chance": watch.chance, "floor": floor, "finetune_type": watch.finetune_type})
 
 
 def lora(model):
@@ -129,7 +130,7 @@ def callbacks(built):
 
 # option → (another value, what must change; anything else that changes fails the test)
 CHANGES = {
-    "data_path": ("SUBSET", {"plan.files", "plan.train", "plan.n_steps", "run.steps_per_epoch"}),
+    "data_path": ("SUBSET", {"plan.files", "plan.train", "plan.n_steps", "run.steps_per_epoch", "batches.sources"}),
     "eval_dataset": ("EVALUATION", {"plan.dataset"}),
     "output_dir": ("elsewhere", {"plan.final"}),
     "finetune_type": (

@@ -163,19 +163,20 @@ class Seen(TrainerCallback):
 
 def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(options, monkeypatch):
     """31 examples in batches of 2, four to a step: steps of 8, 8, 8 and 7 examples, the last batch a single one."""
+    from ebr.training import engine
     from ebr.training import run as module
     from ebr.training.losses import masked_info_nce
 
     seen = Seen()
 
-    class Watching(module.BatchMaker):
+    class Watching(engine.BatchMaker):
         def __call__(self, rows):
             seen.maker = self
             seen.rows.append([row["row"] for row in rows])
             return super().__call__(rows)
 
-    monkeypatch.setattr(module, "EpochClock", lambda batches: seen)
-    monkeypatch.setattr(module, "BatchMaker", Watching)
+    monkeypatch.setattr(module, "EpochClock", lambda batches, sampler: seen)
+    monkeypatch.setattr(engine, "BatchMaker", Watching)
     changes = {
         "batch_size": 2, "gradient_accumulation_steps": 4, "epochs": 1, "lora_dropout": 0.0, "max_grad_norm": 0.0,
     }  # fmt: skip
@@ -195,14 +196,16 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
         model.zero_grad()
         costs = []
         for rows in groups:
-            batch = seen.maker([{"row": row} for row in rows])
-            columns = [
-                {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
-                for prefix in ("query_", "passage_")
-            ]
-            queries, candidates = (model(column)["sentence_embedding"] for column in columns)
+            keys = seen.maker([{"row": row} for row in rows])["batch"].candidates
+            drawn = [seen.maker.draw(row) for row in rows]
+            passages = [one.positive for one in drawn] + [text for one in drawn for text in one.negatives]
+            # Each role in one pass, padded, by the model's own way from text to vector.
+            queries, candidates = (
+                model(model.preprocess(texts, task=task))["sentence_embedding"]
+                for task, texts in (("query", [one.query for one in drawn]), ("document", passages))
+            )
             # Negatives come from each batch alone; each example costs the same, whatever the size of its batch.
-            mean = masked_info_nce(queries, candidates, seen.maker.allowed(rows), temperature=config.temperature)
+            mean = masked_info_nce(queries, candidates, seen.maker.allowed(rows, keys), temperature=config.temperature)
             costs.append(mean * len(rows))
         (sum(costs) / sum(map(len, groups))).backward()
         assert len(seen.gradients[step]) > 10

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -19,6 +19,7 @@ from accelerate import PartialState
 _PATIENCE = timedelta(days=1)
 # After Ctrl-C: a long step and a large checkpoint, but not for ever when one process fails meanwhile.
 _SHUTDOWN = timedelta(hours=1)
+_BUCKET = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ class Processes:
         """Give each trainable weight the mean of its gradients over the processes, in place."""
         if self.count == 1:
             return
-        for parameter in parameters:
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= self.count
+        for bucket in _buckets([one for one in parameters if one.requires_grad]):
+            flat = torch.cat([one.reshape(-1) for one in bucket])
+            torch.distributed.all_reduce(flat)
+            flat /= self.count
+            for one, mean in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                one.copy_(mean.view_as(one))
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401
         """A small picklable value of every process, this one's first."""
@@ -78,6 +79,20 @@ class Processes:
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values[self.rank :] + values[: self.rank]
+
+
+def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.Tensor]]:
+    """The gradients, a few megabytes at a time: an adapter has hundreds of small ones, and each message takes its time."""
+    bucket: list[torch.Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is None:  # nothing of this process's batches reached it
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        if sum(one.numel() for one in bucket) >= _BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 ALONE = Processes()
