@@ -12,8 +12,9 @@ model's and the adapter's) is a row of its own, of every arm.
     python benchmarks/train.py --device cuda --model decoder        # Qwen2 of 0.5 billion random weights
 
 Real tokens are counted from the data, cut at the token limit. The padding share is of the tokens that pass through the model
-with gradients, so that what is computed twice counts once. Set-up is all before the first step: loading, and for ours
-tokenising, from a cold cache. Peak memory is the process's (on CUDA: the tensors'), and in brackets what training added to it.
+with gradients, so that what is computed twice counts once. Set-up is all before the first step: loading, and for ours the
+check of the data and tokenising, from a cold cache. Peak memory is the process's (on CUDA: the tensors') from its start to the
+last step; in brackets, what the steps added at most to what was held when they began.
 """
 
 from __future__ import annotations

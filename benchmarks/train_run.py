@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,8 +104,8 @@ class Watch(TrainerCallback):
         loader = getattr(loader, "base_dataloader", loader)  # accelerate's own is a shell around it
         self.collate, loader.collate_fn = loader.collate_fn, self._collate
         getattr(model, "module", model)[0].register_forward_pre_hook(self._count)
-        if self.job.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self.setup_peak = memory_peak(self.job.device)
+        reset_peak(self.job.device)
         self.before = memory_now(self.job.device)
         self.began = self.counted_from = time.perf_counter()
 
@@ -140,8 +143,18 @@ def memory_now(device: str) -> float:
     return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
 
 
+def reset_peak(device: str) -> None:
+    """Begin again: what set-up needed at its height, and has kept though it is free, is not training's."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError, AttributeError):  # another system than Linux
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def memory_peak(device: str) -> float:
-    """Bytes, likewise; of the process since it began."""
+    """Bytes, likewise; since the process began, or since it was reset."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -209,7 +222,7 @@ def run(job: Job) -> Measured:
         rows=rows,
         slots=watch.counted_slots,
         real_tokens=count_tokens(job, pairs, rows),
-        peak_mb=watch.peak / 1e6,
+        peak_mb=max(watch.peak, watch.setup_peak) / 1e6,
         added_mb=(watch.peak - watch.before) / 1e6,
     )
 
