@@ -232,7 +232,7 @@ SOURCES = [{"query": Letters(f"Q{n} "), "document": Letters(f"D{n} ")} for n in 
 def test_every_text_of_a_row_is_read_by_the_reader_of_its_source():
     validation = [Example("g", ("h",))]
     batches = maker(TWO, validation, readers=SOURCES, source_of=[1, 0, 1])
-    assert read(made(batches, [0, 1])) == ["Q1 a", "Q0 d", "D1 b", "D0 e", "D1 c", "D0 f"]
+    assert read(made(batches, [1, 0])) == ["Q0 d", "Q1 a", "D0 e", "D1 b", "D0 f", "D1 c"]
     assert read(made(batches, [2])) == ["Q1 g", "D1 h"]
 
 

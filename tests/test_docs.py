@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ebr.cli import COMMANDS
+from ebr.config.objective import LOSSES
 from ebr.config.options import add_arguments, flag_to_name
 from ebr.config.tables import CONFIGS, language_of, with_tables
 
@@ -15,10 +16,15 @@ ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 READMES = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=lambda path: path.name)
 
-EVERY_COMMAND = {"config", "dry_run"}
+EVERY_COMMAND, OF_SOME = {"config", "dry_run"}, {"check"}
 OF_OTHER_TOOLS = {"--multi_gpu", "--help", "--no-deps", "--local-dir", "--logdir", "--nproc_per_node"}
 """Flags of argparse, pip, hf, tensorboard, torchrun and accelerate."""
 SCRIPTS = {"ebr_finetune.py": "finetune", "train.py": "train", "merge.py": "merge"}
+
+# Findings are named where they are judged; the names of cut texts are made of their role.
+JUDGES = ["training/record_findings.py", "training/run_findings.py", "training/symptoms.py", "workflow/check.py"]
+CUT = {"queries-cut", "passages-cut"}
+KEBAB = r"[a-z]+(?:-[a-z]+)+"
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -100,7 +106,7 @@ def test_both_languages_show_the_same_result_of_the_demo():
 @READMES
 def test_every_flag_exists(readme):
     configs = [command.config for command in COMMANDS.values()]
-    names = {name for config in configs for name in {*config.model_fields, *config.spellings()}} | EVERY_COMMAND
+    names = {name for config in configs for name in {*config.model_fields, *config.spellings()}} | EVERY_COMMAND | OF_SOME
     switches = {f"no_{name}" for config in configs for name, field in config.model_fields.items() if field.annotation is bool}
     known = {f"--{name}" for name in names | switches} | OF_OTHER_TOOLS
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", read(readme))))
@@ -117,12 +123,26 @@ def test_every_command_line_is_accepted_by_its_command(readme):
         parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
         parser.add_argument("--config", default=argparse.SUPPRESS)
         parser.add_argument("--dry_run", action="store_true", default=argparse.SUPPRESS)
+        if COMMANDS[name].check:
+            parser.add_argument("--check", action="store_true", default=argparse.SUPPRESS)
         add_arguments(parser, config)
         if COMMANDS[name].positional:
             parser.add_argument("words", nargs="*")
         values, unknown = parser.parse_known_args([flag_to_name(word) for word in words])
         assert not unknown, f"ebr {name} has no {unknown}"
-        config.from_dict({key: value for key, value in vars(values).items() if key not in {*EVERY_COMMAND, "words"}})
+        config.from_dict({key: value for key, value in vars(values).items() if key not in {*EVERY_COMMAND, *OF_SOME, "words"}})
+
+
+@READMES
+def test_every_finding_has_a_row_that_says_what_to_do(readme):
+    named = {name for file in JUDGES for name in re.findall(rf'"({KEBAB})"', read(ROOT / "ebr" / file))}
+    rows = re.findall(rf"^\| (`{KEBAB}`(?:[,、] ?`{KEBAB}`)*) \|", read(readme), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(KEBAB, row)} == named | CUT
+
+
+@READMES
+def test_every_loss_is_told_of(readme):
+    assert {name for name in LOSSES if f"`{name}`" not in read(readme)} == set()
 
 
 @READMES

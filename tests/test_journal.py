@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from ebr.training import journal as journal_module
-from ebr.training.journal import Brake, EpochSaver, StepJournal
+from ebr.training.journal import Brake, EpochClock, EpochSaver, StepJournal
 from ebr.training.layouts import EPOCHS, STEPS
 from ebr.training.processes import ALONE
 
@@ -268,6 +268,23 @@ def test_resumed_process_that_is_not_the_first_reads_nothing_and_its_means_go_to
     run.end_of_epoch()
     assert [(record["global_step"], record["loss"]) for record in run.journal.records] == [(5, 8.0)]
     assert read(tmp_path) == before
+
+
+# ---------------------------------------------------------------- the epoch
+
+
+# The first, the middle of the second after a resume, and the second and third as sums of thirds may come out.
+@pytest.mark.parametrize(("reached", "epoch"), [(None, 0), (0.0, 0), (1.5, 1), (1 / 3 + 2 / 3 - 1e-9, 1), (2 + 1e-9, 2)])
+def test_batches_and_sampler_are_told_the_epoch_that_begins(reached, epoch):
+    batches, told = SimpleNamespace(epoch=99), []
+    EpochClock(batches, SimpleNamespace(set_epoch=told.append)).on_epoch_begin(None, TrainerState(epoch=reached), None)
+    assert (batches.epoch, told) == (epoch, [epoch])
+
+
+def test_clock_without_a_sampler_of_ours_tells_the_batches_alone():
+    batches = SimpleNamespace(epoch=99)
+    EpochClock(batches).on_epoch_begin(None, TrainerState(epoch=3.0), None)
+    assert batches.epoch == 3
 
 
 # ---------------------------------------------------------------- checkpoints at the ends of epochs

@@ -248,7 +248,6 @@ def test_as_many_are_kept_as_memory_holds_with_room_for_one_more(exact, passes):
         step(model, token_budget=1, memory=held[n_kept] + (held[n_kept] - held[n_kept - 1]) * 1.01)
         assert [has_graph for _, has_graph in seen[:n_kept]] == [True] * n_kept
         assert not seen[n_kept][1]
-        assert len(seen) < 32 - n_kept + 1
 
 
 def test_that_it_computes_twice_is_said_once(exact):

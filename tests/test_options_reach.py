@@ -60,7 +60,7 @@ def observe(config, processes=ALONE):
     watch = training._watch(model, config, Path("work"), print)
     evaluate = (lambda *_: {}) if plan.dataset else None
     built = training._build(parts, len(plan.validation), config, Path("work"), {}, evaluate, processes, mixture, watch, print)
-    return {**of_model(model), **of_plan(plan), **of_engine(parts), **of_trainer(built, watch)}
+    return {**of_model(model), **of_plan(plan), **of_engine(parts), **of_trainer(built, watch), **of_steps(model, config)}
 
 
 def of_model(model):
@@ -103,10 +103,19 @@ def of_trainer(built, watch):
     seen = flat("args", built.args.to_dict())
     seen |= flat("run", {"kept": built.checkpoints_kept, "callbacks": callbacks(built), "epoch_saver": built.epoch_saver.every})
     seen |= flat("run", {"info": built.journal.model_info, "steps_per_epoch": built.journal.steps_per_epoch})
-    seen |= flat("run", {"sampler": built.sampler and vars(built.sampler), "meets": built.recovery.meets})
+    dealt = {name.strip("_"): value for name, value in vars(built.sampler).items()} if built.sampler else {}
+    seen |= flat("run", {"sampler": {**dealt, "lengths": None} if dealt else None, "lengths": dealt.get("lengths")})
+    seen |= flat("run", {"meets": built.recovery.meets})
     assert watch in built.callback_handler.callbacks
     floor = watch.floor + 0.0  # or -0.0 would be another number
     return seen | flat("watch", {"chance": watch.chance, "floor": floor, "finetune_type": watch.finetune_type})
+
+
+def of_steps(model, config):
+    """How the model is computed while it trains."""
+    with engine.made_fast(model, config):
+        attention, types = model[0].model.config._attn_implementation, {str(one.dtype) for one in model.parameters()}
+        return flat("steps", {"attention": attention, "types": sorted(types)})
 
 
 def lora(model):
@@ -149,7 +158,7 @@ CHANGES = {
         },
     ),
     "pooling": ("cls", {"model.pooling"}),
-    "attn_implementation": ("eager", {"model.attention"}),
+    "attn_implementation": ("eager", {"model.attention", "steps.attention"}),
     "num_epochs": (3, {"args.num_train_epochs", "plan.n_steps"}),
     "max_steps": (7, {"args.max_steps", "plan.n_steps"}),
     "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps", "run.steps_per_epoch", "watch.chance"}),
@@ -186,7 +195,8 @@ CHANGES = {
         {f"args.{kind}_checkpointing{rest}" for kind in ("activation", "gradient") for rest in ("", "_kwargs")},
     ),
     "dataloader_num_workers": (1, {"args.dataloader_num_workers"}),
-    "bf16": (True, {"args.bf16"}),
+    # Frozen weights are multiplied in bfloat16 then; see ebr.model.half_base.
+    "bf16": (True, {"args.bf16", "steps.types"}),
     "seed": (7, {"args.seed", "batches.seed", "model.weights", "plan.train"}),
     "save_steps": (7, {"args.save_steps"}),
     "save_on_epoch_end": (2, {"run.epoch_saver"}),
@@ -203,7 +213,7 @@ CHANGES = {
     ),
     "bidirectional": (True, {"objective.bidirectional"}),
     "matryoshka_dims": ([32, 8], {"objective.kind", "objective.dims", "watch.chance"}),
-    "group_by_length": (True, {"run.sampler"}),
+    "group_by_length": (True, {"run.sampler", "run.lengths"}),
     "micro_batch_tokens": (500, {"embedder.token_budget"}),
     "activation_memory_gb": (0.5, {"embedder.memory"}),
     "token_cache": (False, {"batches.folders"}),
@@ -256,6 +266,8 @@ def changed(first, second):
 def test_no_option_is_left_out():
     assert {*CHANGES, *ELSEWHERE} == set(FinetuneConfig.model_fields)
     assert not CHANGES.keys() & ELSEWHERE.keys()
+    places = {where.split(",")[0] for where in ELSEWHERE.values()}
+    assert {where for where in places if where not in globals() and not Path(__file__).with_name(where).is_file()} == set()
 
 
 def test_nothing_changes_by_itself(base, plain):
@@ -282,6 +294,7 @@ def test_the_option_changes_its_consumer_and_nothing_else(base, plain, option, p
         ({"noise_enabled": True}, "noise_apply_to_fields", ["anchor"], {"batches.noise"}),
         ({"group_by_length": True}, "train_batch_size", 3, {*CHANGES["train_batch_size"][1], "run.sampler"}),
         ({"group_by_length": True}, "seed", 7, {*CHANGES["seed"][1], "run.sampler"}),
+        ({"finetune_type": "full"}, "bf16", True, {"args.bf16"}),
         ({"matryoshka_dims": [8]}, "temperature", 0.1, {"objective.temperature"}),
     ],
 )
@@ -353,6 +366,7 @@ def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage):
     # Every text is longer: buy a small red shoe, the red small shoe! and [CLS], [SEP].
     lengths = group.prepared.lengths[np.argsort(group.places)]
     assert lengths.tolist() == [query] * 2 + [passage] * 4
+    assert parts.lengths() == [query + passage] * len(plan.train), "of each row, its query and its first positive"
 
 
 @pytest.mark.parametrize("option", ["dataloader_pin_memory", "fp16"])

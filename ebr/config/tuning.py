@@ -71,8 +71,8 @@ class TuningOptions(Config):
     )
     attn_implementation: Literal["eager", "sdpa"] | None = option(
         None,
-        "how attention is computed; not set = the library's choice",
-        "注意力的计算方式；未设置时由库决定",
+        "how attention is computed; not set = the library's choice, without padding in half precision on a GPU",
+        "注意力的计算方式；未设置时由库决定，GPU 半精度时不填充",
     )
     num_epochs: int = option(1, "passes over the training split", "训练轮数", ge=1)
     max_steps: int = option(
