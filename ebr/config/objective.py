@@ -97,7 +97,7 @@ class ObjectiveOptions(Config):
         None,
         "minimise the mean loss over these first dimensions, like 384 128 64, so that shortened vectors work too; "
         "not set = the whole vector, which must be named too where it is to stay good",
-        "对向量的前若干维（如 384 128 64）取平均损失，截短的向量也可用；未设置时只用整个向量；若整个向量也要保持质量，须一并列出",
+        "对向量的前若干维（如 384 128 64）取平均损失，截短的向量也可用；未设置时只用整个向量；整个向量也要保持质量时须一并列出",
     )
     teacher_temperature: float = option(
         1.0, "the teacher's scores are divided by this before the softmax", "教师分数先除以此值再做 softmax", gt=0
