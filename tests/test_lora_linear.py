@@ -147,6 +147,7 @@ def test_layers_out_of_the_plain_case_are_pefts_own(fused, options):
     assert fused == []
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_several_adapters_at_once_are_pefts_own(fused):
     model = adapted()
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["0"]), model, adapter_name="second")

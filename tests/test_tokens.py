@@ -24,7 +24,7 @@ def made_texts(n, start=0):
     ]
 
 
-TEXTS = [*ODD, *made_texts(2_100)]
+TEXTS = [*ODD, *made_texts(240)]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,14 @@ def reader(model):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 100 texts, of which every file here has 22, the last of 9."""
-    monkeypatch.setattr(tokens_module, "_BLOCK", 100)
+    """Blocks of 40 texts, of which every file here has 7, the last of 9."""
+    monkeypatch.setattr(tokens_module, "_BLOCK", 40)
+
+
+@pytest.fixture(autouse=True)
+def low_threshold(monkeypatch):
+    """200 texts are enough for a file: the tests take a tenth of the time."""
+    monkeypatch.setattr(tokens_module, "_FEWEST_TEXTS", 200)
 
 
 class Counting(TextReader):
@@ -67,7 +73,7 @@ def assert_same(found: Tokens, wanted: Tokens):
 
 
 def shuffled(texts):
-    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:500]]
+    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:100]]
 
 
 # ---------------------------------------------------------------- equal
@@ -77,7 +83,7 @@ def shuffled(texts):
 def test_tokens_of_a_file_of_memory_and_of_a_reader_are_equal(model, tmp_path, small_blocks, prompt):
     reader = TextReader(model, "document", prompt)
     written, read, memory = TokenBook(reader, TEXTS, tmp_path), TokenBook(reader, TEXTS, tmp_path), TokenBook(reader, TEXTS)
-    some = [*ODD, *shuffled(TEXTS), TEXTS[99], TEXTS[100], TEXTS[-1]]  # both sides of a block's border
+    some = [*ODD, *shuffled(TEXTS), TEXTS[39], TEXTS[40], TEXTS[-1]]  # both sides of a block's border
     wanted = reader.prepare(some)
     for book in (written, read, memory):
         found = book.prepare(some)
@@ -99,17 +105,26 @@ def test_second_book_reads_the_file_and_tokenises_nothing(model, tmp_path, small
 def test_what_is_read_back_is_mapped_not_loaded(model, tmp_path, small_blocks):
     before = pa.total_allocated_bytes()
     book = TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
-    # All tokens are 100 kB and more; Arrow itself holds none of them.
-    assert sum(block.ids.nbytes for block in book._blocks) > 50_000
-    assert pa.total_allocated_bytes() - before < 10_000
+    # Arrow itself holds none of them.
+    assert sum(block.ids.nbytes for block in book._blocks) > 5_000
+    assert pa.total_allocated_bytes() - before < 1_000
     assert not any(block.ids.flags.owndata for block in book._blocks)
 
 
 def test_blocks_of_an_exact_multiple_leave_no_empty_one(reader, tmp_path, small_blocks):
-    texts = made_texts(2_000)
+    texts = made_texts(200)
     book = TokenBook(reader, texts, tmp_path)
-    assert [len(block) for block in book._blocks] == [100] * 20
-    assert len(book.lengths()) == 2_000
+    assert [len(block) for block in book._blocks] == [40] * 5
+    assert len(book.lengths()) == 200
+
+
+def test_two_thousand_texts_make_a_file_and_fewer_none(reader, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    texts = made_texts(2_000)
+    TokenBook(reader, texts[1:], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    TokenBook(reader, texts, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".arrow"]
 
 
 def test_few_texts_leave_no_file(reader, tmp_path):
@@ -137,7 +152,7 @@ def test_tokenizer_without_type_ids_has_none_in_the_file_either(tiny_decoder, tm
 def test_only_texts_that_are_new_are_tokenised_again_each_in_its_place(reader, tmp_path):
     book = TokenBook(reader, TEXTS, tmp_path)
     reader.calls = reader.calls[:1]
-    asked = [TEXTS[20], "rde shoe", TEXTS[2_000], "sheo", TEXTS[20], "rde shoe"]
+    asked = [TEXTS[20], "rde shoe", TEXTS[200], "sheo", TEXTS[20], "rde shoe"]
     assert_same(book.prepare(asked).tokens, TextReader(reader.model, "document", "").prepare(asked).tokens)
     assert reader.asked == ["rde shoe", "sheo", "rde shoe"]
 
@@ -233,7 +248,7 @@ def offsets_scribbled(path):
 
 def other_columns(path):
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("ids", pa.int32())])) as file:
-        for n_rows in [100] * 21 + [9]:
+        for n_rows in [40] * 6 + [9]:
             file.write_batch(pa.record_batch([pa.nulls(n_rows, pa.int32())], names=["ids"]))
 
 
@@ -251,7 +266,7 @@ def test_damaged_file_is_made_again(model, tmp_path, small_blocks, damage):
 
 def test_file_with_blocks_of_another_size_is_made_again(model, tmp_path, monkeypatch):
     TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
-    monkeypatch.setattr(tokens_module, "_BLOCK", 100)
+    monkeypatch.setattr(tokens_module, "_BLOCK", 40)
     reader = Counting(model, "document", "")
     TokenBook(reader, TEXTS, tmp_path)
     assert reader.asked == TEXTS

@@ -160,10 +160,8 @@ class Embedder:
 
     def _forward(self, group: TextGroup, members: Ints, *, with_graph: bool) -> _Pass:
         device = self.model.device
-        random, autocast = (
-            RandomState.of(device),
-            (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
-        )
+        random = RandomState.of(device)
+        autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         with _naming(group, members, alone=not self._held):
             rows = self._rows(group, members, with_graph=with_graph)
         return _Pass(group, members, group.places[members], random, autocast, rows)
