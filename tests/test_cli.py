@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "sklearn", "matplotlib", "faiss"}
 VERBS = {
     "sample": ("build_sample_corpus", "plan_sample", SampleConfig),
+    "check": ("check_training", "plan_finetune", FinetuneConfig),
     "finetune": ("train_sentence_transformer", "plan_finetune", FinetuneConfig),
     "train": ("train_sentence_transformer", "plan_finetune", TrainConfig),
     "merge": ("merge_adapter", "plan_merge", MergeConfig),
@@ -88,6 +89,13 @@ def test_command_calls_its_verb_with_its_config_and_prints_the_summary(command, 
     assert (name, type(got)) == (run, config)
     assert got[option] == value
     assert "the summary" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["finetune", "train"])
+def test_check_looks_at_what_the_front_end_would_run_and_runs_nothing(command, calls):
+    assert cli.main([command, *NEEDED.get(command, []), "--check", "--seed", "7"]) == 0
+    ((name, config),) = calls
+    assert (name, type(config), config.seed) == ("check_training", VERBS[command][2], 7)
 
 
 @pytest.mark.parametrize("words", [["red shoes"], ["red", "shoes"], ["--query", "red shoes"]])
