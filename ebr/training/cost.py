@@ -26,6 +26,7 @@ _ADAM_BYTES = 8
 _SECOND_FORWARD = 4 / 3
 """A step is a forward pass and a backward pass of twice its cost; one more forward pass makes four parts of three."""
 _LENGTHS = (4096, 2048, 1024, 512, 256, 128, 64)
+_PASSES_A_STEP = 2
 _KEPT_SHARE = 0.5
 """Of the free memory, what the engine keeps activations in when activation_memory_gb is not set."""
 
@@ -126,8 +127,9 @@ def estimate_cost(
 def token_budget_of(model: SentenceTransformer, config: FinetuneConfig) -> int:
     """Tokens of a micro-batch, as the engine chooses them."""
     dtype = torch.bfloat16 if config.bf16 else torch.float32
-    budget: int = config.micro_batch_tokens or default_token_budget(model, dtype)
-    return budget
+    # A backward pass reads and writes twice what a forward pass does.
+    suited = default_token_budget(model, dtype) // _PASSES_A_STEP
+    return config.micro_batch_tokens or suited
 
 
 def _n_layers(model: SentenceTransformer) -> int:
