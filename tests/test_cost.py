@@ -12,6 +12,7 @@ from ebr.config import FinetuneConfig, TrainConfig
 from ebr.training.cost import (
     Cost,
     Workload,
+    _short_texts,
     _slope,
     _small_batches,
     duration_text,
@@ -24,8 +25,7 @@ from ebr.training.run_findings import judge_cost
 TEXTS = [f"buy a {size} red {thing}" for size in ("small", "large") for thing in ("shoe", "lamp", "cup", "book", "shirt")]
 LOAD = Workload(records_a_batch=8, records=100, tokens_a_record=20.0, padding=0.2, longest=32)
 COST = Cost(
-    weights=1000, trained=400, a_token=10.0, second_a_token=0.5, longest=30, batch=80, micro_batch=40, tokens=600, room=10_000,
-    kept=1_000,
+    weights=1000, trained=400, a_token=10.0, second_a_token=0.5, longest=30, batch=80, tokens=600, room=10_000, kept=1_000,
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_full_tuning_counts_gradient_and_two_figures_of_adam_a_weight(model):
     cost = estimate_cost(model, TEXTS, LOAD, FinetuneConfig(finetune_type="full", micro_batch_tokens=50), room=2**30)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     assert (cost.weights, cost.trained) == (4 * n_weights, 12 * n_weights)
-    assert (cost.batch, cost.micro_batch, cost.tokens, cost.longest) == (200, 50, 2_500, 32)
+    assert (cost.batch, cost.tokens, cost.longest) == (200, 2_500, 32)
     assert (cost.room, cost.kept) == (2**30, 2**29)
     assert cost.second_a_token > 0
     assert cost.a_token > 2 * 32 * 4  # two layers keep more than their inputs of 32 float32
@@ -103,6 +103,41 @@ def test_slow_model_is_measured_by_one_pass(model, monkeypatch):
     assert len(calls) == 1
 
 
+def test_memory_that_ends_after_the_first_pass_ends_the_measuring(model, monkeypatch):
+    calls = []
+
+    def forward(features):
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return type(model).forward(model, features)
+
+    monkeypatch.setattr(model, "forward", forward)
+    cost = estimate_cost(model, TEXTS, LOAD, FinetuneConfig(), room=2**40)
+    assert len(calls) == 2
+    assert cost.second_a_token > 0 and cost.a_token > 0
+
+
+def test_no_pass_is_larger_than_a_micro_batch_of_the_run(model, monkeypatch):
+    sizes = []
+
+    def forward(features):
+        sizes.append(features["input_ids"].numel())
+        return type(model).forward(model, features)
+
+    monkeypatch.setattr(model, "forward", forward)
+    estimate_cost(model, TEXTS, LOAD, FinetuneConfig(micro_batch_tokens=20), room=2**40, budget_s=60)
+    assert max(sizes) <= 20
+
+
+def test_texts_to_measure_are_short_and_from_all_over():
+    texts = [f"{place:03}" + "x" * 2_000 for place in range(300)]
+    short = _short_texts(texts)
+    assert {len(text) for text in short} == {1_000}
+    assert [int(text[:3]) for text in short] == list(range(0, 300, 3))
+    assert _short_texts(["a", "", "b"]) == ["a", "", "b"]
+
+
 def fail(error):
     def forward(features):
         raise error
@@ -115,6 +150,16 @@ def test_model_that_finds_no_memory_has_no_cost_and_a_critical_finding(model, mo
     assert estimate_cost(model, TEXTS, LOAD, FinetuneConfig(), room=2**40) is None
     (finding,) = judge_cost(None, model, FinetuneConfig())
     assert (finding.name, finding.severity.value) == ("memory-short", "critical")
+
+
+def test_advice_without_memory_names_only_what_is_not_set_yet(model):
+    def helps(**options):
+        return judge_cost(None, model, FinetuneConfig(**options))[0].advice
+
+    smaller = "model_name: a smaller one"
+    assert helps(finetune_type="full") == f"finetune_type lora, gradient_checkpointing true, {smaller}"
+    assert helps() == f"gradient_checkpointing true, {smaller}"
+    assert helps(gradient_checkpointing=True) == smaller
 
 
 def test_other_errors_of_the_model_are_not_swallowed(model, monkeypatch):

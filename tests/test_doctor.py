@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+import torch
 
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.duplicates import RecordDigests, find_faults, find_near_duplicates, share_without_negatives, shared_records
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
+from ebr.training import text_figures
 from ebr.training.doctor import CheckReport, Fact, Finding, Severity
 from ebr.training.run_findings import RunFigures, judge_options
-from ebr.training.text_figures import Lengths, _columns, _mean_padding, _script, sample_records
+from ebr.training.text_figures import Lengths, _columns, _mean_padding, _script, _spell, measure_texts, sample_records
 from ebr.workflow.diagnosis import diagnose
 
 WORDS = "red blue green shoe shirt lamp cup book small large buy query passage tea oak jar fox map ink bus kit pan rug".split()
@@ -197,6 +200,42 @@ def test_faults_are_counted_by_hand():
     assert (found.answers_elsewhere.count, found.answers_elsewhere.first) == (1, 1)
 
 
+def test_record_that_brings_a_new_negative_is_no_repeat():
+    found = find_faults(
+        digests(
+            Example("a", ("x",), ("n",)),
+            Example("a", ("x",), ("m",)),  # to join
+            Example("a", ("x",), ("N",)),  # repeats the first
+            Example("b", ("x",), ("n",)),
+            Example("b", ("x",), ()),  # repeats
+        )
+    )
+    assert (found.repeated.count, found.repeated.first) == (2, 2)
+    assert (found.to_join.count, found.to_join.first) == (1, 1)
+
+
+def test_triplets_of_one_negative_each_are_healthy_and_may_be_joined(model):
+    once = [replace(r, negatives=(f"a {text}",)) for r, text in zip(records(), phrases(240, 3), strict=True)]
+    again = [replace(r, negatives=(f"a {text}",)) for r, text in zip(records()[:20], phrases(20, 4), strict=True)]
+    report = report_of(Plan([*once, *again]), model)
+    assert [finding.name for finding in report.findings] == ["records-to-join"]
+    assert report.is_healthy
+
+
+def test_one_query_in_every_record_takes_no_longer_than_many_queries():
+    many = [RecordDigests(b"q", (b"p%d" % n,), (b"n",)) for n in range(20_000)]
+    started = time.monotonic()
+    find_faults(many)
+    assert share_without_negatives(many, 64, 0, np.random.default_rng(0))[0] == 1.0
+    assert time.monotonic() - started < 3  # a tenth of a second; with a set of all answers made for each record, minutes
+
+
+def test_only_the_beginning_of_a_long_text_is_compared():
+    beginning = " ".join(f"w{n}" for n in range(600))  # more than 2,000 characters
+    examples = [Example("how to open an account", (" ".join([beginning, *(f"{end}{n}" for n in range(600))]),)) for end in "xy"]
+    assert find_near_duplicates(examples, digests(*examples), np.random.default_rng(0)).count == 1
+
+
 def test_near_duplicates_need_both_query_and_positive_to_be_near():
     examples = [
         Example("how to open an account", ("go to the bank",)),
@@ -261,6 +300,66 @@ def test_sample_stops_once_it_holds_enough_texts():
     assert drawn.negatives == [["n", "m"]] * 3
 
 
+def test_sample_stops_at_four_million_characters_and_counts_a_book_as_what_is_read_of_it():
+    books = [Example("q", ("b" * 90_000,))] * 100
+    assert len(sample_records(books, 0, np.random.default_rng(0)).queries) == 80  # of 50,001 each: 79 are 3,950,079
+
+
+def test_texts_are_spelt_some_at_a_time_with_the_same_figures(model, monkeypatch):
+    texts = ["red shoe", greek("red"), "blue", f"tea {greek('cup')} {greek('fox')}", "", "ink"]
+    at_once = _spell(model.tokenizer, texts, "")
+    calls = []
+    encode = text_figures._encoded
+    monkeypatch.setattr(text_figures, "_AT_ONCE", 2)
+    monkeypatch.setattr(text_figures, "_encoded", lambda t, chunk, **o: calls.append((len(chunk), o)) or encode(t, chunk, **o))
+    spelt = _spell(model.tokenizer, texts, "")
+    assert spelt.lengths.tolist() == at_once.lengths.tolist()
+    assert (spelt.unknown, spelt.n_tokens) == (at_once.unknown, at_once.n_tokens)
+    assert spelt.unknown == {"Greek": 3}
+    # Places in the text are asked for only where something could not be spelt: one text of each of the first two chunks.
+    with_places = {"return_offsets_mapping": True}
+    assert calls == [(2, {}), (1, with_places), (2, {}), (1, with_places), (2, {})]
+
+
+def test_small_micro_batches_are_advised_on_a_cpu_only(model, monkeypatch):
+    sample = sample_records(records(20), 0, np.random.default_rng(0))
+    assert measure_texts(model, sample, batch_size=8, token_budget=512).padding_small is not None
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
+    assert measure_texts(model, sample, batch_size=8, token_budget=512).padding_small is None
+
+
+def test_costly_passes_are_fewer_and_padded_more():
+    batch = [[100, 10]]  # 110 tokens; apart they cost 2 passes, together 200 tokens
+    assert _mean_padding(batch, 1, 1_000, 64) == 0.0  # 90 of padding against a pass as 64 tokens
+    assert _mean_padding(batch, 1, 1_000, 2_048) == pytest.approx(1 - 110 / 200)
+
+
+def found(plan, model, name, **options):
+    return next(one for one in report_of(plan, model, **options).findings if one.name == name)
+
+
+def test_loss_without_a_mask_trains_hidden_negatives_and_is_not_called_idle(model):
+    contradicting, masked = SICK["contradicting-records"][0], SICK["everything-masked"][0]
+    ours = found(contradicting, model, "contradicting-records")
+    theirs = found(contradicting, model, "contradicting-records", loss="MultipleNegativesRankingLoss")
+    scored = found(contradicting, model, "contradicting-records", loss="MarginMSELoss")
+    left_out = found(contradicting, model, "contradicting-records", loss="TripletLoss")
+    assert ours.why.endswith("the loss hides such a negative, so its draw is lost")
+    assert left_out == ours
+    assert theirs.why.endswith("it is trained as a wrong answer")
+    assert scored.why.endswith("it counts as much as the teacher's score says")
+    grades = [one.severity for one in (ours, theirs, scored)]
+    assert grades == [Severity.WARNING, Severity.CRITICAL, Severity.WARNING]
+    for loss in ("MultipleNegativesRankingLoss", "TripletLoss"):
+        assert "everything-masked" not in faults(report_of(masked, model, loss=loss))
+
+
+def test_advice_names_the_sources_where_there_are_some(model):
+    plan = SICK["duplicate-records"][0]
+    assert found(plan, model, "duplicate-records").advice == "remove them from data_path"
+    assert found(plan, model, "duplicate-records", sources=[{"data_path": "a"}]).advice == "remove them from sources"
+
+
 def test_steps_and_passes_of_a_run():
     config = FinetuneConfig(train_batch_size=10, num_epochs=3, warmup_ratio=0.05)
     run = RunFigures.of(95, 30, config, 1)
@@ -273,7 +372,24 @@ def test_steps_and_passes_of_a_run():
 def test_few_steps_say_how_many_epochs_make_a_hundred():
     config = FinetuneConfig(train_batch_size=10, num_epochs=1)
     (finding,) = judge_options(RunFigures.of(95, 10, config, 1), config)
-    assert finding.advice.startswith("num_epochs 10,")
+    assert finding.advice.startswith("num_epochs 9, for about 90 steps, or a smaller train_batch_size;")
+
+
+@pytest.mark.parametrize(
+    ("n_records", "n_steps", "options", "advice"),
+    [
+        # 3 steps a pass: nine passes make 27, which is not enough; ten would be warned of.
+        (90, 3, {"train_batch_size": 32, "num_epochs": 1}, "num_epochs 9, for about 27 steps, or a smaller train_batch_size"),
+        (90, 18, {"train_batch_size": 45, "num_epochs": 9}, "a smaller train_batch_size"),
+        (480, 15, {"train_batch_size": 32, "num_epochs": 1}, "num_epochs 7, for about 100 steps"),
+        (90, 6, {"train_batch_size": 30, "max_steps": 6}, "max_steps 27, for about 27 steps, or a smaller train_batch_size"),
+        (9_000, 6, {"train_batch_size": 30, "max_steps": 6}, "max_steps 100, for about 100 steps"),
+    ],
+)
+def test_few_steps_never_advise_what_many_passes_warn_of(n_records, n_steps, options, advice):
+    config = FinetuneConfig(**options)
+    finding = judge_options(RunFigures.of(n_records, n_steps, config, 1), config)[0]
+    assert (finding.name, finding.advice) == ("few-steps", f"{advice}; more records are better than more passes")
 
 
 def report(n_findings):

@@ -39,7 +39,7 @@ class Groups:
         self.own.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     def limit(self):
-        return memory.host_limit_bytes(self.top, self.own)
+        return min(room.limit for room in (memory.machine_room(), *memory.container_rooms(self.top, self.own)))
 
     def available(self):
         return memory.available_bytes(torch.device("cpu"), self.top, self.own)
@@ -103,7 +103,7 @@ def test_gpu_has_what_the_driver_has_left_and_what_torch_holds_unused(monkeypatc
 
 
 def test_this_process_has_memory_and_its_machine_more():
-    assert 0 < memory.resident_bytes() < memory.host_limit_bytes()
+    assert 0 < memory.resident_bytes() < memory.machine_room().limit
 
 
 # ---------------------------------------------------------------- the watch

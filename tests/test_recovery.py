@@ -97,6 +97,9 @@ class Watch:
     def pressure(self):
         return bool(self.answers) and self.answers.pop(0)
 
+    def words(self):
+        return "9 of 10 GiB"
+
 
 def spelling(name):
     return f"--{name}"
@@ -308,7 +311,8 @@ def test_nearly_full_host_shrinks_the_micro_batch_before_the_step(model, undistu
     for _ in range(3):
         assert_undisturbed(bench.run(), bench.gradients(), undisturbed)
         model.zero_grad()
-    assert bench.lines == ["memory is nearly full: micro-batch 256 → 128 tokens; the batch and its negatives stay as they are"]
+    why = "memory is nearly full (9 of 10 GiB)"
+    assert bench.lines == [f"{why}: micro-batch 256 → 128 tokens; the batch and its negatives stay as they are"]
 
 
 def test_nearly_full_host_is_no_reason_to_end_a_run_that_cannot_shrink(model, undisturbed):

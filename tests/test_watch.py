@@ -473,3 +473,10 @@ def test_advice_is_spelt_as_the_front_end_does_and_fits_the_way_of_tuning():
     assert "target_modules" not in advice_on("dead-adapter", str, "full")
     assert "quantization_bits" not in advice_on("dead-adapter", str, "lora")
     assert "quantization_bits" in advice_on("dead-adapter", str, "qlora")
+
+
+def test_temperature_is_advised_only_where_the_loss_reads_it(start):
+    assert "temperature" in advice_on("exploding-gradient", str)
+    assert "temperature" not in advice_on("exploding-gradient", str, loss="TripletLoss")
+    run = start(loss="TripletLoss")
+    assert run.watch.loss == "TripletLoss"

@@ -25,26 +25,38 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class LossTraits:
-    """What an objective reads. options: of those that not every objective reads; the record's own negatives; teacher scores."""
+    """What an objective reads. options: of those that not every objective reads; the record's own negatives; teacher scores.
+
+    masks: whether it leaves out a candidate that is a right answer to the query, as far as no teacher scores it.
+    """
 
     options: frozenset[str]
     negatives: Need
     scores: Need
+    masks: bool
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether a query is compared with the texts of the batch's other records."""
+        return "gather_negatives" in self.options
 
 
-def _reads(*options: str, negatives: Need = Need.NEVER, scores: Need = Need.NEVER) -> LossTraits:
-    return LossTraits(frozenset(options), negatives, scores)
+def _reads(*options: str, negatives: Need = Need.NEVER, scores: Need = Need.NEVER, masks: bool = True) -> LossTraits:
+    return LossTraits(frozenset(options), negatives, scores, masks)
 
 
 _CONTRASTIVE = ("temperature", "label_smoothing", "bidirectional", "gather_negatives")
-_BOTH = {"negatives": Need.ALWAYS, "scores": Need.ALWAYS}
+_SCORED = (Need.ALWAYS, Need.ALWAYS, False)
+"""Negatives and scores in every record; right answers are told by their score."""
 
 LOSSES: dict[str, LossTraits] = {
     INFO_NCE: _reads(*_CONTRASTIVE, negatives=Need.WHERE_GIVEN),
     DISTILLATION: _reads(
         *_CONTRASTIVE, "contrastive_weight", "teacher_temperature", negatives=Need.WHERE_GIVEN, scores=Need.ALWAYS
     ),
-    "MultipleNegativesRankingLoss": _reads("temperature", "bidirectional", "gather_negatives", negatives=Need.WHERE_GIVEN),
+    "MultipleNegativesRankingLoss": _reads(
+        "temperature", "bidirectional", "gather_negatives", negatives=Need.WHERE_GIVEN, masks=False
+    ),
     "TripletLoss": _reads(negatives=Need.ALWAYS),
     "ContrastiveLoss": _reads(negatives=Need.ALWAYS),
     "OnlineContrastiveLoss": _reads(negatives=Need.ALWAYS),
@@ -52,8 +64,8 @@ LOSSES: dict[str, LossTraits] = {
     "CoSENTLoss": _reads("temperature", negatives=Need.WHERE_GIVEN, scores=Need.WHERE_GIVEN),
     "AnglELoss": _reads("temperature", negatives=Need.WHERE_GIVEN, scores=Need.WHERE_GIVEN),
     "CosineSimilarityLoss": _reads(negatives=Need.WHERE_GIVEN, scores=Need.WHERE_GIVEN),
-    "MarginMSELoss": _reads(**_BOTH),
-    "DistillKLDivLoss": _reads("temperature", "teacher_temperature", **_BOTH),
+    "MarginMSELoss": LossTraits(frozenset(), *_SCORED),
+    "DistillKLDivLoss": LossTraits(frozenset({"temperature", "teacher_temperature"}), *_SCORED),
 }
 """By name: ours, then those of sentence-transformers that work from the vectors of pairs, negatives and scores."""
 

@@ -41,6 +41,11 @@ _HELP = {
         "training records (.jsonl): one {query, pos: [...], neg: [...]} a line",
         "训练数据（.jsonl）：每行一个 {query, pos: [...], neg: [...]}",
     ),
+    "sources": (
+        "several training sources instead of train_dataset: "
+        "a JSON list of {data_path, weight, query_prompt, passage_prompt, name}",
+        "多个训练数据源，代替 train_dataset：JSON 列表，每项为 {data_path, weight, query_prompt, passage_prompt, name}",
+    ),
     "output_dir": ("the finished model goes to <output_dir>/final", "训练好的模型写入 <output_dir>/final"),
     "learning_rate": ("peak learning rate; for full, start from 1e-5", "学习率峰值；full 建议从 1e-5 开始"),
 }

@@ -20,6 +20,8 @@ _MOST_COMPARED = 5_000
 # A query that a thousand records share would make half a million pairs; its last few tell as much.
 _MOST_NEIGHBOURS = 50
 _MOST_BATCHES = 50
+_MOST_CHARACTERS = 2_000
+"""Of a text, what is compared with others for being nearly like them: its beginning tells as much as a whole book."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class RecordFaults:
     distinct_records: int
     distinct_positives: int
     repeated: Fault
+    to_join: Fault
     query_is_positive: Fault
     query_is_negative: Fault
     contradicting: Fault
@@ -68,27 +71,44 @@ class RecordDigests:
 def find_faults(records: Sequence[RecordDigests]) -> RecordFaults:
     """Count what no training needs, over every record.
 
-    repeated: records of whose query-positive pairs all stand in earlier records. query_is_positive, query_is_negative: records
-    whose query is one of their own texts. contradicting: records that give one text as positive and as negative.
-    answers_elsewhere: negatives that another record of the same query gives as a positive (not those of `contradicting`).
+    repeated: records of whose query-positive pairs all stand in earlier records, and that bring no new negative for their query
+    (a right answer is none). to_join: those that do bring one, as where each record has one negative. query_is_positive,
+    query_is_negative: records whose query is one of their own texts. contradicting: records that give one text as positive and
+    as negative. answers_elsewhere: negatives that another record of the same query gives as a positive (not those of
+    `contradicting`).
     """
     right = _right(records)
-    repeated = asked = refused = contradicting = elsewhere = Fault()
+    repeated = to_join = asked = refused = contradicting = elsewhere = Fault()
     pairs: set[tuple[bytes, bytes]] = set()
+    refusals: set[tuple[bytes, bytes]] = set()
     n_distinct = 0
     for row, one in enumerate(records):
-        new = {(one.query, positive) for positive in one.positives} - pairs
+        answers, own = right[one.query], set(one.positives)
+        new = {(one.query, positive) for positive in own} - pairs
+        more = {(one.query, negative) for negative in one.negatives if negative not in answers} - refusals
         pairs |= new
+        refusals |= more
         n_distinct += bool(new)
-        repeated = repeated.plus(row, not new)
+        repeated = repeated.plus(row, not new and not more)
+        to_join = to_join.plus(row, not new and bool(more))
         asked = asked.plus(row, one.query in one.positives)
         refused = refused.plus(row, one.query in one.negatives)
-        contradicting = contradicting.plus(row, not set(one.positives).isdisjoint(one.negatives))
-        answers = right[one.query] - set(one.positives)
-        elsewhere = elsewhere.plus(row, sum(text in answers for text in one.negatives))
+        contradicting = contradicting.plus(row, not own.isdisjoint(one.negatives))
+        elsewhere = elsewhere.plus(row, sum(text in answers and text not in own for text in one.negatives))
     n_negatives = sum(len(one.negatives) for one in records)
     n_positives = len({positive for _, positive in pairs})
-    return RecordFaults(len(records), n_negatives, n_distinct, n_positives, repeated, asked, refused, contradicting, elsewhere)
+    return RecordFaults(
+        n_records=len(records),
+        n_negatives=n_negatives,
+        distinct_records=n_distinct,
+        distinct_positives=n_positives,
+        repeated=repeated,
+        to_join=to_join,
+        query_is_positive=asked,
+        query_is_negative=refused,
+        contradicting=contradicting,
+        answers_elsewhere=elsewhere,
+    )
 
 
 def _right(records: Iterable[RecordDigests]) -> dict[bytes, set[bytes]]:
@@ -119,14 +139,14 @@ def find_near_duplicates(
     """Records that are not equal, but whose query and first positive have a Jaccard similarity >= threshold with another's.
 
     Compared are the words, of Chinese the character bigrams, so records that differ in punctuation or the order of words are
-    near. records: the examples' digests. most: of more records that many are drawn, and only the likes among them are found:
-    the share is then too low.
+    near; of a long text its first 2,000 characters. records: the examples' digests. most: of more records that many are drawn,
+    and only the likes among them are found: the share is then too low.
     """
     rows = _distinct_rows(records)
     if len(rows) > most:
         rows = sorted(rng.choice(rows, size=most, replace=False).tolist())
-    queries = [shingles(examples[row].query) for row in rows]
-    positives = [shingles(examples[row].positives[0]) for row in rows]
+    queries = [shingles(examples[row].query[:_MOST_CHARACTERS]) for row in rows]
+    positives = [shingles(examples[row].positives[0][:_MOST_CHARACTERS]) for row in rows]
     count, first = 0, None
     for place, others in enumerate(_neighbours(queries, threshold)):
         alike = (
@@ -181,7 +201,11 @@ def _idle_rows(
     candidates: set[bytes] = {records[row].positives[0] for row in rows}
     for row in rows:
         candidates.update(list(dict.fromkeys(records[row].negatives))[:neg_nums])
-    yield from (row for row in rows if candidates <= {records[row].query, *right[records[row].query]})
+    for row in rows:
+        query, answers = records[row].query, right[records[row].query]
+        # Most rows meet a wrong candidate at once; a set of a query's many answers is not made for each of its records.
+        if all(candidate == query or candidate in answers for candidate in candidates):
+            yield row
 
 
 def shared_records(records: Iterable[RecordDigests], others: Iterable[RecordDigests]) -> Fault:

@@ -162,6 +162,11 @@ def packed_features(tokens: Tokens, batch: Ints, first_position: int) -> dict[st
     return features
 
 
+def asks_for_role(model: SentenceTransformer) -> bool:
+    """Whether a module of the model, a Router say, wants to be told if its texts are queries or documents."""
+    return any("task" in getattr(module, "forward_kwargs", ()) for module in model)
+
+
 def first_position_of(model: SentenceTransformer) -> int:
     """0; for RoBERTa and its kin, which number positions from padding_idx + 1, that number."""
     for module in model[0].model.modules():

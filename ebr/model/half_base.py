@@ -1,4 +1,7 @@
-"""A frozen base held in bfloat16 while its float32 adapters train: half the memory, and no cast of it at every step."""
+"""A frozen base held in bfloat16 while its float32 adapters train: half a GPU's memory, and no cast of it at every step.
+
+On a CPU the float32 weights stay beside it, unless bfloat16 holds every bit of them.
+"""
 
 from __future__ import annotations
 

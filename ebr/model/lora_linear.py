@@ -40,7 +40,7 @@ class _Adapted(torch.autograd.Function):
         a, b = a.to(x.dtype), b.to(x.dtype)
         # (r, T): of the ways to write these thin products the ones that a CPU does not crawl through; a GPU has no preference.
         inner = a @ (flat if mask is None else masked(flat, mask)).T
-        y = linear(flat, weight, bias)
+        y = linear(flat, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         y.addmm_(inner.T, b.T, alpha=ctx.scale)
         ctx.save_for_backward(flat, mask, weight, a, b, inner)
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -52,7 +52,7 @@ class _Adapted(torch.autograd.Function):
         through = (b.T.contiguous() @ g.T).mul_(ctx.scale)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = g @ weight
+            to_x = g @ weight.to(g.dtype)  # cast again: a cast that is kept would take as much memory as the weight
             if mask is None:
                 to_x.addmm_(through.T, a)
             else:
@@ -74,10 +74,9 @@ def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base = layer.base_layer
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
     p = float(getattr(layer.lora_dropout[name], "p", 0.0)) if layer.training else 0.0
     adapted: Tensor = _Adapted.apply(
-        x, weight, bias, layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), p
+        x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), p
     )
     return adapted
 

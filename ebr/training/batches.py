@@ -105,6 +105,8 @@ class BatchMaker:
     noise: Noise | None = None
     epoch: int = 0
     source_of: Sequence[int] | None = None
+    by_role: bool = False
+    """Whether the model treats queries and documents differently, so that they never share a pass."""
     _right: dict[int, set[int]] = field(init=False, repr=False)
     valid_label_columns: list[str] = field(default_factory=list)
     """sentence-transformers asks each collator for it; there is no label column."""
@@ -138,7 +140,7 @@ class BatchMaker:
             TextGroup(role, source, self.readers[source][role].prepare([texts[place] for place in own]), np.array(own))
             for (role, source), own in places.items()
         ]
-        return _pooled(groups)
+        return tuple(groups) if self.by_role else _pooled(groups)
 
     def _source(self, row: int) -> int:
         return self.source_of[row] if self.source_of is not None else 0
@@ -187,8 +189,10 @@ class BatchMaker:
         allowed = torch.ones(len(rows), len(candidates), dtype=torch.bool)
         for place, row in enumerate(rows):
             query = text_key(self._example(row).query)
-            # Few candidates are right for a query, and a large batch has millions of pairs: only those few are looked at.
-            allowed[place, [right for key in (query, *self._right[query]) for right in places.get(key, ())]] = False
+            right = self._right[query]
+            # Whichever is fewer is gone through: a large batch has millions of pairs, a label as a query a million answers.
+            found = right & places.keys() if len(right) < len(places) else places.keys() & right
+            allowed[place, [one for key in (query, *found) for one in places.get(key, ())]] = False
         return allowed.logical_or_(torch.eye(len(rows), len(candidates), dtype=torch.bool))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +28,9 @@ _SECOND_FORWARD = 4 / 3
 """A step is a forward pass and a backward pass of twice its cost; one more forward pass makes four parts of three."""
 _LENGTHS = (4096, 2048, 1024, 512, 256, 128, 64)
 _PASSES_A_STEP = 2
-_KEPT_SHARE = 0.5
+_CHARACTERS_A_TEXT, _CHARACTERS_MEASURED = 1_000, 100_000
+"""Of a text and of all, what is tokenised to be measured: more than the passes need."""
+KEPT_SHARE = 0.5
 """Of the free memory, what the engine keeps activations in when activation_memory_gb is not set."""
 
 
@@ -37,8 +40,8 @@ class Cost:
 
     weights: as loaded. trained: gradients and optimiser of the trainable weights. a_token: what autograd saves of a token.
     second_a_token: of a forward and a backward pass. longest: tokens of the longest text. Tokens with padding are batch, of a
-    batch, micro_batch, of the largest forward pass, and tokens, of the whole run in one process. room: free memory now, with
-    the weights loaded. kept: of it, what activations may take at once.
+    batch, and tokens, of the whole run in one process. room: free memory now, with the weights loaded. kept: of it, what
+    activations may take at once.
     """
 
     weights: int
@@ -47,7 +50,6 @@ class Cost:
     second_a_token: float
     longest: int
     batch: int
-    micro_batch: int
     tokens: int
     room: int
     kept: float
@@ -106,7 +108,7 @@ def estimate_cost(
         raise
     if config.gradient_checkpointing:
         a_token, second_a_token = a_token * kept_by_checkpoints(model), second_a_token * _SECOND_FORWARD
-    kept = config.activation_memory_gb * 2**30 if config.activation_memory_gb is not None else _KEPT_SHARE * room
+    kept = config.activation_memory_gb * 2**30 if config.activation_memory_gb is not None else KEPT_SHARE * room
     batch = workload.tokens(workload.records_a_batch)
     return Cost(
         weights=sum(parameter.nbytes for parameter in model.parameters()),
@@ -117,7 +119,6 @@ def estimate_cost(
         second_a_token=second_a_token,
         longest=workload.longest,
         batch=batch,
-        micro_batch=min(batch, token_budget_of(model, config)),
         tokens=workload.tokens(workload.records),
         room=room,
         kept=kept,
@@ -201,8 +202,10 @@ def _of_adapter(model: SentenceTransformer, config: FinetuneConfig) -> int:
 def _measure(model: SentenceTransformer, texts: Sequence[str], config: FinetuneConfig, budget_s: float) -> tuple[float, float]:
     """(seconds a token, bytes a token) of forward and backward passes, padding counted as tokens."""
     reader = TextReader(model, "document", model.prompts.get("document") or "")
-    prepared = reader.prepare(texts)
-    batches = _small_batches(prepared.lengths, _TOKENS_MEASURED.get(model.device.type, _TOKENS_MEASURED_ELSE))
+    prepared = reader.prepare(_short_texts(texts))
+    # What the engine would never compute at once may not fit, and need not.
+    at_once = min(_TOKENS_MEASURED.get(model.device.type, _TOKENS_MEASURED_ELSE), token_budget_of(model, config))
+    batches = _small_batches(prepared.lengths, at_once)
     was_training, devices = model.training, [model.device] if model.device.type == "cuda" else []
     # Dropout draws random numbers here, and the run that follows must draw its own as if nothing had been.
     with torch.random.fork_rng(devices=devices), _autocast(model, config):
@@ -217,17 +220,22 @@ def _measure(model: SentenceTransformer, texts: Sequence[str], config: FinetuneC
 def _timed(
     model: SentenceTransformer, reader: TextReader, prepared: Prepared, batches: Sequence[Ints], budget_s: float
 ) -> tuple[float, float]:
-    """As _measure. batches: the first, of one text, warms up; the time of the others counts, as far as the budget reaches."""
+    """As _measure. batches: the first, of one text, warms up; the others' time counts, as far as budget and memory reach."""
     packed = prepared.tokens is not None and attention_of(model) != PADDED
     costs = [cost_of(prepared.lengths[batch], padded=not packed) for batch in batches]
     seconds: list[float] = []
     saved: list[int] = []
     for place, batch in enumerate(batches):
         before = time.perf_counter()
-        with SavedBytes(model.parameters()) if place < 2 else nullcontext() as counted:
-            model(reader.features(prepared, batch, packed=packed))["sentence_embedding"].float().sum().backward()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        try:
+            with SavedBytes(model.parameters()) if place < 2 else nullcontext() as counted:
+                model(reader.features(prepared, batch, packed=packed))["sentence_embedding"].float().sum().backward()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+        except (RuntimeError, MemoryError) as error:
+            if place > 0 and is_out_of_memory(error):
+                break
+            raise
         seconds.append(time.perf_counter() - before)
         if counted is not None:
             saved.append(counted.total)
@@ -243,6 +251,12 @@ def _slope(costs: Sequence[int], saved: Sequence[int]) -> float:
     if len(saved) > 1 and costs[1] > costs[0] and saved[1] > saved[0]:
         return (saved[1] - saved[0]) / (costs[1] - costs[0])
     return saved[0] / costs[0]
+
+
+def _short_texts(texts: Sequence[str]) -> list[str]:
+    """Some of the texts, from all over them, and of each the beginning."""
+    short = [text[:_CHARACTERS_A_TEXT] for text in texts]
+    return short[:: max(1, math.ceil(sum(map(len, short)) / _CHARACTERS_MEASURED))]
 
 
 def _small_batches(lengths: Ints, token_budget: int) -> list[Ints]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
-from ebr.model.batching import TextReader
+from ebr.model.batching import TextReader, asks_for_role
 from ebr.model.dropout import light_dropout
 from ebr.model.half_base import frozen_in_bfloat16
 from ebr.model.lora_linear import fused_lora
@@ -25,7 +26,7 @@ from ebr.training.memory import available_bytes
 from ebr.training.microbatches import Embedder
 from ebr.training.named_losses import objective_from
 from ebr.training.processes import Processes
-from ebr.training.tokens import TokenBook, cache_folder
+from ebr.training.tokens import TokenBook, cache_folder, sweep
 
 Say = Callable[[str], None]
 
@@ -61,12 +62,19 @@ class Engine:
     books: list[dict[str, TokenBook]] = field(repr=False)
 
     def lengths(self) -> list[int]:
-        """Tokens of each training row: its query and its first positive."""
+        """Tokens of each training row, its query and its first positive; characters for a model that reads no plain tokens."""
+        known = [{role: book.lengths() for role, book in books.items()} for books in self.books]
         rows = []
         for row, example in enumerate(self.batches.train):
-            books = self.books[self.batches.source_of[row] if self.batches.source_of is not None else 0]
+            source = self.batches.source_of[row] if self.batches.source_of is not None else 0
+            books, lengths = self.books[source], known[source]
             texts = ((QUERY, example.query), (DOCUMENT, example.positives[0]))
-            rows.append(sum(int(books[role].prepare([text]).lengths[0]) for role, text in texts))
+            rows.append(
+                sum(
+                    int(lengths[role][books[role].places[text]] if books[role].reads_tokens else len(text))
+                    for role, text in texts
+                )
+            )
         return rows
 
 
@@ -90,9 +98,20 @@ def build_engine(
         for one, of_source in zip(readers, _texts(train, validation, mixture), strict=True)
     ]
     if processes.is_main:
+        sweep(cache_folder(), at_least=2 * len(books))
         processes.wait()
-    batches = BatchMaker(train, validation, books, config.neg_nums, config.seed, noise_of(config), source_of=mixture.source_of)
-    embedder = Embedder(model, readers, token_budget_of(model, config), _memory(model, config), say)
+    batches = BatchMaker(
+        train,
+        validation,
+        books,
+        config.neg_nums,
+        config.seed,
+        noise_of(config),
+        source_of=mixture.source_of,
+        by_role=asks_for_role(model),
+    )
+    memory = _memory(model, config, processes)
+    embedder = Embedder(model, readers, token_budget_of(model, config), memory, say)
     loss = BatchLoss(
         embedder,
         batches,
@@ -128,10 +147,12 @@ def _texts(train: Sequence[Example], validation: Sequence[Example], mixture: Mix
     return [{role: list(texts) for role, texts in of_source.items()} for of_source in found]
 
 
-def _memory(model: SentenceTransformer, config: FinetuneConfig) -> float:
+def _memory(model: SentenceTransformer, config: FinetuneConfig, processes: Processes) -> float:
     if config.activation_memory_gb is not None:
         return config.activation_memory_gb * _GIB
-    return available_bytes(model.device) * _SHARE_OF_FREE
+    # Processes on the CPU share what is free; those of a GPU have one each.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", processes.count)) if model.device.type == "cpu" else 1
+    return available_bytes(model.device) * _SHARE_OF_FREE / sharing
 
 
 @contextmanager

@@ -41,11 +41,6 @@ def container_rooms(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> list[Roo
     return [room for folder in _folders(cgroups, own) if (room := _room(folder)) is not None]
 
 
-def host_limit_bytes(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
-    """The most that this process may take: the machine's memory, or the container's where that is smaller."""
-    return min(room.limit for room in (machine_room(), *container_rooms(cgroups, own)))
-
-
 def resident_bytes() -> int:
     """Bytes of memory that this process has."""
     return int(psutil.Process().memory_info().rss)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ebr.errors import ModelError
 from ebr.model.attention import PADDED, attention_of, is_out_of_memory
-from ebr.model.batching import Ints, TextReader, cost_of, token_budget_batches
+from ebr.model.batching import Ints, TextReader, asks_for_role, cost_of, token_budget_batches
 from ebr.training.batches import TextGroup
 from ebr.training.cuts import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
 from ebr.training.memory import SavedBytes
@@ -50,18 +50,25 @@ class RandomState:
     """Where the generators of the CPU and of the device stand."""
 
     cpu: Tensor
-    cuda: Tensor | None
+    device: Tensor | None
 
     @classmethod
     def of(cls, device: torch.device) -> RandomState:
         """As they stand now."""
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+        if device.type == "cpu":
+            return cls(torch.get_rng_state(), None)
+        return cls(torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_index(device)))
 
     def restore(self, device: torch.device) -> None:
         """Have them draw again what they drew from here."""
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, device)
+        if self.device is not None:
+            torch.get_device_module(device).set_rng_state(self.device, *_index(device))
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """MPS has one device and one generator; its functions take no device."""
+    return () if device.type == "mps" else (device,)
 
 
 @dataclass
@@ -155,8 +162,15 @@ class Embedder:
         """A pass over the longest texts so far, which tells what autograd saves a token; attention saves by their square."""
         with SavedBytes(self.model.parameters()) as saved:
             one = self._forward(group, members, with_graph=True)
-        self._bytes_a_token, self._longest_measured = saved.total / tokens, longest
+        # Copies of weights that autocast makes are there once, whatever the tokens.
+        of_texts = max(saved.total - self._cast_weights(one), saved.total // 10)
+        self._bytes_a_token, self._longest_measured = of_texts / tokens, longest
         return one
+
+    def _cast_weights(self, one: _Pass) -> int:
+        is_autocast, dtype = one.autocast
+        matrices = [weight for weight in self.model.parameters() if weight.requires_grad and weight.ndim > 1]
+        return sum(weight.numel() for weight in matrices) * dtype.itemsize if is_autocast else 0
 
     def _forward(self, group: TextGroup, members: Ints, *, with_graph: bool) -> _Pass:
         device = self.model.device
@@ -169,8 +183,8 @@ class Embedder:
     def _rows(self, group: TextGroup, members: Ints, *, with_graph: bool) -> Tensor:
         reader = self.readers[group.source][group.role]
         features = reader.features(group.prepared, members, packed=self._packs(group))
-        # Of pooled texts the role is neither: nothing in the model asks for it.
-        task: dict[str, Any] = {} if group.prepared.tokens is not None else {"task": group.role}
+        # Of pooled texts the role is neither; a model that asks for it has its texts apart, see asks_for_role.
+        task: dict[str, Any] = {"task": group.role} if asks_for_role(self.model) else {}
         with torch.set_grad_enabled(with_graph):
             rows: Tensor = self.model(features, **task)["sentence_embedding"]
         return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -181,7 +181,8 @@ def objective_from(
         objective = NamedLoss(loss, getattr(losses, loss)(model, **settings), ARRANGEMENTS[loss])
     if not matryoshka_dims:
         return objective
-    return Matryoshka(objective, _dims(matryoshka_dims, model.get_embedding_dimension()))
+    check_dims(matryoshka_dims, model.get_embedding_dimension())
+    return Matryoshka(objective, tuple(sorted(set(matryoshka_dims), reverse=True)))
 
 
 def _settings(loss: str, temperature: float, teacher_temperature: float, bidirectional: bool) -> dict[str, Any]:
@@ -198,9 +199,8 @@ def _settings(loss: str, temperature: float, teacher_temperature: float, bidirec
     return settings
 
 
-def _dims(wanted: Sequence[int], n_dims: int | None) -> tuple[int, ...]:
-    """Each once, largest first."""
-    dims = sorted(set(wanted), reverse=True)
-    if n_dims is not None and dims[0] > n_dims:
-        raise ConfigError(f"matryoshka_dims: {dims[0]} is more than the model's vectors have, {n_dims}; give {n_dims} or fewer")
-    return tuple(dims)
+def check_dims(wanted: Sequence[int] | None, n_dims: int | None) -> None:
+    """Refuse matryoshka_dims beyond the model's n_dims. Raises ConfigError."""
+    most = max(wanted or [0])
+    if n_dims is not None and most > n_dims:
+        raise ConfigError(f"matryoshka_dims: {most} is more than the model's vectors have, {n_dims}; give {n_dims} or fewer")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ebr.config import FinetuneConfig
+from ebr.config.objective import DISTILLATION, LOSSES, Need
 from ebr.data.duplicates import Fault, NearDuplicates, RecordFaults
 from ebr.data.examples import Example
 from ebr.data.leaks import LeakCheck
@@ -54,6 +55,29 @@ def _graded(share: float, *, note: float = 0.0, warning: float = _RARE, critical
     return Severity.NOTE if share > note else None
 
 
+def data_option(config: FinetuneConfig) -> str:
+    """The option that names the training data, as this front end spells it."""
+    return "sources" if config.sources is not None else config.spelling("data_path")
+
+
+def _masks(config: FinetuneConfig) -> bool:
+    """Whether the loss hides right answers; distillation does in its share of info_nce."""
+    return LOSSES[config.loss].masks and not (config.loss == DISTILLATION and config.contrastive_weight == 0)
+
+
+def _fate(config: FinetuneConfig) -> tuple[str, bool]:
+    """What becomes of a negative that is a right answer, and whether that does harm."""
+    if _masks(config):
+        return "the loss hides such a negative, so its draw is lost", False
+    if LOSSES[config.loss].scores is Need.ALWAYS:
+        return "it counts as much as the teacher's score says", False
+    return "it is trained as a wrong answer", True
+
+
+def _worse(severity: Severity) -> Severity:
+    return Severity.WARNING if severity is Severity.NOTE else Severity.CRITICAL
+
+
 def _named(row: int, examples: Sequence[Example]) -> str:
     return repr(cut_text(examples[row].query, _QUERY_COLUMNS))
 
@@ -77,7 +101,7 @@ def _size(faults: RecordFaults, config: FinetuneConfig) -> Iterator[Finding]:
             Severity.WARNING,
             f"{faults.n_records:,} records to train on",
             "so few say little about the task, are soon learnt by heart, and leave every figure about the result to chance",
-            f"{config.spelling('data_path')}: give {_SMALL_SET} records at least, better thousands",
+            f"{data_option(config)}: give {_SMALL_SET} records at least, better thousands",
         )
 
 
@@ -86,6 +110,8 @@ def _zero_loss(figures: RecordFigures, examples: Sequence[Example], config: Fine
     severity = _graded(share, note=_RARE, warning=_COMMON, critical=_MOST)
     if severity is None:
         return
+    if not (_masks(config) and LOSSES[config.loss].in_batch):
+        return
     faults, size, negatives = figures.faults, config.spelling("train_batch_size"), config.spelling("neg_nums")
     what = f"the loss of {percent(share)} of the records is zero from the start (first: {_named(first, examples)})"
     if config.train_batch_size == 1:
@@ -93,7 +119,7 @@ def _zero_loss(figures: RecordFigures, examples: Sequence[Example], config: Fine
         advice = f"{size} 2 or more, or give each record negatives ({negatives} 1 or more)"
     elif faults.distinct_records == 1:
         name, why = "identical-records", "every record is the same, so whatever stands beside the positive is right as well"
-        advice = f"{config.spelling('data_path')}: give different records"
+        advice = f"{data_option(config)}: give different records"
     elif faults.distinct_positives == 1:
         name, why = "one-positive", "every query has the same positive, so there is nothing to tell it from"
         advice = f"give records with other positives, or negatives ({negatives} 1 or more)"
@@ -114,7 +140,16 @@ def _repeats(figures: RecordFigures, examples: Sequence[Example], config: Finetu
             severity,
             f"records that stand there twice: {_of(faults.repeated, faults.n_records, examples)}",
             "they count double, and with validation_split they say nothing new",
-            f"remove them from {config.spelling('data_path')}",
+            f"remove them from {data_option(config)}",
+        )
+    if faults.to_join.count / faults.n_records >= _RARE:
+        yield Finding(
+            "records-to-join",
+            Severity.NOTE,
+            "records of the query and the positives of earlier ones, with other negatives: "
+            f"{_of(faults.to_join, faults.n_records, examples)}",
+            "in one batch they are no negatives for each other, and each pass shows the same pair several times",
+            f"join their negatives into one record, and draw more of them with {config.spelling('neg_nums')}",
         )
     share = near.count / max(1, near.n_compared)
     severity = _graded(share, note=_RARE, warning=_COMMON)
@@ -127,13 +162,13 @@ def _repeats(figures: RecordFigures, examples: Sequence[Example], config: Finetu
             f"records nearly like another: {near.count:,}{sample} ({percent(share)}; first: {_named(one, examples)}, "
             f"like {_named(other, examples)})",
             "in one batch they are each other's negatives although each is right for both; held out, they flatter the loss",
-            f"remove them from {config.spelling('data_path')}, or keep one positive for both",
+            f"remove them from {data_option(config)}, or keep one positive for both",
         )
 
 
 def _contradictions(faults: RecordFaults, examples: Sequence[Example], config: FinetuneConfig) -> Iterator[Finding]:
-    data, negatives = config.spelling("data_path"), config.spelling("neg_nums")
-    hidden = "the loss hides such a negative, so its draw is lost"
+    data, negatives = data_option(config), config.spelling("neg_nums")
+    hidden, harms = _fate(config)
     found = (
         (
             "contradicting-records",
@@ -170,6 +205,8 @@ def _contradictions(faults: RecordFaults, examples: Sequence[Example], config: F
     )
     for name, fault, n_all, what, why, advice in found:
         if severity := _graded(fault.count / max(1, n_all)):
+            if harms and name != "query-is-positive":
+                severity = _worse(severity)
             yield Finding(name, severity, f"{what}: {_of(fault, n_all, examples)}", why, advice)
 
 
@@ -181,7 +218,7 @@ def _leaks(figures: RecordFigures, config: FinetuneConfig) -> Iterator[Finding]:
             severity,
             f"validation records with a query or positive that training has too: {figures.shared.count:,} ({percent(share)})",
             "the validation loss then falls by learning by heart, and early stopping stops too late",
-            f"remove the repeats from {config.spelling('data_path')} (they differ in case, width or white space)",
+            f"remove the repeats from {data_option(config)} (they differ in case, width or white space)",
         )
     leaks = figures.leaks
     if leaks is None or not leaks.is_leak:
@@ -190,10 +227,10 @@ def _leaks(figures: RecordFigures, config: FinetuneConfig) -> Iterator[Finding]:
     share = n_seen / leaks.n_queries
     yield Finding(
         "evaluation-leak",
-        _graded(share, warning=0.0, critical=_MANY_LEAKED) or Severity.WARNING,
+        Severity.CRITICAL if share >= _MANY_LEAKED else Severity.WARNING,
         f"evaluation queries that stand in the training records: {n_seen:,} of {leaks.n_queries:,} ({percent(share)}), "
         f"{leaks.near_queries:,} of them nearly, {leaks.answered:,} with an answer; first: "
         f"{cut_text(leaks.examples[0].text, _QUERY_COLUMNS)!r}",
         "what was learnt by heart proves nothing: nDCG@10 will be too good",
-        f"remove those texts from {config.spelling('data_path')}, or give another {config.spelling('eval_dataset')}",
+        f"remove those texts from {data_option(config)}, or give another {config.spelling('eval_dataset')}",
     )

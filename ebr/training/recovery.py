@@ -53,8 +53,9 @@ class Recovery:
         Raises ModelError that names the text and the options when it does not fit even alone.
         """
         # Memory that others fill is no reason to give up a run that still works.
-        if self.watch.pressure() and self.embedder.can_shrink:
-            self._shrink("memory is nearly full")
+        is_on_host = self.embedder.model.device.type == "cpu"
+        if is_on_host and self.watch.pressure() and self.embedder.can_shrink:
+            self._shrink(f"memory is nearly full ({self.watch.words()})")
         parameters = [one for one in self.embedder.model.parameters() if one.requires_grad]
         before = [one.grad for one in parameters]
         random = RandomState.of(self.embedder.model.device)
@@ -75,16 +76,17 @@ class Recovery:
             return step()
         except OneTextTooLarge as error:
             # Beside the graphs of others it may fit once fewer of those are kept.
-            if error.alone or self.meets or not self.embedder.can_shrink:
+            if error.alone or not self.embedder.can_shrink:
                 raise ModelError(f"{error}: {self._named(error.place, batch)}; {out_of_memory_advice(self.spelling)}") from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if self.meets:
-                raise ModelError(
-                    f"out of memory, and with {self.spelling('gather_negatives')} one process cannot do a step again "
-                    f"by itself; set {self.spelling('micro_batch_tokens')} below {self.embedder.token_budget}"
-                ) from None
+        if self.meets:
+            raise ModelError(
+                f"out of memory, and with {self.spelling('gather_negatives')} one process cannot do a step again by itself; "
+                f"set {self.spelling('micro_batch_tokens')} below {self.embedder.token_budget}, and "
+                f"{self.spelling('activation_memory_gb')} below {self.embedder.memory / 2**31:.1f}"
+            )
         # Only now are the error and, with its frames, the tensors of the failed step gone.
         self._shrink("out of memory")
         return None

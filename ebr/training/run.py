@@ -32,6 +32,7 @@ from ebr.training.engine import Engine, Mixture, Say, build_engine, made_fast, p
 from ebr.training.journal import Brake, EpochClock, EpochSaver, LogFile, ProgressBar, StepJournal
 from ebr.training.layouts import HISTORY, TRACKING, WATCH
 from ebr.training.memory import HostWatch
+from ebr.training.named_losses import check_dims
 from ebr.training.processes import ALONE, Processes
 from ebr.training.recovery import Recovery
 from ebr.training.sampling import EpochBatches, is_needed
@@ -63,9 +64,13 @@ class TrainingRecord:
 
 
 def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
-    """Seed, settle the prompts and what is trained, so that the same seed starts from the same weights."""
+    """Seed, settle the prompts and what is trained, so that the same seed starts from the same weights.
+
+    Raises ConfigError for dimensions that the model does not have, ModelError for layers that it does not have.
+    """
     set_seed(config.seed)
     set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
+    check_dims(config.matryoshka_dims, model.get_embedding_dimension())
     if config.finetune_type == "full":
         train_every_weight(model)
         return

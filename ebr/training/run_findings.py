@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
-from ebr.training.arguments import steps_per_epoch
 from ebr.training.cost import Cost, Workload, duration_text, size_text, ways_to_fit
 from ebr.training.doctor import Finding, Severity
 from ebr.training.record_findings import percent
@@ -64,18 +63,12 @@ def judge_options(run: RunFigures, config: FinetuneConfig) -> list[Finding]:
 
 def _steps(run: RunFigures, config: FinetuneConfig) -> Iterator[Finding]:
     if run.n_steps < _FEW_STEPS:
-        an_epoch = steps_per_epoch(run.n_records, config, run.n_processes)
-        more = f"{config.spelling('num_epochs')} {math.ceil(_GOOD_STEPS / an_epoch)}"
-        if config.max_steps:
-            more = f"{config.spelling('max_steps')} {_GOOD_STEPS}"
-        elif config.gradient_accumulation_steps > 1:
-            more = f"{config.spelling('gradient_accumulation_steps')} 1, or {more}"
         yield Finding(
             "few-steps",
             Severity.WARNING,
             f"{run.n_steps} optimiser steps",
             "the weights hardly move: the result will be nearly the base model",
-            f"{more}, for about {_GOOD_STEPS} steps; more records are better than more passes",
+            _more_steps(run, config),
         )
     if run.n_steps and run.warm_up >= run.n_steps / 2:
         yield Finding(
@@ -85,6 +78,22 @@ def _steps(run: RunFigures, config: FinetuneConfig) -> Iterator[Finding]:
             "the learning rate reaches its peak when the run is half over; most of it learns at less",
             f"{config.spelling('warmup_ratio')} 0.1 or less",
         )
+
+
+def _more_steps(run: RunFigures, config: FinetuneConfig) -> str:
+    """How to come to enough steps, in fewer passes than those that _passes warns of."""
+    in_a_pass = run.n_steps / (run.passes(config) if config.max_steps else config.num_epochs)
+    passes = min(_MANY_PASSES - 1, math.ceil(_GOOD_STEPS / in_a_pass))
+    n_steps = min(_GOOD_STEPS, math.floor(passes * in_a_pass + 1e-9))
+    ways = []
+    if config.gradient_accumulation_steps > 1:
+        ways.append(f"{config.spelling('gradient_accumulation_steps')} 1")
+    if n_steps > run.n_steps:
+        more = f"{config.spelling('max_steps')} {n_steps}" if config.max_steps else f"{config.spelling('num_epochs')} {passes}"
+        ways.append(f"{more}, for about {n_steps} steps")
+    if n_steps < _GOOD_STEPS:
+        ways.append(f"a smaller {config.spelling('train_batch_size')}")
+    return f"{', or '.join(ways)}; more records are better than more passes"
 
 
 def _passes(run: RunFigures, config: FinetuneConfig) -> Iterator[Finding]:
@@ -183,7 +192,7 @@ def _spelling(figures: TextFigures, config: FinetuneConfig) -> Iterator[Finding]
 
 
 def _padding(figures: TextFigures, config: FinetuneConfig) -> Iterator[Finding]:
-    if figures.padding_ours > max(_MUCH_PADDING, figures.padding_small):
+    if figures.padding_small is not None and figures.padding_ours > max(_MUCH_PADDING, figures.padding_small):
         yield Finding(
             "much-padding",
             Severity.NOTE,
@@ -200,10 +209,12 @@ def judge_cost(cost: Cost | None, model: SentenceTransformer, config: FinetuneCo
     """Findings about memory and time. cost: None = not even a few short texts found memory."""
     if cost is None:
         what = "a forward and backward pass of a few short texts ran out of memory"
-        helps = ", ".join(
-            [f"{config.spelling('finetune_type')} lora", f"{config.spelling('gradient_checkpointing')} true", "a smaller model"]
-        )
-        return [Finding("memory-short", Severity.CRITICAL, what, "the first step would end the run", helps)]
+        helps = [
+            *([f"{config.spelling('finetune_type')} lora"] if config.finetune_type == "full" else []),
+            *([] if config.gradient_checkpointing else [f"{config.spelling('gradient_checkpointing')} true"]),
+            f"{config.spelling('model_name')}: a smaller one",
+        ]
+        return [Finding("memory-short", Severity.CRITICAL, what, "the first step would end the run", ", ".join(helps))]
     return [*_memory(cost, ways_to_fit(cost, model, config), config), *_time(cost, config)]
 
 

@@ -16,13 +16,16 @@ from ebr.data.examples import Example
 from ebr.model.attention import PADDED, attention_of
 from ebr.model.batching import Ints, cost_of
 from ebr.model.lengths import position_limit
-from ebr.training.cuts import PASS_COST_CPU, least_padding_cuts
+from ebr.training.cuts import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
 
 MOST_TEXTS = 2_000
 SMALL_BUDGET = 512
 """Tokens of the smallest micro-batch that still keeps a processor busy."""
 # A book as one text would take longer than everything else; whatever limit there is, it is cut.
 _MOST_CHARACTERS = 50_000
+_MOST_IN_ALL = 4_000_000
+_AT_ONCE = 128
+"""Texts tokenised in one call: what it gives takes many times their own memory."""
 _NAMES = {
     "CJK": "Chinese characters",
     "HIRAGANA": "Japanese kana",
@@ -49,9 +52,12 @@ class SampledRecords:
 def sample_records(
     examples: Sequence[Example], neg_nums: int, rng: np.random.Generator, most: int = MOST_TEXTS
 ) -> SampledRecords:
-    """Records drawn at random, with one positive and up to neg_nums negatives each, until they hold about `most` texts."""
+    """Records drawn at random, with one positive and up to neg_nums negatives each.
+
+    They hold about `most` texts; fewer where four million characters come first.
+    """
     drawn = SampledRecords([], [], [])
-    n_texts = 0
+    n_texts = n_characters = 0
     for row in rng.permutation(len(examples)):
         example = examples[row]
         negatives = list(dict.fromkeys(example.negatives))[:neg_nums]
@@ -59,7 +65,8 @@ def sample_records(
         drawn.positives.append(example.positives[rng.integers(len(example.positives))])
         drawn.negatives.append(negatives)
         n_texts += 2 + len(negatives)
-        if n_texts >= most:
+        n_characters += sum(min(len(text), _MOST_CHARACTERS) for text in (example.query, drawn.positives[-1], *negatives))
+        if n_texts >= most or n_characters >= _MOST_IN_ALL:
             break
     return drawn
 
@@ -95,10 +102,9 @@ class TextFigures:
     tokens_a_character: how many tokens a character takes, without the special ones. positions: what the model has; None where
     it does not say. The share of a batch's tokens that is padding is padding_stock when each column is padded to its longest
     text, as stock sentence-transformers does; padding_ours when the texts are sorted and cut into micro-batches; padding_small
-    when those are of SMALL_BUDGET tokens.
+    when those are of SMALL_BUDGET tokens, None but on a CPU: a GPU would stand idle.
     """
 
-    records: SampledRecords
     queries: Lengths
     passages: Lengths
     unknown: Counter[str]
@@ -106,7 +112,7 @@ class TextFigures:
     tokens_a_character: float
     padding_stock: float
     padding_ours: float
-    padding_small: float
+    padding_small: float | None
     positions: int | None
 
     @property
@@ -139,17 +145,17 @@ def measure_texts(
     passages = Lengths(spelt["document"].lengths, getattr(first, "document_length", None) or most)
     n_tokens = sum(one.n_tokens for one in spelt.values())
     columns = _columns(queries.kept(), passages.kept(), [len(texts) for texts in records.negatives])
-    packed = attention_of(model) != PADDED
+    packed, on_cpu = attention_of(model) != PADDED, model.device.type == "cpu"
+    pass_cost = PASS_COST_CUDA if model.device.type == "cuda" else PASS_COST_CPU
     return TextFigures(
-        records=records,
         queries=queries,
         passages=passages,
         unknown=spelt["query"].unknown + spelt["document"].unknown,
         n_tokens=n_tokens,
         tokens_a_character=n_tokens / max(1, sum(one.n_characters for one in spelt.values())),
         padding_stock=_mean_padding(columns, batch_size, None),
-        padding_ours=0.0 if packed else _mean_padding(columns, batch_size, token_budget),
-        padding_small=0.0 if packed else _mean_padding(columns, batch_size, SMALL_BUDGET),
+        padding_ours=0.0 if packed else _mean_padding(columns, batch_size, token_budget, pass_cost),
+        padding_small=_mean_padding(columns, batch_size, SMALL_BUDGET) if on_cpu and not packed else None,
         positions=position_limit(model),
     )
 
@@ -165,24 +171,38 @@ class _Spelt:
 
 
 def _spell(tokenizer: Any, texts: Sequence[str], prompt: str) -> _Spelt:  # noqa: ANN401
-    """Tokenise whole texts, and look at what became an unknown token."""
+    """Tokenise whole texts, some at a time, and look at what became an unknown token."""
     whole = [(prompt + text)[:_MOST_CHARACTERS] for text in texts]
+    strange, unknown = _unknown_id(tokenizer), Counter[str]()
+    lengths: list[int] = []
+    for start in range(0, len(whole), _AT_ONCE):
+        chunk = whole[start : start + _AT_ONCE]
+        ids = _encoded(tokenizer, chunk)["input_ids"]
+        lengths += map(len, ids)
+        unknown += _unspelt(tokenizer, [text for text, row in zip(chunk, ids, strict=True) if strange in row], strange)
+    n_special = tokenizer.num_special_tokens_to_add() * len(whole)
+    counts = np.array(lengths, dtype=np.int64)
+    return _Spelt(counts, unknown, max(0, int(counts.sum()) - n_special), sum(map(len, whole)))
+
+
+def _unspelt(tokenizer: Any, texts: Sequence[str], strange: int) -> Counter[str]:  # noqa: ANN401
+    """By script, how often the texts, which all have it, have the token of this id."""
+    found: Counter[str] = Counter()
+    if not texts:
+        return found
     fast = bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(
-        whole or [""], padding=False, truncation=False, return_offsets_mapping=fast, verbose=False, return_attention_mask=False
-    )
-    ids = encoded["input_ids"][: len(whole)]
-    offsets = encoded["offset_mapping"][: len(whole)] if fast else [None] * len(whole)
-    unknown: Counter[str] = Counter()
-    strange = _unknown_id(tokenizer)
-    for text, row, spans in zip(whole, ids, offsets, strict=True):
+    encoded = _encoded(tokenizer, texts, return_offsets_mapping=fast)
+    offsets = encoded["offset_mapping"] if fast else [None] * len(texts)
+    for text, row, spans in zip(texts, encoded["input_ids"], offsets, strict=True):
         for place, token in enumerate(row):
             if token == strange:
                 start, end = spans[place] if spans is not None else (0, len(text))
-                unknown[_script(text[start:end])] += 1
-    lengths = np.array([len(row) for row in ids], dtype=np.int64)
-    n_special = tokenizer.num_special_tokens_to_add() * len(whole)
-    return _Spelt(lengths, unknown, max(0, int(lengths.sum()) - n_special), sum(map(len, whole)))
+                found[_script(text[start:end])] += 1
+    return found
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], **more: bool) -> Any:  # noqa: ANN401
+    return tokenizer(list(texts), padding=False, truncation=False, verbose=False, return_attention_mask=False, **more)
 
 
 def _unknown_id(tokenizer: Any) -> int:  # noqa: ANN401
@@ -212,7 +232,9 @@ def _columns(queries: Ints, passages: Ints, n_negatives: Sequence[int]) -> list[
     ]
 
 
-def _mean_padding(records: Sequence[Sequence[int]], batch_size: int, token_budget: int | None) -> float:
+def _mean_padding(
+    records: Sequence[Sequence[int]], batch_size: int, token_budget: int | None, pass_cost: int = PASS_COST_CPU
+) -> float:
     """The share of padding over batches of the records as they come. token_budget: None = a column is padded to its longest."""
     real = computed = 0
     for start in range(0, len(records), batch_size):
@@ -224,7 +246,6 @@ def _mean_padding(records: Sequence[Sequence[int]], batch_size: int, token_budge
             columns = [np.array([record[place] for record in batch if place < len(record)]) for place in range(width)]
             computed += sum(cost_of(column, padded=True) for column in columns)
         else:
-            computed += sum(
-                cost_of(lengths[one], padded=True) for one in least_padding_cuts(lengths, token_budget, PASS_COST_CPU)
-            )
+            cuts = least_padding_cuts(lengths, token_budget, pass_cost)
+            computed += sum(cost_of(lengths[one], padded=True) for one in cuts)
     return 1 - real / computed if computed else 0.0

@@ -79,7 +79,6 @@ class TokenBook:
             return found
         try:
             self._write(path, texts)
-            _keep_newest(folder)
         except OSError as error:
             log.warning("%s: tokens are kept in memory, for the file cannot be written (%s)", path, first_line(error))
             return list(self._blocks_of(texts))
@@ -121,12 +120,18 @@ def _makes(reader: TextReader) -> Iterator[str]:
     first = reader.model[0]
     tokenizer = first.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    described: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    described: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else _slow(tokenizer)
     # The state of the last call, not of the tokenizer.
     yield json.dumps({key: value for key, value in described.items() if key not in ("truncation", "padding")}, sort_keys=True)
     yield type(tokenizer).__name__
     yield f"{tokenizer.model_max_length} {first.query_length} {first.document_length} {first.max_seq_length}"
     yield f"{tokenizer.truncation_side} {tokenizer.pad_token_id}"
+
+
+def _slow(tokenizer: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A tokenizer in Python: its vocabulary, and how it was made, less where its files lie."""
+    made = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if "file" not in key and "path" not in key}
+    return {"vocab": tokenizer.get_vocab(), "init": made}
 
 
 def _column(values: Ints | None, tokens: Tokens) -> pa.Array:
@@ -160,10 +165,11 @@ def _block(batch: pa.RecordBatch) -> Tokens:
     return Tokens(ids.values.to_numpy(), type_ids.values.to_numpy() if has_types else None, offsets)
 
 
-def _keep_newest(folder: Path) -> None:
+def sweep(folder: Path, at_least: int) -> None:
+    """Delete all files but those used last: sixteen, or as many as a run uses itself."""
     with suppress(OSError):  # another run may be sweeping too
         files = sorted(folder.glob("*.arrow"), key=lambda path: path.stat().st_mtime)
-        for path in files[:-_MOST_FILES]:
+        for path in files[: -max(_MOST_FILES, at_least)]:
             path.unlink(missing_ok=True)
 
 

@@ -17,6 +17,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from ebr.errors import ModelError
 from ebr.model.adapters import ADAPTER_WEIGHTS, load_adapter_weights
 from ebr.model.encoder import quiet_files
+from ebr.model.half_base import as_loaded
+from ebr.model.serving import as_served
 from ebr.training import checkpoints
 from ebr.training.journal import Brake, EpochSaver, StepJournal
 from ebr.training.layouts import PARTIAL
@@ -144,7 +146,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         epoch, self.epoch_saver.due = self.epoch_saver.due, None
         name = checkpoints.epoch_name(epoch) if epoch else checkpoints.step_name(step)
         self.journal.write()
-        with quiet_files():
+        with quiet_files(), as_loaded(self.model):
             super()._save_checkpoint(model, trial)
         self.processes.wait()  # each writes its own random state
         if self.processes.is_main:
@@ -186,4 +188,5 @@ class RetrievalEvaluator(SentenceEvaluator):
         if output_path:
             with suppress(OSError):
                 Path(output_path).rmdir()  # made for a table that is not written
-        return self.evaluate(model, steps)
+        with as_served(model):
+            return self.evaluate(model, steps)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ebr.config.objective import INFO_NCE, LOSSES
 from ebr.data.files import read_json, write_json
 from ebr.training import symptoms
 from ebr.training.symptoms import ExplodingGradient, LossAtZero, NotFinite, Overfitting, Symptom, ZeroGradient
 
 _LEARNING_RATE, _DROPOUT = "lower {learning_rate}", "raise {lora_dropout}"
 _NOISE, _DECAY, _DATA = "turn {noise_enabled} on", "raise {weight_decay}", "add training data"
-_CLIPPING = "keep {max_grad_norm} at 1 or below"
+_CLIPPING = "keep {max_grad_norm} above 0 and at most 1"
 ADVICE: Mapping[str, Sequence[str]] = {
     symptoms.LOSS_AT_ZERO: (
         "add harder negatives (ebr mine) and raise {neg_nums}", "raise {train_batch_size}", _DATA, _LEARNING_RATE, _DROPOUT,
@@ -64,13 +65,14 @@ class Warned:
         return cls(str(record["name"]), int(record["step"]), str(record["what"]), str(record["advice"]))
 
 
-def advice_on(name: str, spelling: Callable[[str], str], finetune_type: str = "lora") -> str:
-    """What to do about a symptom, with the options that this way of tuning has, as the front end spells them."""
+def advice_on(name: str, spelling: Callable[[str], str], finetune_type: str = "lora", loss: str = INFO_NCE) -> str:
+    """What to do about a symptom, with the options that this way of tuning and this loss have, as the front end spells them."""
     parts = [
         part
         for part in ADVICE[name]
         if not (finetune_type == "full" and any(option in part for option in _OF_ADAPTERS))
         and not (finetune_type != "qlora" and _OF_QLORA in part)
+        and not ("{temperature}" in part and "temperature" not in LOSSES[loss].options)
     ]
     return "; ".join(parts).format_map(_Spelt(spelling))
 
@@ -103,11 +105,12 @@ class TrainingWatch(TrainerCallback):
         chance: float | None = None,
         floor: float = 0.0,
         finetune_type: str = "lora",
+        loss: str = INFO_NCE,
         embed_probe: Callable[[], np.ndarray] | None = None,
         path: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.say, self.spelling, self.finetune_type = say, spelling, finetune_type
+        self.say, self.spelling, self.finetune_type, self.loss = say, spelling, finetune_type, loss
         self.chance, self.floor = chance, floor
         self.embed_probe, self.path, self.clock = embed_probe, path, clock
         self.findings: list[Warned] = []
@@ -180,7 +183,7 @@ class TrainingWatch(TrainerCallback):
 
     def _note(self, name: str, step: int, what: str | None, tell: Callable[[Warned], None]) -> None:
         if what is not None and name not in self._found():
-            tell(Warned(name, step, what, advice_on(name, self.spelling, self.finetune_type)))
+            tell(Warned(name, step, what, advice_on(name, self.spelling, self.finetune_type, self.loss)))
 
     def _found(self) -> set[str]:
         return {finding.name for finding in self.findings}

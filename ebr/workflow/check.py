@@ -50,6 +50,7 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
     check_machine(config)
     layout = _layout(config)
+    layout.check()
     model = load_for_training(config)
     prepare_model(model, config)
     of_train = after_split(examples, source_of(sources), validation)[0] if sources else []

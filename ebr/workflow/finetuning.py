@@ -13,6 +13,7 @@ from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files
 from ebr.data.leaks import find_leaks
 from ebr.data.sources import prompts_of
+from ebr.errors import first_line
 from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.evaluation import dataset_origin, report_facts
 from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ebr.inference.engines import RetrievalEncoder
     from ebr.retrieval.evaluation import Comparison
     from ebr.retrieval.report import Measured, Report
+    from ebr.training.doctor import CheckReport
     from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
     from ebr.training.run import TrainingRecord
@@ -93,9 +95,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     info = model_info(model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    check = diagnose(plan, model, config, processes.count, leaks=leaks) if processes.is_main else None
-    for line in check.lines() if check else ():
-        say(line)
+    check = _checked(plan, model, config, processes, leaks, say) if processes.is_main else None
     data_sha256 = hash_files(plan.files)
     run = run_record(model, config, data_sha256, processes)
     resume_from = _begin_or_go_on(plan, run, processes, say)
@@ -133,6 +133,25 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         say(f"the model is saved in {plan.layout.final}, but its report could not be made; ebr evaluate makes one")
         raise failure
     return FinetuneResult(plan.layout.final, record, comparison, curve, plan.layout.final / REPORT if report else None)
+
+
+def _checked(
+    plan: FinetunePlan,
+    model: SentenceTransformer,
+    config: FinetuneConfig,
+    processes: Processes,
+    leaks: LeakCheck | None,
+    say: Say,
+) -> CheckReport | None:
+    """The check before training, said; None where it cannot be made, which ends no run."""
+    try:
+        check = diagnose(plan, model, config, processes.count, leaks=leaks)
+    except Exception as error:  # a model of another make, whatever it raises
+        say(f"training check: could not be made ({first_line(error)}); the run goes on")
+        return None
+    for line in check.lines():
+        say(line)
+    return check
 
 
 def _mixture(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None:
@@ -213,11 +232,9 @@ class _Judge:
         self.base: Measured | None = None
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
-        from ebr.model.serving import as_served
         from ebr.retrieval.evaluation import evaluate_encoder
 
-        with as_served(model):
-            evaluation = evaluate_encoder(self._encoder(model), self.dataset)
+        evaluation = evaluate_encoder(self._encoder(model), self.dataset)
         self.say(f"step {step}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
         return evaluation.means()
 

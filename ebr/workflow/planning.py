@@ -87,7 +87,10 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
     n_steps = count_steps(len(train), config, n_processes, of_each=of_each)
     n_left_out = _count_negatives(examples) - _count_negatives(validation) - _count_negatives(train)
-    warnings = _warnings(train, n_left_out, config, n_processes)
+    warnings = _warnings(train, n_left_out, config, n_processes, of_each)
+    unused = [source.name for source, (rows, _) in zip(sources, of_each, strict=True) if not rows]
+    if unused:
+        warnings += (f"validation_split took every record of {', '.join(unused)}: nothing of it is trained on",)
     return FinetunePlan(
         files, train, validation, dataset, layout, n_steps, checkpoint, warnings, tuple(sources), (*sides[0], *sides[1])
     )
@@ -97,9 +100,14 @@ def _count_negatives(examples: list[Example]) -> int:
     return sum(len(example.negatives) for example in examples)
 
 
-def _warnings(train: list[Example], n_left_out: int, config: FinetuneConfig, n_processes: int) -> tuple[str, ...]:
-    ours_deals = config.sources is not None or config.group_by_length  # our own batches leave no record alone
-    lonely_rest = n_processes == 1 and not ours_deals and len(train) % config.train_batch_size == 1
+def _warnings(
+    train: list[Example], n_left_out: int, config: FinetuneConfig, n_processes: int, of_each: list[tuple[int, float]]
+) -> tuple[str, ...]:
+    from ebr.training.sampling import is_needed
+
+    ours = is_needed([weight for _, weight in of_each] or [1.0], group_by_length=config.group_by_length)
+    # Our own batches leave no record alone.
+    lonely_rest = n_processes == 1 and not ours and len(train) % config.train_batch_size == 1
     found = {
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
             lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
