@@ -21,7 +21,7 @@ from ebr.model.serving import as_served
 from ebr.model.unpadded import unpadded
 from ebr.training.batch_loss import BatchLoss
 from ebr.training.batches import DOCUMENT, QUERY, BatchMaker, Noise
-from ebr.training.cost import token_budget_of
+from ebr.training.cost import KEPT_SHARE, token_budget_of
 from ebr.training.memory import available_bytes
 from ebr.training.microbatches import Embedder
 from ebr.training.named_losses import objective_from
@@ -31,7 +31,6 @@ from ebr.training.tokens import TokenBook, cache_folder, sweep
 Say = Callable[[str], None]
 
 _GIB = 2**30
-_SHARE_OF_FREE = 0.5
 _PROBE = "What does this model make of these words?"
 
 
@@ -152,7 +151,7 @@ def _memory(model: SentenceTransformer, config: FinetuneConfig, processes: Proce
         return config.activation_memory_gb * _GIB
     # Processes on the CPU share what is free; those of a GPU have one each.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", processes.count)) if model.device.type == "cpu" else 1
-    return available_bytes(model.device) * _SHARE_OF_FREE / sharing
+    return available_bytes(model.device) * KEPT_SHARE / sharing
 
 
 @contextmanager

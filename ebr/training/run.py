@@ -162,6 +162,7 @@ def _watch(model: SentenceTransformer, config: FinetuneConfig, work: Path, say: 
         chance=math.log(n_candidates) if has_chance else None,
         floor=smoothed_floor(config.label_smoothing, n_candidates) if has_chance else 0.0,
         finetune_type=config.finetune_type,
+        loss=config.loss,
         embed_probe=lambda: probe(model),
         path=work / WATCH,
     )
