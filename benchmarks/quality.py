@@ -13,7 +13,8 @@ the end is made of all that are.
 Arms: base (untuned); stock (its own trainer, MultipleNegativesRankingLoss, its default sampler); stock_no_duplicates (the same
 with its sampler that keeps equal texts apart); ours; ours_annotated and ours_mined (negatives of the data, and of
 mine_hard_negatives on the base model, from the passages of all training records); ours_recipe (ours with the options of
---recipe). A difference to stock is between means over the seeds that both have; its 95 % bounds resample the queries.
+--recipe; "negatives": "annotated" or "mined" among them says on which records). A difference to stock is between means over the
+seeds that both have; its 95 % bounds resample the queries.
 """
 
 from __future__ import annotations
@@ -150,18 +151,25 @@ TUNE: dict[str, Callable[[Pairs, FinetuneConfig], str]] = {
     "ours": tune_ours,
     "ours_annotated": lambda pairs, config: tune_ours(pairs, config, with_negatives=True),
     "ours_mined": tune_mined,
-    "ours_recipe": tune_ours,
 }
+
+
+def records_arm(arm: str, options: dict[str, Any]) -> str:
+    """The arm whose records are trained on: a recipe names its own."""
+    if arm != "ours_recipe":
+        return arm
+    return f"ours_{options['negatives']}" if "negatives" in options else "ours"
 
 
 def measure(folder: Path, setting: Setting, arm: str, seed: int, options: dict[str, Any]) -> Run:
     """Tune and evaluate once."""
     pairs, dataset = read_pairs(folder), read_evaluation_set(folder / "eval")
     with tempfile.TemporaryDirectory() as scratch:
-        config = config_of(setting, seed, Path(scratch) / "train.json", Path(scratch), options)
+        known = {name: value for name, value in options.items() if name != "negatives"}
+        config = config_of(setting, seed, Path(scratch) / "train.json", Path(scratch), known)
         config.check()
         started = time.perf_counter()
-        tuned = TUNE[arm](pairs, config)
+        tuned = TUNE[records_arm(arm, options)](pairs, config)
         trained = time.perf_counter()
         model: SentenceTransformer = load_encoder(tuned, max_seq_length=setting.max_seq_length)
         evaluation = evaluate_encoder(RetrievalEncoder(model, show_progress=False), dataset)
