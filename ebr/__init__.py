@@ -69,41 +69,15 @@ __all__ = [
     "visualize_embeddings",
 ]
 
-_HOMES = {
-    "ebr.config": {
-        "EvaluationConfig",
-        "FinetuneConfig",
-        "IndexConfig",
-        "InferenceConfig",
-        "MergeConfig",
-        "MiningConfig",
-        "SampleConfig",
-        "SearchConfig",
-        "TrainConfig",
-        "VisualizationConfig",
-    },
-    "ebr.config.overrides": {"notebook_configs"},
-    "ebr.workflow": {
-        "build_index",
-        "build_sample_corpus",
-        "check_training",
-        "compare_models",
-        "evaluate_retrieval",
-        "merge_adapter",
-        "mine_hard_negatives",
-        "open_index",
-        "plan_merge",
-        "rank_texts",
-        "run_batch_inference",
-        "search_index",
-        "train_sentence_transformer",
-        "visualize_embeddings",
-    },
-}
+
+def _home(name: str) -> str:
+    """The module that a public name comes from."""
+    if name.endswith("Config"):
+        return "ebr.config"
+    return "ebr.config.overrides" if name == "notebook_configs" else "ebr.workflow"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
+    if name in __all__:
+        return getattr(importlib.import_module(_home(name)), name)
     raise AttributeError(f"module 'ebr' has no attribute {name!r}")

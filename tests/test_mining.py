@@ -776,15 +776,15 @@ def test_an_input_named_like_the_outputs_manifest_is_not_overwritten(base, pairs
 @pytest.fixture
 def land(pairs_file, tmp_path, monkeypatch):
     """A folder with records in data/, a link to it, and a place beside it to work from."""
-    for folder in ("data", "work", "other"):
+    for folder in ("data", "seat", "other"):
         (tmp_path / folder).mkdir()
     shutil.copy(pairs_file, tmp_path / "data" / "pairs.json")
     (tmp_path / "link").symlink_to("data")
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "seat")
     return tmp_path
 
 
-FOUND = ["../data", "../link", "../work/../data", "../data/*.json", "../link/*.json", "../d*/*.json", "../l*k/*.json*"]
+FOUND = ["../data", "../link", "../seat/../data", "../data/*.json", "../link/*.json", "../d*/*.json", "../l*k/*.json*"]
 FOUND += ["../*/../data/*.json", "../[d]ata/?*.json", "ABSOLUTE/data/*.json", "ABSOLUTE/link"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebr.config.options import Config, Language, Names, option
+from ebr.config.options import Config, Language, Names, encoding_batch_option, option, trust_option
 
 
 class EvaluationConfig(Config):
@@ -16,11 +16,7 @@ class EvaluationConfig(Config):
         "要评测的模型，第一个为基础模型：本地目录（含适配器）、内置模型名或 hub id",
         min_length=1,
     )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the models; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
+    trust_remote_code: bool = trust_option("the models")
     eval_dataset: Path = option(
         ...,
         "evaluation folder: corpus.jsonl, queries.jsonl, and qrels of BEIR or TREC",
@@ -69,12 +65,7 @@ class EvaluationConfig(Config):
     passage_max_len: int | None = option(
         None, "tokens kept of a document; not set = max_seq_length", "文档保留的 token 数；未设置时取 max_seq_length", ge=4
     )
-    batch_size: int | None = option(
-        None,
-        "at most so many texts a forward pass; not set = by the processor's cache or the GPU's memory",
-        "每次前向计算最多的文本数；未设置时按处理器缓存或显存决定",
-        ge=1,
-    )
+    batch_size: int | None = encoding_batch_option()
     save_runs: bool = option(False, "also write every ranking as a TREC run file", "同时把每个排序结果写为 TREC run 文件")
     language: Language = option("en", "of the report: en or zh", "报告语言：en 或 zh")
     seed: int = option(42, "the same seed gives the same intervals", "相同种子得到相同的置信区间", ge=0, le=2**32 - 1)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ByteSize
 
-from ebr.config.options import Config, Names, option
+from ebr.config.options import Config, Names, option, trust_option
 from ebr.errors import ConfigError
 
 IndexKind = Literal[
@@ -90,11 +90,7 @@ class SearchConfig(Config):
     model_path: str | None = option(
         None, "where the index's model lies now; not set = where it was", "索引所用模型现在的位置；未设置时用原位置"
     )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the model; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
+    trust_remote_code: bool = trust_option()
     trust_index: bool = option(
         False,
         "open an index file without a manifest; only from sources you trust, and with model_path",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from ebr.config.options import Config, Names, option
+from ebr.config.options import Config, Names, option, trust_option
 from ebr.errors import ConfigError
 
 
@@ -17,11 +17,7 @@ class InferenceConfig(Config):
         "model: a local folder (a tuned adapter too), the embedded model by its name, or a hub id",
         "模型：本地目录（包括微调得到的适配器）、内置模型名或 hub id",
     )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the model; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
+    trust_remote_code: bool = trust_option()
     input_dir: Path = option(
         Path("./infer_data"),
         "folder of tables, subfolders included; folders like dt=2026-01-01 become columns",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, option
+from ebr.config.options import Config, option, trust_option
 
 
 class MergeConfig(Config):
@@ -25,8 +25,4 @@ class MergeConfig(Config):
         "precision of the merged weights; not set = the one that the adapter was trained in, else float32",
         "合并后权重的精度；未设置时取适配器训练时的精度，否则 float32",
     )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the model; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
+    trust_remote_code: bool = trust_option()

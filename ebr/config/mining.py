@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, option
+from ebr.config.options import Config, encoding_batch_option, option, trust_option
 from ebr.errors import ConfigError
 
 _SUFFIXES = (".jsonl", ".json")
@@ -19,11 +19,7 @@ class MiningConfig(Config):
         "the model that looks for negatives: base or tuned; a local folder, the embedded model by its name, or a hub id",
         "用于挖掘的模型（基础或微调后的）：本地目录、内置模型名或 hub id",
     )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the model; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
+    trust_remote_code: bool = trust_option()
     data_path: str = option(
         "./train_text",
         "training records of either format: a file, a glob, or a folder (not its subfolders)",
@@ -68,12 +64,7 @@ class MiningConfig(Config):
     )
     query_prompt: str | None = option(None, "put before queries instead of prompt", "加在查询之前的提示，优先于 prompt")
     passage_prompt: str | None = option(None, "put before passages instead of prompt", "加在段落之前的提示，优先于 prompt")
-    batch_size: int | None = option(
-        None,
-        "at most so many texts a forward pass; not set = by the processor's cache or the GPU's memory",
-        "每次前向计算最多的文本数；未设置时按处理器缓存或显存决定",
-        ge=1,
-    )
+    batch_size: int | None = encoding_batch_option()
     seed: int = option(42, "chooses the examples that are shown", "决定展示哪些示例", ge=0, le=2**32 - 1)
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ebr.config.options import Config, Words, option
+from ebr.config.options import Config, Words, option, trust_option
 
 NoiseType = Literal["random_delete", "random_swap", "char_delete", "none"]
 Tuning = Literal["lora", "qlora", "full"]
@@ -36,11 +36,7 @@ class TuningOptions(Config):
         "base model: a local folder, the embedded model by its name, or a hub id",
         "基础模型：本地目录、内置模型名或 hub id",
     )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the model; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
+    trust_remote_code: bool = trust_option()
     data_path: str = option(
         "./train_text",
         "training records (.json, .jsonl): a file, a glob, or a folder (not its subfolders)",

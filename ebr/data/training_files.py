@@ -173,7 +173,7 @@ def to_object(
 
 @contextmanager
 def training_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that appends a record to a new file at `path`, which is complete once the block has ended; see write_aside.
+    """A function that appends a record to a new file at `path`, which is complete once the block has ended.
 
     .json becomes an array with one record a line, any other suffix one object a line.
     """

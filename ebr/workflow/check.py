@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebr.config import FinetuneConfig, TrainConfig
+from ebr.config import FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
-from ebr.data.examples import Example, find_training_files, parse_pair, parse_triplet, read_objects, split_validation
-from ebr.data.sources import Source, after_split, all_examples, read_sources, source_of
+from ebr.data.examples import Example, parse_pair, parse_triplet, read_objects, split_validation
+from ebr.data.sources import after_split, source_of
 from ebr.errors import DataError
 from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.finetuning import load_for_training
+from ebr.workflow.planning import layout_of, read_records, rows_of_each
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
     from ebr.training.doctor import CheckReport, Finding
-    from ebr.training.layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -44,30 +44,22 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     from ebr.training.run import check_machine, prepare_model
 
     config.check()
-    examples, sources = _read(config)
+    _, examples, sources = read_records(config, _read_either)
     train, validation, more = _split(examples, config)
     more += _loss_findings(train, validation, config)
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
     check_machine(config)
-    layout = _layout(config)
+    layout = layout_of(config)
     layout.check()
     model = load_for_training(config)
     prepare_model(model, config)
     of_train = after_split(examples, source_of(sources), validation)[0] if sources else []
-    of_each = [(of_train.count(place), source.weight) for place, source in enumerate(sources)]
-    material = _Material(train, validation, dataset, count_steps(len(train), config, of_each=of_each))
+    n_steps = count_steps(len(train), config, of_each=rows_of_each(sources, of_train))
+    material = _Material(train, validation, dataset, n_steps)
     report = diagnose(material, model, config)
     report = CheckReport.of([*more, *report.findings], report.facts)
     say(f"saved in {save_check(report, layout.work)}")
     return report
-
-
-def _read(config: FinetuneConfig) -> tuple[list[Example], list[Source]]:
-    """Every example, of either format, and the sources where there are several."""
-    if config.sources is not None:
-        sources = read_sources(config.sources, _read_either)
-        return all_examples(sources), sources
-    return _read_either(find_training_files(config.data_path, option=config.spelling("data_path"))), []
 
 
 def _read_either(files: Sequence[Path]) -> list[Example]:
@@ -103,12 +95,3 @@ def _loss_findings(train: Sequence[Example], validation: Sequence[Example], conf
         advice = f"{config.spelling('loss')} info_nce, which needs neither negatives nor scores"
         return [Finding("loss-lacks-data", Severity.CRITICAL, str(error).splitlines()[0], why, advice)]
     return []
-
-
-def _layout(config: FinetuneConfig) -> Layout:
-    from ebr.model.encoder import resolve_model
-    from ebr.training.layouts import pair_layout, triplet_layout
-
-    if isinstance(config, TrainConfig):
-        return triplet_layout(config.output_dir)
-    return pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)

@@ -117,22 +117,37 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         mixture=_mixture(plan, model),
         say=say,
     )
-    comparison = report = curve = failure = None
+    result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     if processes.is_main:
         manifest = model_manifest(model, config, plan, base_sha256, data_sha256)
-        try:
-            report = judge.report(model, str(plan.layout.final), manifest, leaks) if judge else None
-        except Exception as error:  # hours of training are not lost to a page about them
-            failure = error
-        comparison = report.main.contrasts[0].comparison if report else None
-        curve = save_model(model, config, plan.layout.final, record, report, manifest)
-        write_summary(plan, config, record, comparison)
-        plan.layout.end()
+        result, failure = _finished(plan, model, config, record, manifest, judge, leaks)
     processes.leave()
     if failure:
         say(f"the model is saved in {plan.layout.final}, but its report could not be made; ebr evaluate makes one")
         raise failure
-    return FinetuneResult(plan.layout.final, record, comparison, curve, plan.layout.final / REPORT if report else None)
+    return result
+
+
+def _finished(
+    plan: FinetunePlan,
+    model: SentenceTransformer,
+    config: FinetuneConfig,
+    record: TrainingRecord,
+    manifest: Mapping[str, Any],
+    judge: _Judge | None,
+    leaks: LeakCheck | None,
+) -> tuple[FinetuneResult, Exception | None]:
+    """Save the model with its evidence, and end the run's folder; with what kept the report from being made."""
+    final, report, failure = plan.layout.final, None, None
+    try:
+        report = judge.report(model, str(final), manifest, leaks) if judge else None
+    except Exception as error:  # hours of training are not lost to a page about them
+        failure = error
+    comparison = report.main.contrasts[0].comparison if report else None
+    curve = save_model(model, config, final, record, report, manifest)
+    write_summary(plan, config, record, comparison)
+    plan.layout.end()
+    return FinetuneResult(final, record, comparison, curve, final / REPORT if report else None), failure
 
 
 def _checked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,31 +58,23 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     The class of the config says which front end it is: TrainConfig reads query / pos / neg and writes to output_dir itself,
     FinetuneConfig reads anchor / positive / negative and writes to a folder named after the model.
     """
-    from ebr.model.encoder import resolve_model
     from ebr.training.arguments import count_steps
     from ebr.training.checkpoints import find_checkpoint
-    from ebr.training.layouts import pair_layout, triplet_layout
     from ebr.training.objectives import check_data
     from ebr.training.run import check_machine
 
     config.check()
-    files, examples, sources = _read(config)
+    files, examples, sources = read_records(config, read_triplets if isinstance(config, TrainConfig) else read_pairs)
     train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
     sides = after_split(examples, source_of(sources), validation) if sources else ([], [])
-    of_each = [(sides[0].count(place), source.weight) for place, source in enumerate(sources)]
+    of_each = rows_of_each(sources, sides[0])
     check_data(train, validation, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=config.contrastive_weight)
     if n_processes == 1 or not config.gather_negatives:
         _refuse_batches_without_negatives(examples, config)
         _refuse_what_the_split_left_alone(train, config)
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
     check_machine(config)
-    model = resolve_model(config.model_name)
-    triplets = isinstance(config, TrainConfig)
-    layout = (
-        triplet_layout(config.output_dir)
-        if triplets
-        else pair_layout(config.output_dir, model.short_name, config.finetune_type)
-    )
+    layout = layout_of(config)
     layout.check()
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
@@ -94,6 +87,32 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     return FinetunePlan(
         files, train, validation, dataset, layout, n_steps, checkpoint, warnings, tuple(sources), (*sides[0], *sides[1])
     )
+
+
+def read_records(
+    config: FinetuneConfig, read: Callable[[Sequence[Path]], list[Example]]
+) -> tuple[list[Path], list[Example], list[Source]]:
+    """The files that a run depends on, every example of them, and the sources where there are several."""
+    if config.sources is not None:
+        sources = read_sources(config.sources, read)
+        return all_files(config.sources, sources), all_examples(sources), sources
+    files = find_training_files(config.data_path, option=config.spelling("data_path"))
+    return files, read(files), []
+
+
+def rows_of_each(sources: Sequence[Source], of_train: Sequence[int]) -> list[tuple[int, float]]:
+    """For each source, how many training rows it has and its weight. of_train: the source of each training row."""
+    return [(of_train.count(place), source.weight) for place, source in enumerate(sources)]
+
+
+def layout_of(config: FinetuneConfig) -> Layout:
+    """Where the front end that the config belongs to writes."""
+    from ebr.model.encoder import resolve_model
+    from ebr.training.layouts import pair_layout, triplet_layout
+
+    if isinstance(config, TrainConfig):
+        return triplet_layout(config.output_dir)
+    return pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)
 
 
 def _count_negatives(examples: list[Example]) -> int:
@@ -116,16 +135,6 @@ def _warnings(
         "gather_negatives: this is one process, with none to gather from": config.gather_negatives and n_processes == 1,
     }
     return tuple(text for text, holds in found.items() if holds)
-
-
-def _read(config: FinetuneConfig) -> tuple[list[Path], list[Example], list[Source]]:
-    """The files that a run depends on, every example of them, and the sources where there are several."""
-    read = read_triplets if isinstance(config, TrainConfig) else read_pairs
-    if config.sources is not None:
-        sources = read_sources(config.sources, read)
-        return all_files(config.sources, sources), all_examples(sources), sources
-    files = find_training_files(config.data_path, option=config.spelling("data_path"))
-    return files, read(files), []
 
 
 def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneConfig) -> None:
