@@ -68,6 +68,7 @@ def diagnose(
     """
     from ebr.training.cost import estimate_cost, token_budget_of
     from ebr.training.doctor import CheckReport
+    from ebr.training.engine import made_fast
     from ebr.training.record_findings import judge_records
     from ebr.training.run_findings import RunFigures, judge_cost, judge_options, judge_texts
     from ebr.training.text_figures import measure_texts, sample_records
@@ -81,7 +82,8 @@ def diagnose(
     sample = sample_records(plan.train, config.neg_nums, _rng(config))
     texts = measure_texts(model, sample, batch_size=config.train_batch_size, token_budget=token_budget_of(model, config))
     if texts is not None:
-        cost = estimate_cost(model, sample.passages, run.workload(texts, config), config, room=room)
+        with made_fast(model, config):  # as the run computes
+            cost = estimate_cost(model, sample.passages, run.workload(texts, config), config, room=room)
         findings += [*judge_texts(texts, config), *judge_cost(cost, model, config)]
         facts += [*_text_facts(texts), *(_cost_facts(cost, run, config) if cost else [])]
     return CheckReport.of(findings, facts)
