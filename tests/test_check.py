@@ -42,6 +42,16 @@ def test_check_says_one_page_and_saves_it_beside_the_run(tiny_model, pairs_file,
     assert {"few-records", "few-steps", "evaluation-leak"} <= names
 
 
+def test_check_says_what_a_run_would_warn_of(tiny_model, pairs_file, tmp_path):
+    # Thirty pairs in batches of 29: one is left over; and there is one process to gather from.
+    options = {"validation_split": 0, "train_batch_size": 29, "neg_nums": 0, "gather_negatives": True}
+    _, lines = check(pairs_config(tiny_model, pairs_file, tmp_path, **options))
+    assert [line[:40] for line in lines[:-1]] == [
+        "warning: the last batch of each epoch is",
+        "warning: gather_negatives: this is one p",
+    ]
+
+
 def test_a_run_may_begin_where_a_check_was_made(tiny_model, pairs_file, tmp_path):
     from ebr.training.layouts import pair_layout
 

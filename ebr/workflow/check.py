@@ -16,7 +16,7 @@ from ebr.data.sources import after_split, source_of
 from ebr.errors import DataError
 from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.finetuning import load_for_training
-from ebr.workflow.planning import layout_of, read_records, rows_of_each
+from ebr.workflow.planning import layout_of, plan_warnings, read_records, rows_of_each
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     model = load_for_training(config)
     prepare_model(model, config)
     of_train = after_split(examples, source_of(sources), validation)[0] if sources else []
-    n_steps = count_steps(len(train), config, of_each=rows_of_each(sources, of_train))
+    of_each = rows_of_each(sources, of_train)
+    for text in plan_warnings(examples, train, validation, config, 1, sources, of_each):
+        say(f"warning: {text}")
+    n_steps = count_steps(len(train), config, of_each=of_each)
     material = _Material(train, validation, dataset, n_steps)
     report = diagnose(material, model, config)
     report = CheckReport.of([*more, *report.findings], report.facts)

@@ -79,11 +79,7 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
     n_steps = count_steps(len(train), config, n_processes, of_each=of_each)
-    n_left_out = _count_negatives(examples) - _count_negatives(validation) - _count_negatives(train)
-    warnings = _warnings(train, n_left_out, config, n_processes, of_each)
-    unused = [source.name for source, (rows, _) in zip(sources, of_each, strict=True) if not rows]
-    if unused:
-        warnings += (f"validation_split took every record of {', '.join(unused)}: nothing of it is trained on",)
+    warnings = plan_warnings(examples, train, validation, config, n_processes, sources, of_each)
     return FinetunePlan(
         files, train, validation, dataset, layout, n_steps, checkpoint, warnings, tuple(sources), (*sides[0], *sides[1])
     )
@@ -119,20 +115,30 @@ def _count_negatives(examples: list[Example]) -> int:
     return sum(len(example.negatives) for example in examples)
 
 
-def _warnings(
-    train: list[Example], n_left_out: int, config: FinetuneConfig, n_processes: int, of_each: list[tuple[int, float]]
+def plan_warnings(
+    examples: list[Example],
+    train: list[Example],
+    validation: list[Example],
+    config: FinetuneConfig,
+    n_processes: int,
+    sources: Sequence[Source],
+    of_each: Sequence[tuple[int, float]],
 ) -> tuple[str, ...]:
+    """What a run would do with its records that whoever gave them may not expect, a line each."""
     from ebr.training.sampling import is_needed
 
     ours = is_needed([weight for _, weight in of_each] or [1.0], group_by_length=config.group_by_length)
     # Our own batches leave no record alone.
     lonely_rest = n_processes == 1 and not ours and len(train) % config.train_batch_size == 1
+    n_left_out = _count_negatives(examples) - _count_negatives(validation) - _count_negatives(train)
+    unused = ", ".join(source.name for source, (rows, _) in zip(sources, of_each, strict=True) if not rows)
     found = {
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
             lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
         ),
         f"{n_left_out:,} negatives are left out: their texts stand on the other side of the validation split": n_left_out > 0,
         "gather_negatives: this is one process, with none to gather from": config.gather_negatives and n_processes == 1,
+        f"validation_split took every record of {unused}: nothing of it is trained on": bool(unused),
     }
     return tuple(text for text, holds in found.items() if holds)
 
