@@ -1,11 +1,11 @@
-# make demo · make test · make lint · make bench: each creates .venv when it is missing.
+# make demo · make test · make lint · make bench: each creates .venv when it is missing. make browser: for the tests of the map page.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 # The exact versions were tried on 3.11 only; another Python takes the ranges.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 DEPS := requirements.txt constraints.txt pyproject.toml
 
-.PHONY: demo test slow-test lint bench docs clean
+.PHONY: demo test slow-test lint bench browser docs clean
 
 .venv/.installed: $(DEPS)
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,16 @@ lint: .venv/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# Where it cannot be installed, this says how to, and the tests that need it skip and say so: it never fails.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif ! command -v apt-get >/dev/null; then echo "browser: no apt-get here; install chromium with your package manager"; \
+	elif [ "$$(id -u)" = 0 ]; then (apt-get install -y -q chromium || (apt-get update -q && apt-get install -y -q chromium)) >/dev/null \
+		|| echo "browser: apt-get could not install chromium; the tests of the map page will skip"; \
+	elif sudo -n true 2>/dev/null; then (sudo -n apt-get update -q && sudo -n apt-get install -y -q chromium) >/dev/null \
+		|| echo "browser: apt-get could not install chromium; the tests of the map page will skip"; \
+	else echo "browser: to test the map page, install chromium: sudo apt-get install chromium"; fi
 
 docs: .venv/.installed
 	$(PY) -m ebr.config.tables README.md README.zh-CN.md

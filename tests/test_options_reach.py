@@ -428,45 +428,72 @@ def vector_file(tmp_path):
 
 
 def look(monkeypatch, config):
-    """What the projections and the picture are asked for."""
-    from ebr.visualization import plot, projection
+    """What the projections, the cache and the forms of a map are asked for."""
+    from ebr.visualization import atlas, map_cache, map_plot, page, placement, projection
 
     seen = {}
 
     def project(name):
         def projected(vectors, **settings):
             seen.update({f"{name}.{key}": value for key, value in settings.items()}, **{f"{name}.rows": len(vectors)})
-            return projection.Projection(name, vectors[:, :2], {})
+            return projection.Projection(name, np.ascontiguousarray(vectors[:, :2]), {})
 
         return projected
 
-    def draw(projections, labels, path, **settings):
-        seen.update({"labels": sorted(set(labels)), "path": path, "fonts": settings["preferred_fonts"]})
-        seen["shuffle"] = settings["seed"]
+    def draw(projections, column, path, **settings):
+        seen.update({"labels": sorted(set(column.texts)), "kind": column.numbers is not None, "path": path})
+        seen.update({f"draw.{key}": settings[key] for key in ("title", "preferred_fonts", "seed", "theme", "language")})
+        seen["panels"] = settings["panel_titles"]
 
-    monkeypatch.setattr(projection, "project_tsne", project("tsne"))
-    monkeypatch.setattr(projection, "project_umap", project("umap"))
-    monkeypatch.setattr(plot, "draw_maps", draw)
+    def write_page(path, content):
+        seen.update({"page": path, "ids": content.ids[0], "texts": content.texts[0]})
+
+    for name in ("tsne", "umap", "pca"):
+        monkeypatch.setattr(projection, f"project_{name}", project(name))
+    monkeypatch.setattr(map_plot, "draw_maps", draw)
+    monkeypatch.setattr(page, "write_map_page", write_page)
+    monkeypatch.setattr(atlas, "write_atlas", lambda path, *_, **__: seen.update(atlas=path))
+    monkeypatch.setattr(map_cache.MapCache, "store", lambda *_: seen.update(kept=True))
+    place = placement.place_by_neighbours
+    monkeypatch.setattr(placement, "place_by_neighbours", lambda *a, **k: seen.update(placed=len(a[2])) or place(*a, **k))
     visualize_embeddings(config, say=lambda _: None)
     return seen
 
 
+PROJECTIONS = {f"{name}.rows" for name in ("tsne", "umap")}
+SEEDS = {"tsne.seed", "umap.seed", "draw.seed"}
+T_SNE = {f"tsne.{key}" for key in ("perplexity", "learning_rate", "engine", "initialization", "reproducible", "seed", "rows")}
+UMAP = {f"umap.{key}" for key in ("n_neighbors", "min_dist", "initialization", "reproducible", "seed", "rows")}
+BEFORE = {"panels", "tsne.initialization", "pca.rows", "pca.seed", *UMAP}  # one method, from a start that both maps share
 MAP_CHANGES = {
-    "label_column": ("other", {"labels"}),
-    "method": ("umap", {"tsne.perplexity", "tsne.learning_rate", "tsne.seed", "tsne.rows"}),
+    "before_path": ("vectors.txt", BEFORE),
+    "label_column": ("other", {"labels", "texts"}),  # the text is the longest column that is left
+    "label_kind": ("categories", {"kind"}),
+    "id_column": ("other", {"ids", "texts"}),
+    "text_column": ("id", {"texts"}),
+    "method": ("umap", {*T_SNE, "panels"}),
+    "tsne_engine": ("sklearn", {"tsne.engine"}),
     "tsne_perplexity": (5.0, {"tsne.perplexity"}),
     "tsne_learning_rate": (50.0, {"tsne.learning_rate"}),
     "umap_neighbors": (5, {"umap.n_neighbors"}),
     "umap_min_dist": (0.5, {"umap.min_dist"}),
-    "max_points": (20, {"tsne.rows", "umap.rows"}),
-    "chinese_fonts": (["SimHei"], {"fonts"}),
-    "output_path": ("other.png", {"path"}),
-    "seed": (7, {"tsne.seed", "umap.seed", "shuffle"}),
+    "mode": ("fast", {"tsne.reproducible", "umap.reproducible"}),
+    "max_points": (20, {*PROJECTIONS, "ids"}),
+    "title": ("another", {"draw.title"}),
+    "theme": ("dark", {"draw.theme"}),
+    "language": ("zh", {"draw.language"}),
+    "chinese_fonts": (["SimHei"], {"draw.preferred_fonts"}),
+    "output_path": ("other.png", {"path", "page"}),
+    "page": (False, {"page", "ids", "texts"}),
+    "export": ("atlas", {"atlas"}),
+    "cache": (False, {"kept"}),
+    "seed": (7, SEEDS),
 }
 
 
 def test_no_map_option_is_left_out():
-    assert {*MAP_CHANGES, "embeddings_path", "delimiter"} == set(VisualizationConfig.model_fields)
+    apart = {"embeddings_path", "delimiter", "over_max_points"}  # each has tests of its own
+    assert {*MAP_CHANGES, *apart} == set(VisualizationConfig.model_fields)
 
 
 @pytest.mark.parametrize("option", MAP_CHANGES)
@@ -475,6 +502,7 @@ def test_the_map_option_changes_its_consumer_and_nothing_else(vector_file, optio
     monkeypatch.chdir(tmp_path)
     value, expected = MAP_CHANGES[option]
     base = {"embeddings_path": str(vector_file), "output_path": str(tmp_path / "map.png")}
+    base |= {"label_column": "id"} if option == "label_kind" else {}
     first = look(monkeypatch, VisualizationConfig(**base))
     second = look(monkeypatch, VisualizationConfig(**{**base, option: value}))
     assert changed({k: repr(v) for k, v in first.items()}, {k: repr(v) for k, v in second.items()}) == expected

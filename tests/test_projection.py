@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from ebr.visualization.projection import FEWEST_POINTS, Projection, pca_layout, project_tsne, project_umap
+from ebr.visualization.neighbours import Neighbours, nearest_neighbours
+from ebr.visualization.projection import (
+    FEWEST_POINTS,
+    Projection,
+    default_neighbors,
+    default_perplexity,
+    pca_layout,
+    project_pca,
+    project_tsne,
+    project_umap,
+)
 
 
 def _three_groups(n_each=20, dim=16):
@@ -19,12 +29,22 @@ def _nearest_share_group(coords, groups):
     return (groups[distances.argmin(axis=1)] == groups).mean()
 
 
-def _tsne(vectors, *, perplexity=10.0, learning_rate=None, seed=1) -> Projection:
-    return project_tsne(vectors, perplexity=perplexity, learning_rate=learning_rate, seed=seed)
+@pytest.fixture(autouse=True)
+def _fewer_rounds(monkeypatch):
+    """Less than half of the iterations: enough for sixty points, and all that is told here holds for any number."""
+    monkeypatch.setattr("ebr.visualization.projection._TSNE_ITERATIONS", (250, 50))
 
 
-def _umap(vectors, *, n_neighbors=10, min_dist=0.1, seed=1) -> Projection:
-    return project_umap(vectors, n_neighbors=n_neighbors, min_dist=min_dist, seed=seed)
+def _tsne(vectors, *, perplexity=10.0, seed=1, **options) -> Projection:
+    return project_tsne(vectors, perplexity=perplexity, seed=seed, **options)
+
+
+def _umap(vectors, *, n_neighbors=10, seed=1, **options) -> Projection:
+    return project_umap(vectors, n_neighbors=n_neighbors, seed=seed, **options)
+
+
+def _pca(vectors, *, seed=1) -> Projection:
+    return project_pca(vectors, seed=seed)
 
 
 def test_tsne_of_one_seed_is_equal_bit_for_bit_and_of_another_is_not():
@@ -36,10 +56,12 @@ def test_tsne_of_one_seed_is_equal_bit_for_bit_and_of_another_is_not():
 
 def test_tsne_does_not_depend_on_the_number_of_threads(monkeypatch):
     vectors, _ = _three_groups()
-    on_one_thread = _tsne(vectors[::3]).coords
+    on_one_thread = _tsne(vectors[::3])
     monkeypatch.setattr("ebr.visualization.projection._ONE_THREAD_UP_TO", 0)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    np.testing.assert_array_equal(on_one_thread, _tsne(vectors[::3]).coords)
+    fast = _tsne(vectors[::3], reproducible=False)
+    np.testing.assert_array_equal(on_one_thread.coords, fast.coords)
+    assert (on_one_thread.settings["mode"], fast.settings["mode"]) == ("reproducible", "fast")
 
 
 def test_umap_of_one_seed_is_equal_bit_for_bit_and_keeps_groups_that_differ_in_direction():
@@ -59,19 +81,138 @@ def test_tsne_goes_by_direction_not_by_length():
     np.testing.assert_array_equal(projected.coords, _tsne(vectors * lengths).coords)
 
 
-@pytest.mark.parametrize(("n_points", "wanted", "used"), [(60, 10.0, 10.0), (31, 30.0, 10.0), (7, 30.0, 2.0)])
+@pytest.mark.parametrize(("n_points", "wanted", "used"), [(60, 10.0, 10.0), (31, 30.0, 10.0), (7, 30.0, 2.0), (31, None, 10.0)])
 def test_tsne_lowers_the_perplexity_to_a_third_of_the_other_points(n_points, wanted, used):
     vectors, _ = _three_groups()
     projected = _tsne(vectors[::-1][:n_points], perplexity=wanted)
-    assert projected.settings == {"perplexity": used, "learning rate": "auto"}
+    assert projected.settings == {
+        "perplexity": used,
+        "learning rate": n_points,
+        "early learning rate": round(n_points / 12, 1),
+        "engine": "openTSNE",
+        "neighbor search": "exact",
+        "iterations": 300,
+        "start": "PCA",
+        "mode": "reproducible",
+        "seed": 1,
+        "points": n_points,
+    }
     assert np.isfinite(projected.coords).all() and projected.coords.std() > 0
 
 
 def test_umap_lowers_its_neighbours_to_the_other_points():
     vectors, _ = _three_groups()
     projected = _umap(vectors[::7][:FEWEST_POINTS], n_neighbors=15, min_dist=0.3)
-    assert projected.settings == {"neighbors": 6, "min dist": 0.3}
+    assert projected.settings == {
+        "neighbors": 6,
+        "min dist": 0.3,
+        "epochs": 500,
+        "engine": "umap-learn",
+        "neighbor search": "exact",
+        "start": "PCA",
+        "mode": "reproducible",
+        "seed": 1,
+        "points": 7,
+    }
     assert np.isfinite(projected.coords).all() and projected.coords.std() > 0
+
+
+def test_defaults_follow_the_number_of_points():
+    assert [default_perplexity(n) for n in (7, 46, 91, 1_000_000)] == [2, 15, 30, 30]
+    # 15 + 15 * (log10 N - 4); log10 of 30,000 is 4.477, which makes 22.2.
+    assert [default_neighbors(n) for n in (7, 100, 10_000, 30_000, 100_000, 1_000_000)] == [6, 15, 15, 22, 30, 45]
+
+
+def test_scikit_learns_tsne_keeps_the_groups_states_its_own_rate_and_repeats_itself():
+    vectors, groups = _three_groups()
+    first = _tsne(vectors, engine="sklearn")
+    np.testing.assert_array_equal(first.coords, _tsne(vectors, engine="sklearn").coords)
+    assert _nearest_share_group(first.coords, groups) == 1.0
+    assert first.settings["engine"] == "scikit-learn" and first.settings["learning rate"] == 50.0
+    assert _tsne(vectors, engine="sklearn", learning_rate=7.0).settings["learning rate"] == 7.0
+
+
+def test_scikit_learns_own_defaults_are_those_that_are_stated():
+    from sklearn.manifold import TSNE
+
+    vectors, _ = _three_groups()
+    model = TSNE(perplexity=5).fit(vectors)
+    assert model.learning_rate_ == _tsne(vectors, engine="sklearn").settings["learning rate"]
+
+
+def test_affinities_are_those_that_opentsne_finds_itself(monkeypatch):
+    from openTSNE import TSNE
+
+    from ebr.visualization.neighbours import unit_rows
+
+    seen = []
+    fit = TSNE.fit
+    monkeypatch.setattr(
+        TSNE, "fit", lambda self, affinities, **more: (seen.append(affinities.P), fit(self, None, affinities, **more))[1]
+    )
+    vectors, _ = _three_groups()
+    _tsne(vectors)
+    wanted = TSNE(perplexity=10, neighbors="exact").prepare_initial(unit_rows(vectors)).affinities.P
+    np.testing.assert_allclose(seen[0].toarray(), wanted.toarray(), atol=1e-6)
+
+
+@pytest.mark.parametrize("project", [_tsne, _umap])
+def test_a_given_start_is_used_whatever_its_scale_and_place(project):
+    vectors, _ = _three_groups()
+    start = np.random.default_rng(3).normal(size=(60, 2))
+    by_pca, begun = project(vectors), project(vectors, initialization=start)
+    assert (by_pca.settings["start"], begun.settings["start"]) == ("PCA", "given")
+    assert not np.array_equal(by_pca.coords, begun.coords)
+    np.testing.assert_allclose(begun.coords, project(vectors, initialization=start * 1024).coords, atol=1e-2)
+    at_one_point = project(vectors, initialization=np.zeros((60, 2)))
+    assert np.isfinite(at_one_point.coords).all()
+    with pytest.raises(ValueError, match="must be 60 × 2 finite numbers"):
+        project(vectors, initialization=start[1:])
+
+
+@pytest.mark.parametrize(("project", "k"), [(_tsne, 30), (_umap, 9)])
+def test_known_neighbours_are_used_where_they_are_enough(project, k, monkeypatch):
+    vectors, _ = _three_groups()
+    wanted = project(vectors).coords
+    near = nearest_neighbours(vectors, k + 3)
+    searched = []
+    search = "ebr.visualization.projection.neighbours_of_unit_rows"
+    monkeypatch.setattr(search, lambda rows, k, **_: searched.append(k) or nearest_neighbours(rows, k))
+    np.testing.assert_array_equal(project(vectors, neighbours=near).coords, wanted)
+    assert searched == []
+    project(vectors, neighbours=near.first(k - 1))
+    assert searched == [k]
+
+
+def test_the_way_the_neighbours_were_found_is_stated():
+    vectors, _ = _three_groups()
+    near = nearest_neighbours(vectors, 9)
+    projected = _umap(vectors, neighbours=Neighbours(near.indices, near.similarities, exact=False))
+    assert projected.settings["neighbor search"] == "NN-descent"
+
+
+@pytest.mark.parametrize(("reproducible", "seed", "n_jobs", "stated"), [(True, 1, 1, 1), (False, None, -1, "none")])
+def test_umap_is_seeded_on_one_thread_or_fast_on_all(monkeypatch, reproducible, seed, n_jobs, stated):
+    seen = {}
+
+    class FakeUMAP:
+        def __init__(self, **settings):
+            seen.update(settings)
+
+        def fit_transform(self, data):
+            return data
+
+    monkeypatch.setattr("umap.UMAP", FakeUMAP)
+    projected = _umap(_three_groups()[0], reproducible=reproducible)
+    assert (seen["random_state"], seen["n_jobs"], projected.settings["seed"]) == (seed, n_jobs, stated)
+    assert seen["precomputed_knn"][0].shape == (60, 10) and (seen["precomputed_knn"][0][:, 0] == np.arange(60)).all()
+    assert np.abs(seen["init"]).max() == pytest.approx(10, abs=1e-3)  # umap-learn's own scale
+
+
+@pytest.mark.slow
+def test_fast_umap_keeps_the_groups():
+    vectors, groups = _three_groups()
+    assert _nearest_share_group(_umap(vectors, reproducible=False).coords, groups) == 1.0
 
 
 def test_tsne_options_reach_the_map():
@@ -101,15 +242,53 @@ def test_equal_vectors_lie_on_one_point(project):
     assert not projected.coords.any()
 
 
-def test_a_row_of_zeros_does_not_break_tsne():
+@pytest.mark.parametrize("project", [_tsne, _umap, _pca])
+def test_rows_of_zeros_do_not_break_a_map(project):
     vectors, _ = _three_groups()
-    vectors[5] = 0
-    assert np.isfinite(_tsne(vectors).coords).all()
+    vectors[[5, 6, 50]] = 0
+    assert np.isfinite(project(vectors).coords).all()
 
 
-def test_many_copies_of_few_vectors_do_not_break_tsne():
+@pytest.mark.parametrize("project", [_tsne, _umap, _pca])
+def test_many_copies_of_few_vectors_do_not_break_a_map(project):
     vectors, _ = _three_groups()
-    assert np.isfinite(_tsne(np.repeat(vectors[[0, 25, 45]], 20, axis=0)).coords).all()
+    assert np.isfinite(project(np.repeat(vectors[[0, 25, 45]], 20, axis=0)).coords).all()
+
+
+@pytest.mark.parametrize("project", [_tsne, _umap, _pca])
+def test_what_cannot_be_a_map_is_refused(project):
+    vectors, _ = _three_groups()
+    vectors[7, 3] = np.nan
+    with pytest.raises(ValueError, match="vector 7 holds NaN or infinity"):
+        project(vectors)
+    with pytest.raises(ValueError, match="no vectors"):
+        project(np.empty((0, 4)))
+
+
+def test_pca_map_states_the_variance_that_it_shows():
+    # Unit vectors at ±e1 (8 each) and ±e2 (2 each) in three dimensions: variance 0.8 and 0.2 of 1, and nothing is left.
+    vectors = np.repeat([[5, 0, 0], [-1, 0, 0], [0, 3, 0], [0, -2, 0]], [8, 8, 2, 2], axis=0).astype(np.float32)
+    projected = _pca(vectors)
+    assert projected.method == "PCA"
+    assert projected.settings == {"variance on x": 0.8, "variance on y": 0.2, "fitted on": 20, "points": 20}
+    np.testing.assert_allclose(np.abs(projected.coords[0]), [1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_points", [1, 2, 3, 5])
+def test_pca_map_of_few_points_is_finite(n_points):
+    projected = _pca(np.random.default_rng(0).normal(size=(n_points, 8)))
+    assert projected.coords.shape == (n_points, 2) and np.isfinite(projected.coords).all()
+    assert all(np.isfinite(value) for value in projected.settings.values())
+
+
+def test_pca_of_a_sample_finds_the_directions_of_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3000, 6)) * [9, 4, 1, 1, 1, 1]
+    whole = pca_layout(vectors, seed=1)
+    monkeypatch.setattr("ebr.visualization.projection._PCA_FITTED_ON", 700)
+    sampled = pca_layout(vectors, seed=1)
+    for axis in (0, 1):
+        assert abs(np.corrcoef(whole[:, axis], sampled[:, axis])[0, 1]) > 0.99
 
 
 def test_pca_layout_finds_the_direction_of_most_variance_first():

@@ -25,19 +25,37 @@ def test_exactly_at_most_rows_are_drawn_each_once_in_order(labels, at_most, seed
 
 @QUICK
 @given(labels_of, st.integers(1, 60))
-def test_every_label_keeps_its_share_within_one_row(labels, at_most):
-    rows = stratified_sample(labels, at_most, seed=0)
-    drawn = Counter(labels[row] for row in rows)
-    for label, count in Counter(labels).items():
-        assert abs(drawn[label] - count * min(1, at_most / len(labels))) < 1
+def test_every_label_keeps_a_row_and_its_share_within_those_given_to_rare_ones(labels, at_most):
+    drawn = Counter(labels[row] for row in stratified_sample(labels, at_most, seed=0))
+    counts = Counter(labels)
+    assert len(drawn) == min(len(counts), at_most)
+    shares = {label: count * min(1, at_most / len(labels)) for label, count in counts.items()}
+    n_rare = sum(share < 1 for share in shares.values())
+    for label, share in shares.items():
+        assert drawn[label] <= counts[label]
+        assert share - 1 - n_rare < drawn[label] < share + 1 or drawn[label] == 1
 
 
 def test_largest_remainder_by_hand():
-    # 5 of 10 rows: exact shares 3.0, 1.5, 0.5; one row is left over and goes to the first of the two halves.
-    labels = ["a"] * 6 + ["b"] * 3 + ["c"]
-    assert Counter(labels[row] for row in stratified_sample(labels, 5, seed=0)) == {"a": 3, "b": 2}
+    # 5 of 10 rows: exact shares 3.5, 1.5; one row is left over and goes to the first of the two halves.
+    assert Counter("aaaaaaabbb"[row] for row in stratified_sample("aaaaaaabbb", 5, seed=0)) == {"a": 4, "b": 1}
     # 7 of 10 rows: 4.2, 2.1, 0.7.
+    labels = ["a"] * 6 + ["b"] * 3 + ["c"]
     assert Counter(labels[row] for row in stratified_sample(labels, 7, seed=0)) == {"a": 4, "b": 2, "c": 1}
+
+
+def test_a_rare_label_keeps_one_row_and_the_others_share_the_rest():
+    # 5 of 10 rows: shares 3.0, 1.5, 0.5; c would be dropped, so it gets one, and a and b share four: 2.67, 1.33.
+    labels = ["a"] * 6 + ["b"] * 3 + ["c"]
+    assert Counter(labels[row] for row in stratified_sample(labels, 5, seed=0)) == {"a": 3, "b": 1, "c": 1}
+    # 20 of 1,006 rows: six labels of one row each, and fourteen rows left for 1,000.
+    labels = ["a"] * 1000 + list("bcdefg")
+    assert Counter(labels[row] for row in stratified_sample(labels, 20, seed=0)) == {"a": 14} | dict.fromkeys("bcdefg", 1)
+
+
+def test_where_labels_outnumber_rows_the_frequent_ones_stay():
+    labels = ["rare"] + ["b"] * 3 + ["a"] * 5 + ["c"] * 3
+    assert Counter(labels[row] for row in stratified_sample(labels, 2, seed=0)) == {"a": 1, "b": 1}
 
 
 @pytest.mark.parametrize("at_most", [10, 11])

@@ -1,29 +1,37 @@
-"""How well the labels group in the original space, and how far a map can be trusted.
+"""How well labels group in the original space: one number a question, the rows it stands on, and what it means.
 
-The label metrics look at the vectors themselves, never at a map: t-SNE and UMAP draw clusters where there are none.
+These metrics look at the vectors themselves, never at a map: t-SNE and UMAP draw clusters where there are none. How far a map
+can be believed is asked in trust.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.manifold import trustworthiness
-from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
-from sklearn.neighbors import NearestNeighbors
 
-MEANINGS = {
-    "silhouette (cosine)": "-1..1; higher = labels form tight, separate groups",
-    "Calinski-Harabasz": "0 and up; higher = more spread between labels than within them; compare equal row counts only",
-    "Davies-Bouldin": "0 and up; lower = every label lies far from its most similar other label",
-    "kNN label agreement": "0..1; higher = a vector's nearest neighbours carry its label",
-    "agreement by chance": "what the line above would be if the labels were shuffled",
-    "trustworthiness": "0..1; higher = neighbours on the map are neighbours in the original space",
-}
-"""What each metric means, in one English sentence."""
+from ebr.data.terminal_text import pad_text, text_columns
+from ebr.visualization.neighbours import neighbours_in, unit_rows
+from ebr.visualization.quality_words import HEADS, MEANINGS, NAMES, REASONS, Language
+
+if TYPE_CHECKING:
+    from ebr.visualization.trust import MapTrust
+
+MOST_LABELS = 1000
+"""Of more labels, the metrics that compare each with every other (or cluster into as many) would take minutes and gigabytes."""
+_TOO_MANY = f"more than {MOST_LABELS:,} labels"
+_ALL_EQUAL = "all vectors are equal"
+
+# Each row that is asked for its neighbours is compared with all others; from 1,000 rows the share that agrees is known to 0.016
+# (one standard error, at worst).
+_MOST_PAIRS = 100_000_000
+_FEWEST_QUERIES = 1000
+_SURE_PRODUCT = 200_000
+"""Up to so many rows x labels, k-means starts four times and keeps the best; beyond, greedy k-means++ once is close to it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class ClusterQuality:
-    """How well labels group in the original space. Rows without a label are counted and otherwise left out."""
+    """How well labels group in the original space. Rows without a label are counted and otherwise left out.
+
+    k: neighbours of the agreement. kmeans_nmi, kmeans_ari: of as many clusters of unit rows as there are labels, against them.
+    """
 
     n_rows: int
     n_unlabelled: int
@@ -48,126 +59,209 @@ class ClusterQuality:
     davies_bouldin: Measure
     knn_agreement: Measure
     chance_agreement: Measure
+    kmeans_nmi: Measure
+    kmeans_ari: Measure
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ClusterQuality:
+        """What dataclasses.asdict made of one."""
+        return cls(**with_measures(record))
+
+    def measures(self) -> dict[str, Measure]:
+        """Every number by its name, in the order of the table."""
+        return measures_of(self)
+
+
+def with_measures(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of numbers and measures, read from JSON: its dictionaries become Measures."""
+    return {name: Measure(**value) if isinstance(value, Mapping) else value for name, value in record.items()}
+
+
+def measures_of(record: ClusterQuality | MapTrust) -> dict[str, Measure]:
+    """The fields of a record that are measures, by name, in their order."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value for name, value in values.items() if isinstance(value, Measure)}
 
 
 def cluster_quality(
-    vectors: NDArray[np.floating], labels: Sequence[str], *, seed: int = 42, k: int = 10, silhouette_rows: int = 5000
+    vectors: NDArray[np.floating],
+    labels: Sequence[str],
+    *,
+    seed: int = 42,
+    k: int = 10,
+    silhouette_rows: int = 5000,
+    agreement_rows: int = 5000,
+    kmeans_rows: int = 10_000,
 ) -> ClusterQuality:
-    """Measure how well labels group, by four metrics and a chance level.
+    """Measure how well labels group: seven numbers, each with the rows it stands on; about ten seconds for 100,000 of 384.
 
     vectors: (N, D), as they are: Calinski-Harabasz and Davies-Bouldin are Euclidean, the others go by cosine. labels: N texts,
-    an empty one is missing. k: neighbours of the agreement, lowered to N - 1. silhouette_rows: the silhouette is quadratic and
-    is computed on a seeded sample of at most so many rows. Raises ValueError when the lengths differ.
+    an empty one is missing. k: neighbours of the agreement, lowered to N - 1. silhouette_rows, kmeans_rows: the most rows of
+    the seeded samples that these costly ones see. agreement_rows: the most rows whose neighbours, among all, are looked up;
+    fewer beyond 20,000 rows, 1,000 at least. Raises ValueError when the lengths differ, or for NaN.
     """
     if len(vectors) != len(labels):
         raise ValueError(f"{len(vectors)} vectors but {len(labels)} labels")
-    has_label = np.array([bool(label) for label in labels], dtype=bool)
-    rows = np.asarray(vectors)[has_label]
-    names, codes = np.unique([label for label in labels if label], return_inverse=True)
+    has_label = np.fromiter(map(bool, labels), dtype=bool, count=len(labels))
+    rows = np.asarray(vectors) if has_label.all() else np.asarray(vectors)[has_label]  # no copy of a million rows for nothing
+    code_of = {label: code for code, label in enumerate(sorted(set(labels) - {""}))}
+    codes = np.fromiter((code_of[label] for label in labels if label), dtype=np.int64, count=len(rows))
     k = min(k, max(len(rows) - 1, 0))
-    sample = _sample(len(rows), silhouette_rows, seed)
+    near = sample_rows(len(rows), silhouette_rows, seed)
+    asked = sample_rows(len(rows), min(agreement_rows, max(_FEWEST_QUERIES, _MOST_PAIRS // max(len(rows), 1))), seed)
+    # One reason for the agreement and its chance level: both are of all rows, whichever of them are asked.
+    reason = _why_undefined(rows, codes)
+    nmi, ari = _kmeans_measures(rows, codes, sample_rows(len(rows), kmeans_rows, seed), seed)
     return ClusterQuality(
         n_rows=len(labels),
-        n_unlabelled=int(len(labels) - has_label.sum()),
-        n_labels=len(names),
+        n_unlabelled=len(labels) - len(rows),
+        n_labels=len(code_of),
         k=k,
-        silhouette=_measure(lambda x, y: silhouette_score(x, y, metric="cosine"), rows[sample], codes[sample]),
-        calinski_harabasz=_measure(calinski_harabasz_score, rows, codes),
-        davies_bouldin=_measure(davies_bouldin_score, rows, codes),
-        knn_agreement=_measure(lambda x, y: _neighbour_agreement(x, y, k), rows, codes),
-        chance_agreement=_measure(lambda _, y: _chance_agreement(y), rows, codes),
+        silhouette=_measure(_silhouette, rows[near], codes[near]),
+        calinski_harabasz=_measure(_calinski_harabasz, rows, codes, most_labels=MOST_LABELS),
+        davies_bouldin=_measure(_davies_bouldin, rows, codes, most_labels=MOST_LABELS),
+        knn_agreement=Measure(None if reason else _neighbour_agreement(rows, codes, asked, k), len(asked), reason),
+        chance_agreement=Measure(None if reason else _chance_agreement(codes), len(rows), reason),
+        kmeans_nmi=nmi,
+        kmeans_ari=ari,
     )
 
 
-def map_trustworthiness(
-    vectors: NDArray[np.floating], coords: NDArray[np.floating], *, seed: int = 42, k: int = 10, max_rows: int = 2000
-) -> Measure:
-    """Share of map neighbourhoods that are real, 0 to 1 (Venna & Kaski 2001), by cosine on a seeded sample of max_rows rows.
+def quality_lines(quality: ClusterQuality, trust: Mapping[str, MapTrust] | None = None, language: Language = "en") -> list[str]:
+    """Lines to print: what was measured, then a metric a line with its value, its rows and its meaning, in aligned columns.
 
-    vectors: (N, D). coords: (N, 2). k: neighbours looked at, lowered for few points, since the measure needs k < N / 2.
-    Raises ValueError when the lengths differ.
+    trust: how far each map can be trusted, by the map's name.
     """
-    if len(vectors) != len(coords):
-        raise ValueError(f"{len(vectors)} vectors but {len(coords)} points")
-    sample = _sample(len(vectors), max_rows, seed)
-    rows, points = np.asarray(vectors)[sample], np.asarray(coords)[sample]
-    k = min(k, (len(rows) - 1) // 2)
-    if k < 1:
-        return Measure(None, len(rows), "fewer than 3 points")
-    if _all_equal(rows):
-        return Measure(None, len(rows), "all vectors are equal")
-    return Measure(float(trustworthiness(rows, points, n_neighbors=k, metric="cosine")), len(rows))
-
-
-def quality_lines(quality: ClusterQuality, trust: Mapping[str, Measure] | None = None) -> list[str]:
-    """Lines to print: what was measured, then a metric a line with its value and its meaning, in aligned columns.
-
-    trust: the trustworthiness of each map, by the map's name.
-    """
-    rows = [
-        ("silhouette (cosine)", quality.silhouette, MEANINGS["silhouette (cosine)"]),
-        ("Calinski-Harabasz", quality.calinski_harabasz, MEANINGS["Calinski-Harabasz"]),
-        ("Davies-Bouldin", quality.davies_bouldin, MEANINGS["Davies-Bouldin"]),
-        (f"kNN label agreement, k={quality.k}", quality.knn_agreement, MEANINGS["kNN label agreement"]),
-        ("agreement by chance", quality.chance_agreement, MEANINGS["agreement by chance"]),
-        *((f"trustworthiness, {name}", measure, MEANINGS["trustworthiness"]) for name, measure in (trust or {}).items()),
+    table = [HEADS[language]]
+    for name, measure in quality.measures().items():
+        table.append(_cells(NAMES[language][name].format(k=quality.k), measure, MEANINGS[language][name], language))
+    for map_name, figures in (trust or {}).items():
+        for name, measure in measures_of(figures).items():
+            title = f"{NAMES[language][name].format(k=figures.k)}{', ' if language == 'en' else '，'}{map_name}"
+            table.append(_cells(title, measure, MEANINGS[language][name], language))
+    widths = [max(map(text_columns, column)) for column in zip(*table, strict=True)]
+    return [_head(quality, language)] + [
+        f"{pad_text(name, widths[0])}  {_right(value, widths[1])}  {_right(n_rows, widths[2])}  {meaning}"
+        for name, value, n_rows, meaning in table
     ]
+
+
+def _head(quality: ClusterQuality, language: Language) -> str:
     n_labelled = quality.n_rows - quality.n_unlabelled
-    name_width = max(len(name) for name, _, _ in rows)
-    value_width = max(len(_value_text(measure)) for _, measure, _ in rows)
-    head = f"{n_labelled:,} labelled rows, {quality.n_labels:,} labels"
-    if quality.n_unlabelled:
-        head += f"; {quality.n_unlabelled:,} rows without a label are left out"
-    return [head] + [
-        f"{name:<{name_width}}  {_value_text(measure):>{value_width}}  {_remark(measure, meaning, n_labelled)}"
-        for name, measure, meaning in rows
-    ]
+    if language == "zh":
+        left_out = f"；另有 {quality.n_unlabelled:,} 行没有标签，未计入" if quality.n_unlabelled else ""
+        return f"{n_labelled:,} 行有标签，共 {quality.n_labels:,} 种标签{left_out}"
+    left_out = f"; {quality.n_unlabelled:,} rows without a label are left out" if quality.n_unlabelled else ""
+    return f"{n_labelled:,} labelled rows, {quality.n_labels:,} labels{left_out}"
 
 
-def _value_text(measure: Measure) -> str:
-    return "-" if measure.value is None else f"{measure.value:,.3f}"
-
-
-def _remark(measure: Measure, meaning: str, n_labelled: int) -> str:
+def _cells(name: str, measure: Measure, meaning: str, language: Language) -> tuple[str, str, str, str]:
     if measure.value is None:
-        return f"undefined: {measure.reason}"
-    return meaning if measure.n_rows == n_labelled else f"{meaning} (on {measure.n_rows:,} rows)"
+        reason = reason_text(measure, language)
+        return name, "-", f"{measure.n_rows:,}", f"undefined: {reason}" if language == "en" else f"无定义：{reason}"
+    return name, f"{measure.value:,.3f}", f"{measure.n_rows:,}", meaning
 
 
-def _sample(n_rows: int, at_most: int, seed: int) -> NDArray[np.int64]:
+def reason_text(measure: Measure, language: Language) -> str:
+    """Why a number is undefined, in a language."""
+    return measure.reason if language == "en" else REASONS.get(measure.reason, measure.reason)
+
+
+def _right(text: str, columns: int) -> str:
+    return " " * (columns - text_columns(text)) + text
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def sample_rows(n_rows: int, at_most: int, seed: int) -> NDArray[np.int64]:
+    """Sorted rows of a seeded sample; all of them when they are few enough."""
     if n_rows <= at_most:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng(seed).choice(n_rows, at_most, replace=False))
 
 
 def _measure(
-    metric: Callable[[NDArray[np.floating], NDArray[np.int64]], float], rows: NDArray[np.floating], codes: NDArray[np.int64]
+    metric: Callable[[NDArray[np.floating], NDArray[np.int64]], float],
+    rows: NDArray[np.floating],
+    codes: NDArray[np.int64],
+    *,
+    most_labels: int | None = None,
 ) -> Measure:
-    reason = _why_undefined(rows, codes)
+    reason = _why_undefined(rows, codes, most_labels)
     return Measure(None, len(rows), reason) if reason else Measure(float(metric(rows, codes)), len(rows))
 
 
-def _why_undefined(rows: NDArray[np.floating], codes: NDArray[np.int64]) -> str:
+def _why_undefined(rows: NDArray[np.floating], codes: NDArray[np.int64], most_labels: int | None = None) -> str:
     n_labels = len(np.unique(codes))
     if n_labels < 2:
         return "fewer than 2 labels"
     if n_labels == len(codes):
         return "every label occurs only once"
-    return "all vectors are equal" if _all_equal(rows) else ""
+    if most_labels is not None and n_labels > most_labels:
+        return _TOO_MANY
+    return _ALL_EQUAL if all_equal(rows) else ""
 
 
-def _all_equal(rows: NDArray[np.floating]) -> bool:
-    return bool((rows == rows[:1]).all())
+def all_equal(rows: NDArray[np.floating]) -> bool:
+    """Whether every row is the first one."""
+    # The second look costs as much memory as a quarter of the rows, and is taken only when the first finds no difference.
+    return bool((rows[-1:] == rows[:1]).all() and (rows == rows[:1]).all())
 
 
-def _neighbour_agreement(rows: NDArray[np.floating], codes: NDArray[np.int64], k: int) -> float:
-    """Mean share of a row's k nearest others, by cosine, that carry its label."""
-    # Asked without rows, kneighbors() leaves each row out of its own neighbours.
-    neighbours = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(rows).kneighbors(return_distance=False)
-    return float((codes[neighbours] == codes[:, None]).mean())
+# scikit-learn takes a second to import: a map that is redrawn from the cache needs these records and none of its functions.
+
+
+def _silhouette(rows: NDArray[np.floating], codes: NDArray[np.int64]) -> float:
+    from sklearn.metrics import silhouette_score
+
+    return float(silhouette_score(rows, codes, metric="cosine"))
+
+
+def _calinski_harabasz(rows: NDArray[np.floating], codes: NDArray[np.int64]) -> float:
+    from sklearn.metrics import calinski_harabasz_score
+
+    return float(calinski_harabasz_score(rows, codes))
+
+
+def _davies_bouldin(rows: NDArray[np.floating], codes: NDArray[np.int64]) -> float:
+    from sklearn.metrics import davies_bouldin_score
+
+    return float(davies_bouldin_score(rows, codes))
+
+
+def _kmeans_measures(
+    rows: NDArray[np.floating], codes: NDArray[np.int64], sample: NDArray[np.int64], seed: int
+) -> tuple[Measure, Measure]:
+    """NMI and ARI of the labels and as many clusters of the sampled unit rows (spherical in effect: cosine, not length)."""
+    own = codes[sample]
+    reason = _why_undefined(rows[sample], own, MOST_LABELS)
+    if reason:
+        return Measure(None, len(own), reason), Measure(None, len(own), reason)
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    n_clusters = len(np.unique(own))
+    starts = 4 if len(own) * n_clusters <= _SURE_PRODUCT else 1
+    model = KMeans(n_clusters, n_init=starts, max_iter=50, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than labels: then some clusters stay empty
+        found = model.fit_predict(unit_rows(rows[sample]))
+    nmi, ari = normalized_mutual_info_score(own, found), adjusted_rand_score(own, found)
+    return Measure(float(nmi), len(own)), Measure(float(ari), len(own))
+
+
+def _neighbour_agreement(rows: NDArray[np.floating], codes: NDArray[np.int64], asked: NDArray[np.int64], k: int) -> float:
+    """Mean share of the k nearest others of the rows asked about, by cosine among all rows, that carry the row's label."""
+    found = neighbours_in(rows, rows[asked], k + 1).indices
+    is_self = found == asked[:, None]
+    is_self[~is_self.any(axis=1), -1] = True  # among many equal rows a row need not be one of its own nearest: drop the last
+    others = found[~is_self].reshape(len(asked), k)
+    return float((codes[others] == codes[asked, None]).mean())
 
 
 def _chance_agreement(codes: NDArray[np.int64]) -> float:
     """The agreement to expect of shuffled labels: the chance that two different rows share one, sum n(n-1) / N(N-1)."""
-    n_rows = len(codes)
-    return sum(n * (n - 1) for n in Counter(codes.tolist()).values()) / (n_rows * (n_rows - 1))
+    counts = np.bincount(codes).astype(np.float64)
+    return float((counts * (counts - 1)).sum() / (len(codes) * (len(codes) - 1)))

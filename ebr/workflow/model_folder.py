@@ -71,7 +71,7 @@ def save_model(
     from ebr.model.encoder import save_encoder
     from ebr.retrieval.report import write_report
     from ebr.training.layouts import HISTORY
-    from ebr.visualization.plot import draw_loss_curve
+    from ebr.visualization.loss_plot import draw_loss_curve
 
     with write_folder_aside(folder) as aside:
         save_encoder(model, aside)

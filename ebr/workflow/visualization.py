@@ -1,24 +1,25 @@
-"""Look: vectors in, a map and its numbers out."""
+"""Look: vectors in; a map, an interactive page and their numbers out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ebr.config import VisualizationConfig
-from ebr.data.embeddings import Embeddings, read_embeddings
+from ebr.config.visualization import PAGE
 from ebr.data.files import write_json
-from ebr.data.tables import parse_delimiter
+from ebr.workflow.map_drawing import MapContent, MapPanel
+from ebr.workflow.map_numbers import MapNumbers
+from ebr.workflow.map_rows import MapRows, read_map_rows
 from ebr.workflow.speech import Say
 
-if TYPE_CHECKING:
-    from ebr.visualization.projection import Projection
-    from ebr.visualization.quality import ClusterQuality, Measure
+_METHODS = {"tsne": ["tsne"], "umap": ["umap"], "pca": ["pca"], "both": ["tsne", "umap"]}
+_NOTEBOOK_WIDTH = 1000
+_WORDS = {"en": ("before", "after"), "zh": ("微调前", "微调后")}
 
 
 @dataclass(frozen=True)
@@ -26,107 +27,133 @@ class VisualizationPlan:
     """Which vectors a map would show."""
 
     config: VisualizationConfig
-    embeddings: Embeddings
-
-    @cached_property
-    def labels(self) -> list[str]:
-        """One label a row; '' where it is missing."""
-        return [(label or "").strip() for label in self.embeddings.columns[self.config.label_column]]
+    rows: MapRows
 
     def lines(self) -> list[str]:
         """The plan, for people."""
-        n_rows, dim = self.embeddings.vectors.shape
+        n_rows, dim = self.rows.vectors.shape
+        before = (
+            [f"before  {self.config.before_path}: vectors of {self.rows.before.shape[1]}"]
+            if self.rows.before is not None
+            else []
+        )
         return [
-            f"input   {self.config.embeddings_path}: {n_rows:,} vectors of {dim}, {len(set(self.labels))} labels",
+            f"input   {self.config.embeddings_path}: {n_rows:,} vectors of {dim}, {len(set(self.rows.labels))} labels",
+            *before,
+            *(f"warning: {note}" for note in self.rows.notes),
             f"output  {self.config.output_path}",
         ]
 
 
 @dataclass(frozen=True)
 class VisualizationResult:
-    """A picture and its numbers."""
+    """What was drawn and its numbers. picture, page and atlas are None where they were not asked for."""
 
-    picture: Path
+    picture: Path | None
+    page: Path | None
     numbers: Path
+    atlas: Path | None
     lines: list[str]
 
     def summary(self) -> str:
         """The metrics with what they mean, and where the files are."""
-        return "\n".join([*self.lines, f"picture  {self.picture}", f"numbers  {self.numbers}"])
+        made = {"picture": self.picture, "page": self.page, "numbers": self.numbers, "atlas": self.atlas}
+        lines = [*self.lines, *(f"{name:<9}{path}" for name, path in made.items() if path is not None)]
+        if self.atlas is not None:
+            from ebr.visualization.atlas import atlas_command
+
+            lines.append(f"open it  {atlas_command(self.atlas)}")
+        return "\n".join(lines)
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the picture, where there is one that it can show, and the table below it."""
+        from IPython.display import SVG, Image, display
+
+        if self.picture is not None and self.picture.suffix.lower() == ".png":
+            display(Image(filename=str(self.picture), width=_NOTEBOOK_WIDTH))
+        elif self.picture is not None and self.picture.suffix.lower() == ".svg":
+            display(SVG(filename=str(self.picture)))
+        sys.stdout.write(self.summary() + "\n")
 
 
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
-    """Read the vectors and check the label column, and draw nothing."""
+    """Read the vectors and check the columns, and draw nothing."""
     config.check()
-    embeddings = read_embeddings(
-        config.embeddings_path, parse_delimiter(config.delimiter), columns={config.label_column: "label_column"}
-    )
-    return VisualizationPlan(config, embeddings)
+    return VisualizationPlan(config, read_map_rows(config))
 
 
 def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> VisualizationResult:
-    """Draw vectors as a map, and measure their clusters in the original space and the map's trustworthiness.
+    """Draw vectors as a map, and measure their clusters in the original space and how far the map can be trusted.
 
     Raises EBRError subclasses that say what to mend.
     """
-    from ebr.visualization.plot import draw_maps
-    from ebr.visualization.quality import cluster_quality, map_trustworthiness, quality_lines
-    from ebr.visualization.sampling import stratified_sample
-
     plan = plan_visualization(config)
     for line in plan.lines():
         say(line)
-    rows = stratified_sample(plan.labels, config.max_points, seed=config.seed)
-    if len(rows) < len(plan.labels):
-        say(f"a sample of {len(rows):,} of {len(plan.labels):,} rows, every label in proportion (max_points)")
-    vectors, labels = plan.embeddings.vectors[rows], [plan.labels[row] for row in rows]
-    quality = cluster_quality(vectors, labels, seed=config.seed)
-    projections = [_project(vectors, method, config, say) for method in _methods(config)]
-    trust = {projection.method: map_trustworthiness(vectors, projection.coords, seed=config.seed) for projection in projections}
-    draw_maps(
-        projections,
-        labels,
-        config.output_path,
-        title=_map_title(plan),
-        notes=[_trust_note(measure) for measure in trust.values()],
-        preferred_fonts=config.chinese_fonts,
-        seed=config.seed,
+    content = _content(plan.rows, config, say)
+    output, is_page = config.output_path, config.output_path.suffix.lower() == PAGE
+    picture = None if is_page else output
+    page = output.with_suffix(PAGE) if is_page or config.page else None
+    atlas = output.with_suffix(".atlas.parquet") if config.export == "atlas" else None
+    if picture is not None:
+        content.write_picture(picture)
+    if page is not None:
+        content.write_page(page)
+    if atlas is not None:
+        content.write_atlas(atlas)
+    numbers = output.with_suffix(".json")
+    write_json(numbers, content.to_json())
+    return VisualizationResult(picture, page, numbers, atlas, content.lines())
+
+
+def _content(rows: MapRows, config: VisualizationConfig, say: Say) -> MapContent:
+    """Everything that takes long: the rows chosen, projected and measured."""
+    from ebr.visualization.map_cache import MapCache
+
+    drawn, projected = _chosen(rows, config, say)
+    cache = MapCache() if config.cache else None
+    after = MapNumbers(drawn.vectors, projected, config, cache, say)
+    if drawn.before is not None:
+        return _compared(drawn, MapNumbers(drawn.before, projected, config, cache, say), after, config)
+    panels = [MapPanel("", after.map(method)) for method in _METHODS[config.method]]
+    needs_neighbours = config.page or config.output_path.suffix.lower() == PAGE or config.export is not None
+    return MapContent(
+        drawn, config, panels, {"": after.quality(drawn.labels)}, after.neighbours() if needs_neighbours else None
     )
-    numbers = config.output_path.with_suffix(".json")
-    write_json(numbers, _map_numbers(config, quality, trust, projections))
-    return VisualizationResult(config.output_path, numbers, quality_lines(quality, trust))
 
 
-def _methods(config: VisualizationConfig) -> list[str]:
-    return ["tsne", "umap"] if config.method == "both" else [config.method]
+def _chosen(rows: MapRows, config: VisualizationConfig, say: Say) -> tuple[MapRows, NDArray[np.int64]]:
+    """The rows that are drawn, and which of them are projected."""
+    from ebr.visualization.sampling import stratified_sample
+
+    n_rows, way = len(rows.vectors), config.over_max_points
+    if n_rows <= config.max_points or way == "project":
+        return rows, np.arange(n_rows)
+    sample = stratified_sample(rows.labels, config.max_points, seed=config.seed)
+    where = f"a sample of {len(sample):,} of {n_rows:,} rows, every label in proportion (max_points)"
+    if way == "place":
+        say(f"{where} is projected; the rest is placed by its neighbours in it")
+        return rows, sample
+    say(where)
+    return rows.take(sample), np.arange(len(sample))
 
 
-def _project(vectors: np.ndarray, method: str, config: VisualizationConfig, say: Say) -> Projection:
-    from ebr.visualization.projection import project_tsne, project_umap
+def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: VisualizationConfig) -> MapContent:
+    """Two models' maps of the same rows: begun at the same places, the newer turned and scaled onto the older."""
+    from ebr.visualization.alignment import movement, procrustes_align
 
-    say(f"projecting {len(vectors):,} points: {method}")
-    if method == "tsne":
-        return project_tsne(
-            vectors, perplexity=config.tsne_perplexity, learning_rate=config.tsne_learning_rate, seed=config.seed
-        )
-    return project_umap(vectors, n_neighbors=config.umap_neighbors, min_dist=config.umap_min_dist, seed=config.seed)
-
-
-def _map_title(plan: VisualizationPlan) -> str:
-    model = (plan.embeddings.manifest or {}).get("model")
-    return Path(model).name if model else plan.config.embeddings_path.name
-
-
-def _trust_note(measure: Measure) -> str:
-    return f"trustworthiness {measure.value:.3f}" if measure.value is not None else ""
-
-
-def _map_numbers(
-    config: VisualizationConfig, quality: ClusterQuality, trust: Mapping[str, Measure], projections: list[Projection]
-) -> dict[str, Any]:
-    return {
-        "config": config.to_json(),
-        "quality": asdict(quality),
-        "trustworthiness": {method: asdict(measure) for method, measure in trust.items()},
-        "settings": {projection.method: projection.settings for projection in projections},
-    }
+    method = "tsne" if config.method == "both" else config.method
+    start = before.map("pca").projection.coords
+    older, newer = before.map(method, start), after.map(method, start)
+    aligned = procrustes_align(older.projection.coords, newer.projection.coords)
+    newer = replace(newer, projection=replace(newer.projection, coords=aligned))
+    names = _WORDS[config.language]
+    near = after.neighbours()
+    return MapContent(
+        rows,
+        config,
+        [MapPanel(f"{name} · {one.projection.method}", one) for name, one in zip(names, (older, newer), strict=True)],
+        {name: numbers.quality(rows.labels) for name, numbers in zip(names, (before, after), strict=True)},
+        near,
+        movement(older.projection.coords, aligned, before.neighbours(), near),
+    )

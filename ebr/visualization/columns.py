@@ -1,0 +1,46 @@
+"""A column that colours a map: names with a colour each, or numbers on a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_NUMBERS_AS_NAMES = 12
+"""A column of so many different numbers, or fewer, holds classes: 0 and 1, or stars from 1 to 5."""
+
+
+@dataclass(frozen=True)
+class MapColumn:
+    """A cell a row, '' where it is missing. kind: "auto" goes by the cells; the others say it."""
+
+    name: str
+    texts: tuple[str, ...]
+    kind: Literal["auto", "categories", "numbers"] = "auto"
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64] | None:
+        """(N,) with nan for what is missing or no number; None for a column of names.
+
+        Numbers are what is finite, in every cell that is not missing, with more than MOST_NUMBERS_AS_NAMES different ones.
+        """
+        if self.kind == "categories":
+            return None
+        values = np.array([_number(text) for text in self.texts], dtype=np.float64)
+        if self.kind == "numbers":
+            return values if np.isfinite(values).any() else None
+        n_given = sum(text != "" for text in self.texts)
+        is_scale = np.isfinite(values).sum() == n_given and len(set(self.texts) - {""}) > MOST_NUMBERS_AS_NAMES
+        return values if is_scale else None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text) if text else np.nan
+    except ValueError:
+        return np.nan
+    # "nan" and "inf" are names, and 1_000 is one that Python alone reads.
+    return value if np.isfinite(value) and "_" not in text else np.nan

@@ -1,0 +1,204 @@
+"""A map as a picture, as a page, as a table of numbers and as the file of an atlas: one content, four forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebr.config import VisualizationConfig
+from ebr.data.terminal_text import cut_text
+from ebr.workflow.map_numbers import DrawnMap
+from ebr.workflow.map_rows import MapRows
+
+if TYPE_CHECKING:
+    from ebr.visualization.alignment import Movement
+    from ebr.visualization.colours import LabelGroup
+    from ebr.visualization.columns import MapColumn
+    from ebr.visualization.neighbours import Neighbours
+    from ebr.visualization.quality import ClusterQuality
+
+_MARKED = 10
+_MOVED = {"en": "share of neighbours that changed, the most first", "zh": "变化的邻居比例，从大到小"}
+_MARKED_COLUMNS = 70
+_CELL = 200
+"""Characters of a cell that the page keeps."""
+_MOST_DISTINCT = 0.5
+"""A column of which more cells differ says what a row is, not what it has in common with others: no colours."""
+
+
+@dataclass(frozen=True)
+class MapPanel:
+    """One map of the figure. title: what tells it from its neighbour; empty = its method."""
+
+    title: str
+    map: DrawnMap
+
+
+@dataclass(frozen=True)
+class MapContent:
+    """What is known of N rows and their maps.
+
+    qualities: by the name of the vectors, one entry without a name where there is one model. neighbours: in the original
+    space, of the newer model. movement: how much each row changed between two models; None where there is one.
+    """
+
+    rows: MapRows
+    config: VisualizationConfig
+    panels: Sequence[MapPanel]
+    qualities: Mapping[str, ClusterQuality]
+    neighbours: Neighbours | None
+    movement: Movement | None = None
+
+    @cached_property
+    def title(self) -> str:
+        """What was embedded, by which model."""
+        model = (self.rows.manifest or {}).get("model")
+        return self.config.title or (Path(model).name if model else self.config.embeddings_path.name)
+
+    @cached_property
+    def column(self) -> MapColumn:
+        """The column that colours the points."""
+        from ebr.visualization.columns import MapColumn
+
+        return MapColumn(self.rows.label, tuple(self.rows.labels), self.config.label_kind)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """For each panel, why its neighbours are not to be trusted, or ''."""
+        from ebr.visualization.trust import trust_warning
+
+        return [trust_warning(panel.map.trust, self.config.language) for panel in self.panels]
+
+    @cached_property
+    def most_moved(self) -> list[int]:
+        """The rows whose neighbours changed most."""
+        return [] if self.movement is None else [int(row) for row in self.movement.most(_MARKED)]
+
+    def lines(self) -> list[str]:
+        """The figures as a table for people, with what they mean."""
+        from ebr.visualization.quality import quality_lines
+
+        trust = {panel.title or panel.map.projection.method: panel.map.trust for panel in self.panels}
+        lines: list[str] = []
+        for name, quality in self.qualities.items():
+            is_last = name == list(self.qualities)[-1]
+            lines += [*([name] if name else []), *quality_lines(quality, trust if is_last else None, self.config.language)]
+        lines += [f"warning: {panel.title or panel.map.projection.method}: {text}" for panel, text in self._warned()]
+        if self.movement is not None:
+            changed = self.movement.neighbours_changed
+            lines += ["", _MOVED[self.config.language]]
+            lines += [f"{float(changed[row]):6.0%}  {self.rows.ids[row]}  {text}" for row, text in self._marked()]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure with the number of rows it stands on, and the settings that were really used."""
+        record: dict[str, Any] = {
+            "config": self.config.to_json(),
+            "n_rows": len(self.rows.vectors),
+            "notes": list(self.rows.notes),
+            "quality": {name or "map": asdict(quality) for name, quality in self.qualities.items()},
+            "maps": [
+                {
+                    "title": panel.title,
+                    "method": panel.map.projection.method,
+                    "settings": panel.map.projection.settings,
+                    **asdict(panel.map.trust),
+                    "warning": warning,
+                }
+                for panel, warning in zip(self.panels, self.warnings, strict=True)
+            ],
+        }
+        if self.movement is not None:
+            changed = self.movement.neighbours_changed
+            record["moved_most"] = [{"id": self.rows.ids[row], "changed": float(changed[row])} for row in self.most_moved]
+        return record
+
+    def write_picture(self, path: Path) -> None:
+        """The maps side by side: .png, .svg or .pdf."""
+        from ebr.visualization.map_plot import draw_maps
+
+        draw_maps(
+            [panel.map.projection for panel in self.panels],
+            self.column,
+            path,
+            title=self.title,
+            notes=[panel.map.trust.note(self.config.language) for panel in self.panels],
+            warnings=self.warnings,
+            panel_titles=[panel.title or panel.map.projection.method for panel in self.panels],
+            marked=self._marked(),
+            theme=self.config.theme,
+            language=self.config.language,
+            preferred_fonts=self.config.chinese_fonts,
+            seed=self.config.seed,
+        )
+
+    def write_page(self, path: Path) -> None:
+        """The maps as one file for the browser."""
+        from ebr.visualization.page import PageContent, PagePanel, write_map_page
+
+        columns = self._page_columns()
+        panels = [
+            PagePanel(
+                panel.title or panel.map.projection.method,
+                _subtitle(panel.map, self.config),
+                warning,
+                panel.map.projection.coords,
+            )
+            for panel, warning in zip(self.panels, self.warnings, strict=True)
+        ]
+        write_map_page(
+            path,
+            PageContent(
+                title=self.title,
+                panels=panels,
+                columns=columns,
+                groups={column.name: self._groups(column) for column in columns if column.numbers is None},
+                ids=self.rows.ids,
+                texts=self.rows.texts,
+                neighbours=None if self.neighbours is None else self.neighbours.indices,
+                similarities=None if self.neighbours is None else self.neighbours.similarities,
+                lines=self.lines(),
+                moved=None if self.movement is None else self.movement.neighbours_changed,
+                language=self.config.language,
+                theme=self.config.theme,
+            ),
+        )
+
+    def write_atlas(self, path: Path) -> None:
+        """The Parquet that embedding-atlas opens: the last map's coordinates, and every column."""
+        from ebr.visualization.atlas import write_atlas
+
+        write_atlas(path, self.panels[-1].map.projection.coords, self.rows.columns, self.neighbours, text_column=self.rows.text)
+
+    def _warned(self) -> list[tuple[MapPanel, str]]:
+        return [(panel, text) for panel, text in zip(self.panels, self.warnings, strict=True) if text]
+
+    def _marked(self) -> list[tuple[int, str]]:
+        return [(row, cut_text(self.rows.texts[row], _MARKED_COLUMNS)) for row in self.most_moved]
+
+    def _groups(self, column: MapColumn) -> list[LabelGroup]:
+        from ebr.visualization.colours import colour_groups
+
+        return colour_groups(column.texts, [panel.map.projection.coords for panel in self.panels], theme=self.config.theme)
+
+    def _page_columns(self) -> list[MapColumn]:
+        """The column that colours at the start, then every other that groups rows or counts something."""
+        from ebr.visualization.columns import MapColumn
+
+        n_rows = len(self.rows.ids)
+        columns = [self.column]
+        for name, cells in self.rows.columns.items():
+            column = MapColumn(name, tuple(cell[:_CELL] for cell in cells))
+            is_grouping = len(set(column.texts)) <= max(_MARKED, _MOST_DISTINCT * n_rows)
+            if name not in (self.rows.label, self.rows.id, self.rows.text) and (column.numbers is not None or is_grouping):
+                columns.append(column)
+        return columns
+
+
+def _subtitle(drawn: DrawnMap, config: VisualizationConfig) -> str:
+    from ebr.visualization.captions import settings_text
+
+    return " · ".join([settings_text(drawn.projection.settings), drawn.trust.note(config.language)])

@@ -1,0 +1,164 @@
+"""Everything of a map that takes long, each computed once and then found again: coordinates, neighbours, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebr.config import VisualizationConfig
+from ebr.workflow.speech import Say
+
+if TYPE_CHECKING:
+    from ebr.visualization.map_cache import MapCache
+    from ebr.visualization.neighbours import Neighbours
+    from ebr.visualization.projection import Projection
+    from ebr.visualization.quality import ClusterQuality
+    from ebr.visualization.trust import MapTrust
+
+Vectors = NDArray[np.float32]
+Coords = NDArray[np.float32]
+
+NEIGHBOURS = 10
+"""Nearest neighbours kept of a row: what the page shows and the atlas holds."""
+
+
+@dataclass(frozen=True)
+class DrawnMap:
+    """One panel: where the points lie, and how far that can be trusted."""
+
+    projection: Projection
+    trust: MapTrust
+
+
+class MapNumbers:
+    """Computes what a map of these vectors needs, or takes it from the cache.
+
+    vectors: (N, D), every row that is drawn. projected: the rows (M,) that are projected; the others are placed by their
+    neighbours among them.
+    """
+
+    def __init__(
+        self, vectors: Vectors, projected: NDArray[np.int64], config: VisualizationConfig, cache: MapCache | None, say: Say
+    ) -> None:
+        from ebr.visualization.map_cache import digest_of
+
+        self.vectors = vectors
+        self.projected = projected
+        self.config = config
+        self.cache = cache
+        self.say = say
+        self._digest = digest_of(vectors) if cache is not None else ""
+
+    def map(self, method: str, start: Coords | None = None) -> DrawnMap:
+        """The map by one method, and its figures. start: (M, 2), where the points begin; None = at their PCA."""
+        from ebr.visualization.projection import Projection
+        from ebr.visualization.trust import MapTrust, map_trust
+
+        options = self._options_of(method)
+        key = {
+            "what": "map",
+            "method": method,
+            "options": options,
+            "seed": self.config.seed,
+            "mode": self.config.mode,
+            "n_projected": len(self.projected),
+            "projected": _fingerprint(self.projected),
+            "start": None if start is None else _fingerprint(start),
+        }
+
+        def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+            projection = self._project(method, options, start)
+            trust = map_trust(self.vectors, projection.coords, seed=self.config.seed)
+            facts = {"method": projection.method, "settings": projection.settings, "trust": asdict(trust)}
+            return {"coords": projection.coords}, facts
+
+        arrays, facts = self._kept(key, compute)
+        return DrawnMap(Projection(facts["method"], arrays["coords"], facts["settings"]), MapTrust.from_json(facts["trust"]))
+
+    def neighbours(self) -> Neighbours:
+        """The nearest rows of each in the original space, NEIGHBOURS of them."""
+        from ebr.visualization.neighbours import Neighbours, nearest_neighbours
+
+        def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+            self.say(f"neighbours of {len(self.vectors):,} rows in the original space")
+            found = nearest_neighbours(self.vectors, NEIGHBOURS, seed=self.config.seed)
+            return {"indices": found.indices, "similarities": found.similarities}, {"exact": found.exact}
+
+        arrays, facts = self._kept({"what": "neighbours", "k": NEIGHBOURS}, compute)
+        return Neighbours(arrays["indices"], arrays["similarities"], facts["exact"])
+
+    def quality(self, labels: Sequence[str]) -> ClusterQuality:
+        """How well the labels group in the original space."""
+        from ebr.visualization.quality import ClusterQuality, cluster_quality
+
+        def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+            return {}, asdict(cluster_quality(self.vectors, labels, seed=self.config.seed))
+
+        key = {"what": "quality", "labels": _fingerprint(labels), "seed": self.config.seed}
+        return ClusterQuality.from_json(self._kept(key, compute)[1])
+
+    def _kept(
+        self, key: Mapping[str, Any], compute: Callable[[], tuple[dict[str, NDArray[Any]], dict[str, Any]]]
+    ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]:
+        if self.cache is None:
+            return compute()
+        from ebr.visualization.map_cache import key_of
+
+        name = key_of(self._digest, key)
+        if (found := self.cache.load(name)) is not None:
+            return found.arrays, found.facts
+        arrays, facts = compute()
+        self.cache.store(name, arrays, facts)
+        return arrays, facts
+
+    def _options_of(self, method: str) -> dict[str, Any]:
+        config = self.config
+        if method == "tsne":
+            return {
+                "perplexity": config.tsne_perplexity,
+                "learning_rate": config.tsne_learning_rate,
+                "engine": config.tsne_engine,
+            }
+        return {"n_neighbors": config.umap_neighbors, "min_dist": config.umap_min_dist} if method == "umap" else {}
+
+    def _project(self, method: str, options: Mapping[str, Any], start: Coords | None) -> Projection:
+        from dataclasses import replace
+
+        from ebr.visualization.placement import place_by_neighbours
+        from ebr.visualization.projection import project_pca, project_tsne, project_umap
+
+        among = len(self.projected)
+        self.say(f"projecting {among:,} points: {method}")
+        sample = self.vectors if among == len(self.vectors) else self.vectors[self.projected]
+        if method == "pca":
+            projection = project_pca(sample, seed=self.config.seed)
+        else:
+            project: Callable[..., Projection] = project_tsne if method == "tsne" else project_umap
+            reproducible = self.config.mode == "reproducible"
+            projection = project(sample, **options, initialization=start, reproducible=reproducible, seed=self.config.seed)
+        if among == len(self.vectors):
+            return projection
+        others = np.setdiff1d(np.arange(len(self.vectors)), self.projected, assume_unique=True)
+        self.say(f"placing the other {len(others):,} by their neighbours")
+        coords = np.empty((len(self.vectors), 2), np.float32)
+        coords[self.projected] = projection.coords
+        coords[others] = place_by_neighbours(sample, projection.coords, self.vectors, rows=others)
+        return replace(projection, coords=coords, settings={**projection.settings, "placed by neighbours": len(others)})
+
+
+def _fingerprint(values: NDArray[Any] | Sequence[str]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    if isinstance(values, np.ndarray):
+        digest.update(f"{values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    else:
+        for text in values:
+            digest.update(f"{len(text)} ".encode())
+            digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
