@@ -117,6 +117,7 @@ class FakeDescent:
         self.neighbor_graph = found, None
 
 
+@pytest.mark.slow
 def test_what_nn_descent_finds_is_measured_again_and_never_holds_the_row_itself(monkeypatch):
     monkeypatch.setattr("pynndescent.NNDescent", FakeDescent)
     vectors = _random()
