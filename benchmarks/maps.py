@@ -84,8 +84,9 @@ def compare_engines(options: argparse.Namespace) -> list[dict[str, Any]]:
     from ebr.visualization.trust import map_trust
 
     rows = []
-    for n_rows in options.rows or [20_000, 100_000]:
-        vectors, _ = given_vectors(options, n_rows)
+    for wanted in options.rows or [20_000, 100_000]:
+        vectors, _ = given_vectors(options, wanted)
+        n_rows = len(vectors)
         engines = ["opentsne", *(["sklearn"] if n_rows <= options.sklearn_up_to else [])]
         settings = {"perplexity": None, "learning_rate": None, "initialization": None, "seed": SEED}
         for engine in engines:
@@ -94,7 +95,7 @@ def compare_engines(options: argparse.Namespace) -> list[dict[str, Any]]:
                 project = partial(project_tsne, vectors, engine=engine, reproducible=reproducible, **settings)
                 seconds, projection = timed(project)
                 trust = map_trust(vectors, projection.coords, seed=SEED, max_rows=TRUST_ROWS)
-                row = {"rows": len(vectors), "engine": engine, "mode": mode, "seconds": round(seconds, 1)}
+                row = {"rows": n_rows, "engine": engine, "mode": mode, "seconds": round(seconds, 1)}
                 rows.append(row | {"trustworthiness": trust.trustworthiness.value, "overlap": trust.neighbour_overlap.value})
                 say_row(rows[-1])
     return rows
@@ -103,9 +104,10 @@ def compare_engines(options: argparse.Namespace) -> list[dict[str, Any]]:
 def time_redraw(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A map, then the same vectors under another title, column and format: by a new process each, as a user would."""
     rows = []
-    for n_rows in options.rows or [100_000]:
+    for wanted in options.rows or [100_000]:
         with tempfile.TemporaryDirectory() as scratch:
-            vectors, own = given_vectors(options, n_rows)
+            vectors, own = given_vectors(options, wanted)
+            n_rows = len(vectors)
             for suffix in (".parquet", ".txt"):
                 source = Path(scratch) / f"vectors{suffix}"
                 os.environ["EBR_CACHE_DIR"] = f"{scratch}/cache{suffix}"
@@ -151,10 +153,12 @@ def measure_pages(options: argparse.Namespace) -> list[dict[str, Any]]:
     from browser import measure_page
 
     rows = []
-    for n_rows in options.rows or [100_000]:
+    for wanted in options.rows or [100_000]:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "vectors.parquet"
-            write_rows(source, *given_vectors(options, n_rows))
+            vectors, own = given_vectors(options, wanted)
+            n_rows = len(vectors)
+            write_rows(source, vectors, own)
             page = Path(scratch) / "map.html"
             draw({"embeddings_path": str(source), "max_points": n_rows, "method": "pca", "output_path": str(page)})
             rows.append({"rows": n_rows, **measure_page(page)})

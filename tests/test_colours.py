@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ebr.visualization.colours import GREYS, MOST_NAMED, PALETTE, colour_groups, lab_of, palette
+from ebr.visualization.colours import GREYS, MOST_NAMED, PALETTE, colour_groups, lab_of, palette, readable
 
 NOWHERE = np.zeros((0, 2), np.float32)
 
@@ -34,6 +34,15 @@ def test_every_two_colours_of_a_palette_differ_at_a_glance(theme):
     assert min(apart(one, other) for place, one in enumerate(colours) for other in colours[:place]) > 12
     ground = "#FFFFFF" if theme == "light" else "#15181D"
     assert min(apart(colour, ground) for colour in colours) > 20
+
+
+def test_a_readable_shade_is_the_colour_itself_or_as_dark_as_seven_to_one_asks():
+    # #595959 is the lightest grey with a contrast of 7 to white, as WCAG's tables have it.
+    assert readable("#595959", "#FFFFFF") == "#595959"
+    assert int(readable("#5A5A5A", "#FFFFFF")[1:3], 16) < 0x5A
+    red, green, blue = (int(readable("#F0E442", "#FFFFFF")[at : at + 2], 16) for at in (1, 3, 5))
+    assert blue < green < red < 0x90  # still yellow's hue
+    assert readable("#000000", "#15181D") > "#909090"  # on dark paper it gets lighter
 
 
 def test_the_largest_come_first_then_other_then_missing():

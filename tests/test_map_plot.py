@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ebr.errors import ConfigError
-from ebr.visualization.colours import GREYS, PALETTE
+from ebr.visualization.colours import GREYS, PALETTE, readable
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.map_plot import draw_maps, map_figure
 from ebr.visualization.projection import Projection
@@ -109,6 +109,15 @@ def _names(figure, panel=0):
     return {text.get_text() for text in figure.axes[panel].texts}
 
 
+def test_a_name_has_a_readable_shade_of_the_colour_of_its_points():
+    coords = _islands(16, 5)
+    figure = map_figure([Projection("t-SNE", coords)], _column([f"n{i}" for i in range(16)] * 5), title="x")
+    points = _points(figure)
+    colour_at = dict(zip(map(tuple, points.get_offsets().tolist()), map(to_hex, points.get_facecolors()), strict=True))
+    names = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert names == {f"n{i}": readable(colour_at[tuple(coords[i].tolist())], "#FFFFFF") for i in range(16)}
+
+
 def test_a_name_stands_nearer_to_its_own_cluster_than_to_any_other():
     coords = _islands(16, 5)
     figure = map_figure([Projection("t-SNE", coords)], _column([f"n{i}" for i in range(16)] * 5), title="x")
@@ -160,6 +169,7 @@ def test_a_chinese_picture_speaks_chinese(caplog):
     figure.draw_without_rendering()
     assert not caplog.records  # matplotlib warns where a family lacks the weight that is asked for
     assert figure._suptitle.get_text() == "vectors · 3 个点"
+    assert figure.axes[0].get_xlabel() == "困惑度 30，学习率 auto"
     assert _legend_texts(figure) == ["甲 (2)", "（无标签）（1）"]
 
 

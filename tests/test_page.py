@@ -85,6 +85,7 @@ def test_coordinates_codes_neighbours_and_numbers_come_back_from_the_page():
     assert [kind["values"][i] for i in numbers(kind["value_of"]["data"], "u1")] == ["apple", "", "apple"]
     assert [(group["text"], group["count"]) for group in kind["groups"]] == [("apple", 2), ("(no label)", 1)]
     assert np.array_equal(numbers(price["numbers"], "<f8"), [0.1, np.nan, -2.5], equal_nan=True)
+    assert price["written"] == ["0.1", "", "-2.5"]
     assert numbers(data["neighbours"], "<i4").tolist() == [1, 2, 2, 0, 0, -1]
     # 0.5 lies at (0.5 + 1) * 32767 = 49150.5 steps: a cosine comes back to half a step, 0.000015.
     assert numbers(data["similarities"], "<u2") / 32_767 - 1 == pytest.approx([1, 0.5, -1, 0.25, 0.125, -1], abs=2e-5)

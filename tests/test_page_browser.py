@@ -1,9 +1,12 @@
 """The page in a real browser: Debian's chromium, driven by Playwright, with the network off."""
 
+import io
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from ebr.visualization.colours import LabelGroup
 from ebr.visualization.columns import MapColumn
@@ -35,7 +38,7 @@ def five_points(**changes):
     given = {
         "title": EVIL,
         "panels": [PagePanel(EVIL, EVIL, "Not to be trusted", CORNERS)],
-        "columns": [MapColumn("kind", LABELS), MapColumn(EVIL, ("1", "2", "", "4", "9"), kind="numbers")],
+        "columns": [MapColumn("kind", LABELS), MapColumn(EVIL, ("1", "2", "", "04.0", "9"), kind="numbers")],
         "groups": {"kind": GROUPS},
         "ids": ["a", "b", "c", "d", EVIL],
         "texts": TEXTS,
@@ -115,6 +118,28 @@ def test_hover_shows_the_text_the_label_and_the_neighbours_of_the_original_space
     assert page.locator("#point .text").count() == 0
 
 
+def test_webgl_draws_each_point_where_it_lies_in_its_colour(fruit):
+    page = fruit
+    assert page.evaluate("ebrMap.drawnBy()") == "scattergl"
+    page.uncheck("#names")
+    picture = plt.imread(io.BytesIO(page.screenshot()))[..., :3]
+    for row, colour in enumerate([BLUE, BLUE, ORANGE, ORANGE, "#000000"]):
+        x, y = page.evaluate(f"ebrMap.place({row})")
+        np.testing.assert_allclose(picture[round(y), round(x)], to_rgb(colour), atol=0.2)  # dots let a little through
+    page.check("#names")
+
+
+def test_the_tip_comes_back_where_the_wheel_zoomed_over_a_point(fruit):
+    page = fruit
+    x, y = point_at(page, 2)
+    page.mouse.wheel(0, -100)
+    page.wait_for_selector("#tip", state="hidden")
+    page.wait_for_function("ebrMap.isAtRest()")
+    page.mouse.move(x + 1, y)
+    page.wait_for_selector("#tip:not([hidden])")
+    assert page.text_content("#tip") == "pearripe pear"
+
+
 def test_a_click_keeps_a_point_and_its_neighbour_can_be_clicked(fruit):
     page = fruit
     page.mouse.click(*point_at(page, 0))
@@ -181,6 +206,12 @@ def test_colouring_by_a_column_of_numbers_draws_its_bar_and_greys_what_is_missin
     assert page.locator("#legend").is_hidden()
 
 
+def test_a_number_is_shown_as_its_cell_is_written(fruit):
+    page = fruit
+    point_at(page, 3)
+    assert page.locator("#point dd").all_text_contents() == ["d", "04.0"]
+
+
 def test_a_lasso_round_the_left_points_exports_their_ids(fruit):
     page = fruit
     page.click("[data-tool=lasso]")
@@ -225,6 +256,8 @@ def test_two_maps_in_chinese_share_the_pointed_at_point_and_list_what_moved_most
     assert (page.text_content("h1"), page.text_content("#count")) == ("水果", "5 个点")
     assert page.locator("figcaption b").all_text_contents() == ["before", "after"]
     assert [text[:4] for text in page.locator("#point ol li").all_text_contents()] == ["中文的梨", "gree"]
+    page.uncheck("#names")
+    page.wait_for_function(f"!({_RING_AT})([3, 0]) && !({_RING_AT})([3, 1])")
     page.click("#point ol li:first-child button")
     page.wait_for_function(_RING_AT, arg=[3, 0])
     page.wait_for_function(_RING_AT, arg=[3, 1])

@@ -27,6 +27,8 @@ _ON_DARK = {
 """The dark ones of the palette would drown in a dark ground."""
 GREYS = {"light": ("#9E9E9E", "#CFCFCF"), "dark": ("#7A7A7A", "#4C4C4C")}
 """Of the labels without a colour of their own, and of rows without a label."""
+PAPER: dict[Theme, str] = {"light": "#FFFFFF", "dark": "#15181D"}
+"""What maps are drawn on."""
 MOST_NAMED = 100
 OTHER_LABEL = "other"
 MISSING_LABEL = "(no label)"
@@ -39,6 +41,9 @@ _MOST_LOOKED_AT = 20_000
 _ROUNDS = 3
 _TELLS_APART = 25.0
 """Colours at this distance in CIELAB are told apart at a glance, as dots of a few pixels too."""
+_CONTRAST_OF_TEXT = 7.0
+"""Of small text to its ground, at least (WCAG 2.2, level AAA: points of the same colour shine through)."""
+_TO_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,34 @@ def _distances(colours: tuple[str, ...]) -> NDArray[np.float64]:
     return found
 
 
+def readable(colour: str, ground: str) -> str:
+    """The colour "#RRGGBB", darkened on a light ground or lightened on a dark one as far as small text needs (WCAG 2.2)."""
+    channels, paper = _channels(colour), _luminance(_channels(ground))
+    end = 0.0 if paper > 0.5 else 1.0
+    for share in np.linspace(0, 1, 41):
+        mixed = channels + share * (end - channels)
+        lighter, darker = sorted((_luminance(mixed), paper), reverse=True)
+        if (lighter + 0.05) / (darker + 0.05) >= _CONTRAST_OF_TEXT:
+            break
+    return "#" + "".join(f"{round(255 * channel):02X}" for channel in mixed)
+
+
 def lab_of(colour: str) -> NDArray[np.float64]:
     """(3,) CIELAB of "#RRGGBB": sRGB under D65 (IEC 61966-2-1, CIE 15)."""
-    values = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
-    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    ratio = to_xyz @ linear / np.array([0.95047, 1.0, 1.08883])
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], _TO_LUMINANCE, [0.0193, 0.1192, 0.9505]])
+    ratio = to_xyz @ _linear(_channels(colour)) / np.array([0.95047, 1.0, 1.08883])
     root = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
+
+
+def _channels(colour: str) -> NDArray[np.float64]:
+    return np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+
+
+def _linear(channels: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return found
+
+
+def _luminance(channels: NDArray[np.float64]) -> float:
+    return float(_TO_LUMINANCE @ _linear(channels))

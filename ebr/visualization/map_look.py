@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Normalize, to_rgb
 from numpy.typing import NDArray
 
-from ebr.visualization.colours import GREYS, LabelGroup, Theme, colour_groups, palette
+from ebr.visualization.colours import GREYS, PAPER, LabelGroup, Theme, colour_groups, palette
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.projection import Projection
+
+Language = Literal["en", "zh"]
 
 MOST_IN_LEGEND = 12
 """Labels beyond this many are named at their clusters."""
@@ -31,8 +34,8 @@ class Ground:
 
 
 GROUNDS = {
-    "light": Ground("#FFFFFF", "#1A1A1A", "#555555", "#D0D0D0"),
-    "dark": Ground("#15181D", "#F0F0F0", "#AAB0B8", "#3A4048"),
+    "light": Ground(PAPER["light"], "#1A1A1A", "#555555", "#D0D0D0"),
+    "dark": Ground(PAPER["dark"], "#F0F0F0", "#AAB0B8", "#3A4048"),
 }
 WORDS = {
     "en": {
@@ -58,14 +61,19 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Look:
-    """What all panels share: (N, 3) colours, the order of drawing, the groups (none for a column of numbers), words."""
+    """What all panels share: (N, 3) colours, the order of drawing, the groups (none for a column of numbers), language."""
 
     column: MapColumn
     groups: list[LabelGroup]
     colours: NDArray[np.float64]
     order: NDArray[np.int64]
     theme: Theme
-    words: dict[str, str]
+    language: Language
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What stands on the map beside data's own words."""
+        return WORDS[self.language]
 
     @property
     def ground(self) -> Ground:
@@ -83,7 +91,7 @@ class Look:
         return len(self.labels) > MOST_IN_LEGEND
 
 
-def look_of(projections: Sequence[Projection], column: MapColumn, theme: Theme, words: dict[str, str], seed: int) -> Look:
+def look_of(projections: Sequence[Projection], column: MapColumn, theme: Theme, language: Language, seed: int) -> Look:
     """The colour of each row, and the order in which to draw them: the same for equal input and seed."""
     n_rows = len(column.texts)
     shuffled = np.random.default_rng(seed).permutation(n_rows)
@@ -91,7 +99,7 @@ def look_of(projections: Sequence[Projection], column: MapColumn, theme: Theme, 
         colours = SCALE[theme](scale_of(numbers)(np.nan_to_num(numbers, nan=float(np.nanmin(numbers)))))[:, :3]
         given = np.isfinite(numbers)
         colours[~given] = to_rgb(GREYS[theme][1])
-        return Look(column, [], colours, _grey_first(shuffled, ~given), theme, words)
+        return Look(column, [], colours, _grey_first(shuffled, ~given), theme, language)
     groups = colour_groups(column.texts, [one.coords for one in projections], theme=theme)
     colours = np.empty((n_rows, 3))
     is_grey = np.zeros(n_rows, dtype=bool)
@@ -100,7 +108,7 @@ def look_of(projections: Sequence[Projection], column: MapColumn, theme: Theme, 
         is_grey[group.rows] = group.kind != "label"
     if is_grey.all():  # no label at all: nothing to be grey beside
         colours[:], groups = to_rgb(palette(theme)[0]), []
-    return Look(column, groups, colours, _grey_first(shuffled, is_grey), theme, words)
+    return Look(column, groups, colours, _grey_first(shuffled, is_grey), theme, language)
 
 
 def _grey_first(shuffled: NDArray[np.int64], is_grey: NDArray[np.bool_]) -> NDArray[np.int64]:

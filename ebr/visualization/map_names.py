@@ -11,6 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from ebr.visualization.colours import LabelGroup, readable
 from ebr.visualization.figures import shortened
 from ebr.visualization.label_places import Box, densest_spot, place_names
 from ebr.visualization.map_look import Look
@@ -41,7 +42,7 @@ def _name_panel(figure: Figure, axes: Axes, projection: Projection, look: Look) 
     width = float(np.ptp(projection.coords, axis=0).max()) or 1.0
     spots = np.array([densest_spot(projection.coords[group.rows], width) for group in look.labels])
     anchors = [(float(x), float(y)) for x, y in axes.transData.transform(spots)]
-    texts = [_name(axes, shortened(group.text, _NAME_COLUMNS), look) for group in look.labels]
+    texts = [_name(axes, group, look) for group in look.labels]
     extents = [text.get_window_extent(renderer) for text in texts]
     inside = axes.get_window_extent(renderer)
     others = [*axes.lines, *(text for text in axes.texts if text not in texts)]  # rings, their numbers, a warning
@@ -59,11 +60,12 @@ def _name_panel(figure: Figure, axes: Axes, projection: Projection, look: Look) 
     return sum(place is not None for place in places)
 
 
-def _name(axes: Axes, text: str, look: Look) -> Text:
+def _name(axes: Axes, group: LabelGroup, look: Look) -> Text:
+    """In a readable shade of its points' colour, so that the eye finds which of the near clusters it names."""
     halo = [withStroke(linewidth=2.6, foreground=look.ground.paper, alpha=0.85)]
     return axes.text(
-        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=8,
-        color=look.ground.ink, path_effects=halo, parse_math=False,
+        0.5, 0.5, shortened(group.text, _NAME_COLUMNS), transform=axes.transAxes, ha="center", va="center", fontsize=8,
+        color=readable(group.colour, look.ground.paper), path_effects=halo, parse_math=False,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +22,7 @@ from ebr.visualization.colours import Theme
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.figures import picture_format, quiet_about_glyphs, save_figure, shortened
 from ebr.visualization.fonts import DEFAULT_FAMILY, choose_fonts
-from ebr.visualization.map_look import SCALE, WORDS, Look, look_of, scale_of
+from ebr.visualization.map_look import SCALE, Language, Look, look_of, scale_of
 from ebr.visualization.map_names import name_clusters
 from ebr.visualization.map_points import Points
 from ebr.visualization.projection import Projection
@@ -68,7 +67,7 @@ def map_figure(
     panel_titles: Sequence[str] = (),
     marked: Sequence[tuple[int, str]] = (),
     theme: Theme = "light",
-    language: Literal["en", "zh"] = "en",
+    language: Language = "en",
     preferred_fonts: Sequence[str] = (),
     seed: int = 42,
 ) -> Figure:
@@ -82,7 +81,7 @@ def map_figure(
     """
     if not projections or not column.texts or any(len(one.coords) != len(column.texts) for one in projections):
         raise ValueError(f"{[len(one.coords) for one in projections]} points on the maps but {len(column.texts)} labels")
-    look = look_of(projections, column, theme, WORDS[language], seed)
+    look = look_of(projections, column, theme, language, seed)
     n_maps = len(projections)
     below, warned = [*notes, *[""] * n_maps][:n_maps], [*warnings, *[""] * n_maps][:n_maps]
     heads = [title or one.method for title, one in zip([*panel_titles, *[""] * n_maps], projections, strict=False)]
@@ -147,7 +146,7 @@ def _sizes(coords: NDArray[np.float32], centre: NDArray[np.float32], reach: floa
 
 def _write_below(axes: Axes, projection: Projection, look: Look, note: str, warning: str) -> None:
     """What was set, how far to trust it, and the warning, in lines below the map."""
-    lines = [line for text in (settings_text(projection.settings), note) for line in _wrapped(text)]
+    lines = [line for text in (settings_text(projection.settings, look.language), note) for line in _wrapped(text)]
     axes.set_xlabel("\n".join(lines), fontsize=8.5, color=look.ground.faint, parse_math=False)
     if warning:
         axes.annotate(

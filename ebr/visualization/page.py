@@ -22,7 +22,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ebr.data.files import write_aside
-from ebr.visualization.colours import GREYS, LabelGroup, palette
+from ebr.visualization.colours import GREYS, PAPER, LabelGroup, palette, readable
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.page_words import WORDS
 
@@ -167,6 +167,7 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "most_characters": MOST_CHARACTERS,
         "lines": list(content.lines),
         "swaps": _theme_swaps(),
+        "inks": {theme: {colour: readable(colour, ground) for colour in palette(theme)} for theme, ground in PAPER.items()},
     }
     if content.neighbours is not None and content.similarities is not None and content.neighbours.size:
         data["neighbours"] = _base64(content.neighbours, "<i4")
@@ -197,7 +198,11 @@ def _panel_data(panel: PagePanel) -> dict[str, Any]:
 def _column_data(column: MapColumn, groups: Sequence[LabelGroup] | None) -> dict[str, Any]:
     """Categories as a list of values and one code a row, and the group of each value; numbers as float64."""
     if groups is None:
-        return {"name": column.name, "numbers": _base64(column.numbers, "<f8")}
+        return {
+            "name": column.name,
+            "numbers": _base64(column.numbers, "<f8"),
+            "written": [_cut(text) for text in column.texts],
+        }
     codes = np.full(len(column.texts), _NO_GROUP, dtype=np.int64)
     for i, group in enumerate(groups):
         codes[group.rows] = i

@@ -201,4 +201,4 @@ class MapContent:
 def _subtitle(drawn: DrawnMap, config: VisualizationConfig) -> str:
     from ebr.visualization.captions import settings_text
 
-    return " · ".join([settings_text(drawn.projection.settings), drawn.trust.note(config.language)])
+    return " · ".join([settings_text(drawn.projection.settings, config.language), drawn.trust.note(config.language)])

@@ -13,7 +13,7 @@ from ebr.config import VisualizationConfig
 from ebr.config.visualization import PAGE
 from ebr.data.files import write_json
 from ebr.workflow.map_drawing import MapContent, MapPanel
-from ebr.workflow.map_numbers import MapNumbers
+from ebr.workflow.map_numbers import Coords, DrawnMap, MapNumbers
 from ebr.workflow.map_rows import MapRows, read_map_rows
 from ebr.workflow.speech import Say
 
@@ -146,7 +146,7 @@ def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: Visu
     start = before.map("pca").projection.coords
     older, newer = before.map(method, start), after.map(method, start)
     aligned = procrustes_align(older.projection.coords, newer.projection.coords)
-    newer = replace(newer, projection=replace(newer.projection, coords=aligned))
+    older, newer = _begun_together(older, older.projection.coords), _begun_together(newer, aligned)
     names = _WORDS[config.language]
     near = after.neighbours()
     return MapContent(
@@ -157,3 +157,11 @@ def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: Visu
         near,
         movement(older.projection.coords, aligned, before.neighbours(), near),
     )
+
+
+def _begun_together(one: DrawnMap, coords: Coords) -> DrawnMap:
+    """One of two maps as it is drawn, its settings telling where both began; a PCA began nowhere."""
+    from ebr.visualization.captions import SHARED_START
+
+    settings = {name: SHARED_START if name == "start" else value for name, value in one.projection.settings.items()}
+    return replace(one, projection=replace(one.projection, coords=coords, settings=settings))

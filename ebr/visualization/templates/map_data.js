@@ -56,7 +56,8 @@ function numberColumn(spec) {
   for (let row = 0; row < N; row++) {
     codes[row] = Number.isFinite(numbers[row]) ? Math.round(((numbers[row] - low) / width) * (STEPS - 1)) : STEPS;
   }
-  const text = (row) => (Number.isFinite(numbers[row]) ? String(numbers[row]) : "");
+  // As written: 00123 and 19 digits would not survive as numbers.
+  const text = (row) => (Number.isFinite(numbers[row]) ? spec.written[row] : "");
   return { name: spec.name, isNumbers: true, low, high, codes, colours: [...steps(SCALE), MISSING], groups: [], greyFrom: STEPS, text };
 }
 

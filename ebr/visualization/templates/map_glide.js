@@ -49,7 +49,10 @@ class Glide {
 
   show(ranges) {
     this.target = ranges;
-    if (state.hovered >= 0) hover(-1);
+    if (state.hovered >= 0) {
+      Plotly.Fx.unhover(this.panel.plot); // else it takes the dot that is still under the pointer for one it has told of
+      hover(-1);
+    }
     clearTimeout(this.timer);
     if (this.redrawMs <= FRAME_MS) requestAnimationFrame(() => this.redraw());
     else {

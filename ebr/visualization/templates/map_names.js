@@ -49,6 +49,8 @@ function drawNames(panel, pen, isDimmed) {
   const { groups } = state.column;
   if (panel.namesOf !== state.column) [panel.names, panel.namesOf] = [namePlaces(panel), state.column];
   const [[left, right], [bottom, top]] = panel.ranges;
+  // A readable shade of the points' colour: the eye finds which of the near clusters a name belongs to.
+  const [colours, inks] = [coloursNow(), raw.inks[document.documentElement.dataset.theme]];
   pen.font = NAME_FONT;
   pen.textAlign = "center";
   pen.textBaseline = "middle";
@@ -69,7 +71,7 @@ function drawNames(panel, pen, isDimmed) {
     pen.lineWidth = 4;
     pen.strokeStyle = cssColour("--map");
     pen.strokeText(text, x, y);
-    pen.fillStyle = cssColour("--ink");
+    pen.fillStyle = inks[colours[code].toUpperCase()] ?? cssColour("--ink");
     pen.fillText(text, x, y);
   });
   pen.globalAlpha = 1;

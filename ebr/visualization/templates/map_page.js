@@ -98,6 +98,7 @@ async function start() {
     drawn: (panel = 0) => panels[panel].plot.data[0].x.length,
     colours: (panel = 0) => panels[panel].plot.data[0].marker.color,
     emphasised: () => emphasisedRows(),
+    drawnBy: (panel = 0) => panels[panel].plot.data[0].type,
     ranges: (panel = 0) => panels[panel].ranges,
     isAtRest: (panel = 0) => !panels[panel].glide.target,
     redrawMs: (panel = 0) => panels[panel].glide.redrawMs,

@@ -99,8 +99,10 @@ function fillColourBar() {
   const [strip, ticks] = byId("colour-bar").children;
   strip.style.background = `linear-gradient(to right, ${coloursNow().slice(0, STEPS).join(",")})`;
   const values = Number.isFinite(low) ? [low, (low + high) / 2, high] : ["", say("missing_number"), ""];
+  // Two decimals of the span, not of the number: 10001 to 10009 are three different ticks.
+  const decimals = Math.min(20, Math.max(0, 2 - Math.floor(Math.log10(high - low || Math.abs(low) || 1))));
   [0, 2, 4].forEach((at, i) => {
-    ticks.children[at].textContent = typeof values[i] === "number" ? String(Number(values[i].toPrecision(4))) : values[i];
+    ticks.children[at].textContent = typeof values[i] === "number" ? String(Number(values[i].toFixed(decimals))) : values[i];
   });
 }
 
