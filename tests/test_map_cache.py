@@ -64,9 +64,16 @@ def test_rows_mapped_from_a_file_or_read_in_blocks_have_the_key_of_rows_in_memor
 
 def test_another_version_of_a_library_or_of_our_code_is_another_key(monkeypatch):
     makers = map_cache._makers()
-    assert {"openTSNE", "umap-learn", "scikit-learn", "ebr projection", "ebr quality", "ebr trust"} <= set(makers)
+    assert {
+        "openTSNE",
+        "umap-learn",
+        "scikit-learn",
+        "visualization.projection",
+        "visualization.quality",
+        "data.vector_text",
+    } <= set(makers)
     before = key_of(VECTORS, SETTINGS)
-    for name in ("openTSNE", "ebr projection"):
+    for name in ("openTSNE", "visualization.projection"):
         monkeypatch.setattr(map_cache, "_makers", lambda name=name: makers | {name: "other"})
         assert key_of(VECTORS, SETTINGS) != before
 

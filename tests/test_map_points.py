@@ -28,8 +28,11 @@ def shapes(tmp_path, monkeypatch):
         with mpl.rc_context({"svg.hashsalt": "ebr"}):
             figure.savefig(tmp_path / "map.svg")
         svg = (tmp_path / "map.svg").read_text()
-        found = re.findall(r'<use xlink:href="#\w+" x="([^"]*)" y="([^"]*)" style="fill: (#\w+)', svg)
-        return [(fill, float(x), float(y)) for x, y, fill in found], svg
+        apart = re.findall(r'<use xlink:href="#\w+" x="([^"]*)" y="([^"]*)" style="fill: (#\w+)', svg)
+        stamps = re.findall(r'<path d="([^"]*)" [^>]*stroke: (#\w+);[^>]*stroke-linecap: round', svg)
+        # A line of no length: moved to a place, and drawn to the same place.
+        stamped = [(*place, colour) for d, colour in stamps for place in re.findall(r"M (\S+) (\S+)\s+L \1 \2", d)]
+        return [(colour, float(x), float(y)) for x, y, colour in [*apart, *stamped]], svg
 
     return draw
 
@@ -45,10 +48,11 @@ def test_stamped_points_lie_where_single_ones_do_each_in_its_colour(shapes):
 
 def test_stamped_points_are_as_large_and_as_see_through_as_single_ones(shapes):
     apart, stamped = shapes(1000)[1], shapes(0)[1]
-    for svg in (apart, stamped):
-        assert svg.count("fill-opacity: 0.25") >= 1 and svg.count("fill-opacity: 0.5") >= 2
-        outline = re.search(r'<path id="\w+" d="M 0 ([-\d.]+)', svg)
-        assert abs(float(outline[1])) == pytest.approx(2.0)  # the radius of a dot of 4 points
+    assert apart.count("fill-opacity: 0.25") >= 1 and apart.count("fill-opacity: 0.5") >= 2
+    assert stamped.count("stroke-opacity: 0.25") >= 1 and stamped.count("stroke-opacity: 0.5") >= 2
+    outline = re.search(r'<path id="\w+" d="M 0 ([-\d.]+)', apart)
+    assert abs(float(outline[1])) == pytest.approx(2.0)  # the radius of a dot of 4 points
+    assert set(re.findall(r"stroke-width: ([\d.]+); stroke-linecap: round", stamped)) == {"4"}
 
 
 def test_the_first_lie_lowest_and_the_others_stay_mixed(shapes):

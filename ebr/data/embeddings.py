@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +57,7 @@ def read_embeddings(path: Path, delimiter: str = "\x01", columns: Mapping[str, s
     keep, each with the option that names it; None = all.
     Raises DataError naming file and row when something is absent, changed since it was finished, or cannot be read.
     """
-    found = _find(path, delimiter)
-    parts: list[Vectors] = []
-    cells: Columns = {}
-    for batch in _batches(found, columns, 4096):
-        parts.append(batch.vectors)
-        for name, values in batch.columns.items():
-            cells.setdefault(name, []).extend(values)
-    vectors = np.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=np.float32)
-    # From the end: a batch is let go as soon as it is copied, and memory that was never touched costs nothing.
-    stop = len(vectors)
-    while parts:
-        part = parts.pop()
-        vectors[stop - len(part) : stop] = part
-        stop -= len(part)
-    return Embeddings(vectors, cells, found.manifest)
+    return find_embeddings(path, delimiter).read(columns)
 
 
 def iterate_embeddings(
@@ -79,11 +67,11 @@ def iterate_embeddings(
 
     The hash of a file is verified before its first row is given, the number of rows after the last one.
     """
-    return _batches(_find(path, delimiter), columns, batch_rows)
+    return _batches(find_embeddings(path, delimiter), columns, batch_rows)
 
 
 @dataclass(frozen=True)
-class _Found:
+class EmbeddingFiles:
     """The files of one result, in order, how to read them, and the hashes they must have ({}: made elsewhere)."""
 
     path: Path
@@ -93,15 +81,49 @@ class _Found:
     manifest: dict[str, Any] | None
     hashes: dict[Path, str]
 
+    def fingerprint(self) -> str:
+        """sha256 over all that a reading depends on: what the files hold, in order, and how they are read.
 
-def _find(path: Path, delimiter: str) -> _Found:
+        Raises DataError for a file that differs from its manifest.
+        """
+        digest = sha256(json.dumps([self.format.value, self.delimiter]).encode())
+        for file in self.files:
+            for written in files_of(file, self.format):
+                found = hash_file(written) if written.is_file() else "none"
+                _refuse_change(self, written, found)
+                digest.update(found.encode())
+        return digest.hexdigest()
+
+    def read(self, columns: Mapping[str, str] | None = None) -> Embeddings:
+        """All rows, as read_embeddings gives them."""
+        parts: list[Vectors] = []
+        cells: Columns = {}
+        for batch in _batches(self, columns, 4096):
+            parts.append(batch.vectors)
+            for name, values in batch.columns.items():
+                cells.setdefault(name, []).extend(values)
+        vectors = np.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=np.float32)
+        # From the end: a batch is let go as soon as it is copied, and memory that was never touched costs nothing.
+        stop = len(vectors)
+        while parts:
+            part = parts.pop()
+            vectors[stop - len(part) : stop] = part
+            stop -= len(part)
+        return Embeddings(vectors, cells, self.manifest)
+
+
+def find_embeddings(path: Path, delimiter: str = "\x01") -> EmbeddingFiles:
+    """The files of a result, unread: by its manifest, or, for one made elsewhere, by what a line says is assumed.
+
+    Raises DataError when something is absent or its manifest cannot be used.
+    """
     if not path.exists():
         raise DataError(f"embeddings_path {path}: no such file; run the inference stage first")
     manifest = read_manifest(path)
     return _found_elsewhere(path, delimiter) if manifest is None else _found_by_manifest(path, manifest)
 
 
-def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> _Found:
+def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> EmbeddingFiles:
     mend = f"delete {manifest_path(path)} to load {path.name} as made elsewhere"
     if manifest.get("kind") != _KIND:
         raise DataError(f"{path}: its manifest is that of {manifest.get('kind')!r}, not of embeddings; {mend}")
@@ -121,7 +143,7 @@ def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> _Found:
         raise DataError(
             f"{path}: {', '.join(missing[:3]) or 'every file'} of its manifest is missing; put it back or embed again"
         )
-    return _Found(path, [file for file in hashes if not is_rows_file(file)], fmt, delimiter, manifest, hashes)
+    return EmbeddingFiles(path, [file for file in hashes if not is_rows_file(file)], fmt, delimiter, manifest, hashes)
 
 
 def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str]) -> None:
@@ -140,7 +162,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.suffix not in _NO_VECTORS)
 
 
-def _found_elsewhere(path: Path, delimiter: str) -> _Found:
+def _found_elsewhere(path: Path, delimiter: str) -> EmbeddingFiles:
     files = [path]
     if path.is_dir():
         visible = _visible(path)
@@ -159,10 +181,10 @@ def _found_elsewhere(path: Path, delimiter: str) -> _Found:
     }[fmt]
     order = f"{len(files)} files in the order of their names, " if path.is_dir() else ""
     log.warning("%s: no manifest, so it was made elsewhere or not finished: assuming %s%s, %s", path, order, fmt.value, assumed)
-    return _Found(path, files, fmt, delimiter, None, {})
+    return EmbeddingFiles(path, files, fmt, delimiter, None, {})
 
 
-def _batches(found: _Found, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[Embeddings]:
+def _batches(found: EmbeddingFiles, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[Embeddings]:
     """All rows, checked against the manifest; the last checks come after the last batch."""
     manifest = found.manifest
     n_rows, dim = 0, None if manifest is None else manifest["dim"]
@@ -186,14 +208,17 @@ def _batches(found: _Found, columns: Mapping[str, str] | None, batch_rows: int) 
         raise DataError(f"{found.path}: holds {n_rows} rows where its manifest says {manifest['n_rows']}; embed again")
 
 
-def _verify(found: _Found, file: Path) -> None:
+def _verify(found: EmbeddingFiles, file: Path) -> None:
     """Compare the hashes of one vector file. Raises DataError when it changed."""
     for written in files_of(file, found.format):
-        if written in found.hashes and hash_file(written) != found.hashes[written]:
-            manifest = manifest_path(found.path).name
-            raise DataError(
-                f"{written}: differs from what its manifest recorded; delete it and embed again, or delete {manifest}"
-            )
+        if written in found.hashes:
+            _refuse_change(found, written, hash_file(written))
+
+
+def _refuse_change(found: EmbeddingFiles, written: Path, digest: str) -> None:
+    if found.hashes.get(written, digest) != digest:
+        manifest = manifest_path(found.path).name
+        raise DataError(f"{written}: differs from what its manifest recorded; delete it and embed again, or delete {manifest}")
 
 
 def write_embeddings(

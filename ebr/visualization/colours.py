@@ -35,9 +35,9 @@ MISSING_LABEL = "(no label)"
 
 _EASILY_TOLD = 8
 """So many labels take the colours in their order: each of Okabe & Ito's goes beside each."""
-_NEAR = 10
-"""Neighbours of a point on the map by which labels are found to touch."""
-_MOST_LOOKED_AT = 20_000
+_POINTS_A_CELL = 4
+_MOST_CELLS = 4096
+"""Of the grid on which labels are found to touch; with fewer points, so many cells that each would hold four of them."""
 _ROUNDS = 3
 _TELLS_APART = 25.0
 """Colours at this distance in CIELAB are told apart at a glance, as dots of a few pixels too."""
@@ -89,23 +89,33 @@ def colour_groups(labels: Sequence[str], maps: Sequence[NDArray[np.float32]], *,
 
 
 def _touching(codes: NDArray[np.int64], maps: Sequence[NDArray[np.float32]], n_labels: int) -> NDArray[np.float64]:
-    """(L, L): how much two labels mix or touch on the maps, as a share of the smaller one's neighbours; 0 on the diagonal."""
-    from scipy.spatial import cKDTree
+    """(L, L): how much two labels mix or touch on the maps; 0 on the diagonal.
 
+    Of each point, the share of every label in the cells round it; summed over a label's points, by the size of the smaller one.
+    """
     touch = np.zeros((n_labels, n_labels))
-    rows = np.flatnonzero(codes >= 0)
-    if len(rows) > _MOST_LOOKED_AT:
-        rows = rows[np.random.default_rng(0).permutation(len(rows))[:_MOST_LOOKED_AT]]
-    own = codes[rows]
+    own = codes[codes >= 0]
     sizes = np.maximum(np.bincount(own, minlength=n_labels), 1)
-    for coords in maps if len(rows) > 1 and n_labels > 1 else ():
-        points = coords[rows]
-        near = cKDTree(points).query(points, min(_NEAR + 1, len(rows)))[1][:, 1:]
-        pairs = np.zeros_like(touch)
-        np.add.at(pairs, (np.repeat(own, near.shape[1]), own[near].ravel()), 1.0)
-        touch = np.maximum(touch, (pairs + pairs.T) / (near.shape[1] * np.minimum(sizes[:, None], sizes[None])))
+    for coords in maps if len(own) > 1 and n_labels > 1 else ():
+        cells, (columns, rows) = _cells(coords[codes >= 0])
+        counts = np.bincount(cells * n_labels + own, minlength=columns * rows * n_labels).astype(np.float64)
+        padded = np.pad(counts.reshape(columns, rows, n_labels), ((1, 1), (1, 1), (0, 0)))
+        around = np.sum([padded[x : x + columns, y : y + rows] for x in range(3) for y in range(3)], axis=0)
+        shares = around / np.maximum(around.sum(axis=2, keepdims=True), 1)
+        pairs = counts.reshape(-1, n_labels).T @ shares.reshape(-1, n_labels)
+        touch = np.maximum(touch, (pairs + pairs.T) / np.minimum(sizes[:, None], sizes[None]))
     np.fill_diagonal(touch, 0)
     return touch
+
+
+def _cells(points: NDArray[np.float32]) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """(n,): which square cell each of the points (n, 2) lies in, column by column; and the number of columns and of rows."""
+    spans = np.maximum(np.ptp(points, axis=0).astype(np.float64), 1e-30)
+    n_cells = np.clip(len(points) / _POINTS_A_CELL, 1, _MOST_CELLS)
+    width = max(np.sqrt(spans.prod() / n_cells), spans.max() / n_cells)
+    columns, rows = (int(side) for side in np.ceil(spans / width))
+    x, y = np.minimum((points - points.min(axis=0)) / width, [columns - 1, rows - 1]).astype(np.int64).T
+    return x * rows + y, (columns, rows)
 
 
 def _spread(touch: NDArray[np.float64], colours: Sequence[str]) -> NDArray[np.int64]:

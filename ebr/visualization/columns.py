@@ -29,12 +29,14 @@ class MapColumn:
         """
         if self.kind == "categories":
             return None
-        values = np.array([_number(text) for text in self.texts], dtype=np.float64)
-        if self.kind == "numbers":
-            return values if np.isfinite(values).any() else None
-        n_given = sum(text != "" for text in self.texts)
-        is_scale = np.isfinite(values).sum() == n_given and len(set(self.texts) - {""}) > MOST_NUMBERS_AS_NAMES
-        return values if is_scale else None
+        different = set(self.texts) - {""}
+        if self.kind == "auto" and (
+            len(different) <= MOST_NUMBERS_AS_NAMES or any(np.isnan(_number(text)) for text in different)
+        ):
+            return None
+        number_of = {text: _number(text) for text in different} | {"": np.nan}
+        values = np.array([number_of[text] for text in self.texts], dtype=np.float64)
+        return values if np.isfinite(values).any() else None
 
 
 def _number(text: str) -> float:

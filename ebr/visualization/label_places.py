@@ -44,7 +44,8 @@ def densest_spot(points: NDArray[np.floating], width: float) -> NDArray[np.float
     width: of the whole map. Looks at _LOOKED_AT evenly chosen points at most.
     """
     chosen = np.asarray(points, np.float64)[np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).round().astype(int)]
-    near = np.linalg.norm(chosen[:, None] - chosen[None], axis=2) <= _RADIUS * width
+    x, y = chosen.T
+    near = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2 <= (_RADIUS * width) ** 2
     found: NDArray[np.float64] = chosen[near[near.sum(axis=1).argmax()]].mean(axis=0)
     return found
 

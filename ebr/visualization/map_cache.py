@@ -34,8 +34,11 @@ _BLOCK_BYTES = 32 * 2**20
 _PARTIAL_LIVES_S = 24 * 3600
 """A file that is still being written is younger; an older one is what a killed run left."""
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "openTSNE", "umap-learn", "pynndescent", "numba")
-_COMPUTING = ("alignment", "neighbours", "placement", "projection", "quality", "sampling", "trust")
-"""Our modules that make what is kept: with other code the same settings may give other numbers."""
+_COMPUTING = {
+    "visualization": ("alignment", "neighbours", "placement", "projection", "quality", "sampling", "trust"),
+    "data": ("embeddings", "vector_formats", "vector_npy", "vector_numbers", "vector_parquet", "vector_text", "vectors"),
+}
+"""Our modules that make what is kept, by room: with other code the same input may give other numbers."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,11 @@ def _makers() -> dict[str, str]:
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             makers[name] = version(name)
-    for name in _COMPUTING:
-        source = Path(__file__).with_name(f"{name}.py")
-        if source.is_file():
-            makers[f"ebr {name}"] = sha256(source.read_bytes()).hexdigest()
+    for room, names in _COMPUTING.items():
+        for name in names:
+            source = Path(__file__).parents[1] / room / f"{name}.py"
+            if source.is_file():
+                makers[f"{room}.{name}"] = sha256(source.read_bytes()).hexdigest()
     return makers
 
 

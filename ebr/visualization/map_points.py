@@ -63,12 +63,21 @@ class Points(PathCollection):
         colours[:, 3] = np.maximum(np.round(colours[:, 3] * _OPACITIES), 1) / _OPACITIES
         kinds, kind = np.unique(colours, axis=0, return_inverse=True)
         where = self.get_offset_transform().transform(self._coords)
-        size = Affine2D().scale(self._diameter)  # a vector file has 72 units an inch
         context = renderer.new_gc()
         context.set_clip_rectangle(self.get_clip_box())
-        context.set_linewidth(0)
+        context.set_linewidth(self._diameter)  # a vector file has 72 units an inch
+        context.set_capstyle("round")
         for layer in np.array_split(np.arange(len(kind)), max(_FEWEST_LAYERS, _STAMPS // len(kinds))):
             for one in np.unique(kind[layer]):
-                places = Path(where[layer[kind[layer] == one]])
-                renderer.draw_markers(context, _DOT, size, places, IdentityTransform(), tuple(kinds[one]))
+                context.set_foreground(tuple(kinds[one]), isRGBA=True)
+                renderer.draw_path(context, _dots(where[layer[kind[layer] == one]]), IdentityTransform())
         context.restore()
+
+
+def _dots(places: NDArray[np.floating]) -> Path:
+    """Lines of no length, (n, 2): their round ends are dots as wide as the pen."""
+    ends = np.repeat(places, 2, axis=0)
+    codes = np.tile(np.array([Path.MOVETO, Path.LINETO], dtype=Path.code_type), len(places))
+    path = Path(ends, codes)
+    path.should_simplify = False  # it would take a line of no length for nothing
+    return path

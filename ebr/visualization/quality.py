@@ -247,7 +247,7 @@ def _kmeans_measures(
     model = KMeans(n_clusters, n_init=starts, max_iter=50, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than labels: then some clusters stay empty
-        found = model.fit_predict(unit_rows(rows[sample]))
+        found = model.fit_predict(unit_rows(rows[sample]).astype(np.float64))
     nmi, ari = normalized_mutual_info_score(own, found), adjusted_rand_score(own, found)
     return Measure(float(nmi), len(own)), Measure(float(ari), len(own))
 

@@ -66,6 +66,20 @@ class MapContent:
         return MapColumn(self.rows.label, tuple(self.rows.labels), self.config.label_kind)
 
     @cached_property
+    def columns(self) -> list[MapColumn]:
+        """The column that colours at the start, then every other that groups rows or counts something."""
+        from ebr.visualization.columns import MapColumn
+
+        n_rows = len(self.rows.ids)
+        columns = [self.column]
+        for name, cells in self.rows.columns.items():
+            column = MapColumn(name, tuple(cell[:_CELL] for cell in cells))
+            is_grouping = len(set(column.texts)) <= max(_MARKED, _MOST_DISTINCT * n_rows)
+            if name not in (self.rows.label, self.rows.id, self.rows.text) and (column.numbers is not None or is_grouping):
+                columns.append(column)
+        return columns
+
+    @cached_property
     def warnings(self) -> list[str]:
         """For each panel, why its neighbours are not to be trusted, or ''."""
         from ebr.visualization.trust import trust_warning
@@ -97,7 +111,7 @@ class MapContent:
         """Every figure with the number of rows it stands on, and the settings that were really used."""
         record: dict[str, Any] = {
             "config": self.config.to_json(),
-            "n_rows": len(self.rows.vectors),
+            "n_rows": len(self.rows.ids),
             "notes": list(self.rows.notes),
             "quality": {name or "map": asdict(quality) for name, quality in self.qualities.items()},
             "maps": [
@@ -139,7 +153,7 @@ class MapContent:
         """The maps as one file for the browser."""
         from ebr.visualization.page import PageContent, PagePanel, write_map_page
 
-        columns = self._page_columns()
+        columns = self.columns
         panels = [
             PagePanel(
                 panel.title or panel.map.projection.method,
@@ -183,19 +197,6 @@ class MapContent:
         from ebr.visualization.colours import colour_groups
 
         return colour_groups(column.texts, [panel.map.projection.coords for panel in self.panels], theme=self.config.theme)
-
-    def _page_columns(self) -> list[MapColumn]:
-        """The column that colours at the start, then every other that groups rows or counts something."""
-        from ebr.visualization.columns import MapColumn
-
-        n_rows = len(self.rows.ids)
-        columns = [self.column]
-        for name, cells in self.rows.columns.items():
-            column = MapColumn(name, tuple(cell[:_CELL] for cell in cells))
-            is_grouping = len(set(column.texts)) <= max(_MARKED, _MOST_DISTINCT * n_rows)
-            if name not in (self.rows.label, self.rows.id, self.rows.text) and (column.numbers is not None or is_grouping):
-                columns.append(column)
-        return columns
 
 
 def _subtitle(drawn: DrawnMap, config: VisualizationConfig) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebr.config import VisualizationConfig
+from ebr.workflow.map_vectors import MapVectors, Vectors
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ebr.visualization.quality import ClusterQuality
     from ebr.visualization.trust import MapTrust
 
-Vectors = NDArray[np.float32]
 Coords = NDArray[np.float32]
 
 NEIGHBOURS = 10
@@ -42,16 +42,18 @@ class MapNumbers:
     """
 
     def __init__(
-        self, vectors: Vectors, projected: NDArray[np.int64], config: VisualizationConfig, cache: MapCache | None, say: Say
+        self, vectors: MapVectors, projected: NDArray[np.int64], config: VisualizationConfig, cache: MapCache | None, say: Say
     ) -> None:
-        from ebr.visualization.map_cache import digest_of
-
-        self.vectors = vectors
+        self._vectors = vectors
         self.projected = projected
         self.config = config
         self.cache = cache
         self.say = say
-        self._digest = digest_of(vectors) if cache is not None else ""
+
+    @property
+    def vectors(self) -> Vectors:
+        """(N, D), read now if nothing needed them before."""
+        return self._vectors.array
 
     def map(self, method: str, start: Coords | None = None) -> DrawnMap:
         """The map by one method, and its figures. start: (M, 2), where the points begin; None = at their PCA."""
@@ -84,18 +86,19 @@ class MapNumbers:
         from ebr.visualization.neighbours import Neighbours, nearest_neighbours
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-            self.say(f"neighbours of {len(self.vectors):,} rows in the original space")
+            self.say(f"neighbours of {len(self._vectors):,} rows in the original space")
             found = nearest_neighbours(self.vectors, NEIGHBOURS, seed=self.config.seed)
             return {"indices": found.indices, "similarities": found.similarities}, {"exact": found.exact}
 
         arrays, facts = self._kept({"what": "neighbours", "k": NEIGHBOURS}, compute)
         return Neighbours(arrays["indices"], arrays["similarities"], facts["exact"])
 
-    def quality(self, labels: Sequence[str]) -> ClusterQuality:
-        """How well the labels group in the original space."""
+    def quality(self, column: str, labels: Sequence[str]) -> ClusterQuality:
+        """How well the labels, one a row, group in the original space. column: what people call them."""
         from ebr.visualization.quality import ClusterQuality, cluster_quality
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+            self.say(f"measuring how {column!r} groups the rows")
             return {}, asdict(cluster_quality(self.vectors, labels, seed=self.config.seed))
 
         key = {"what": "quality", "labels": _fingerprint(labels), "seed": self.config.seed}
@@ -108,7 +111,7 @@ class MapNumbers:
             return compute()
         from ebr.visualization.map_cache import key_of
 
-        name = key_of(self._digest, key)
+        name = key_of(self._vectors.digest, key)
         if (found := self.cache.load(name)) is not None:
             return found.arrays, found.facts
         arrays, facts = compute()
@@ -131,20 +134,20 @@ class MapNumbers:
         from ebr.visualization.placement import place_by_neighbours
         from ebr.visualization.projection import project_pca, project_tsne, project_umap
 
-        among = len(self.projected)
+        among, n_rows = len(self.projected), len(self._vectors)
         self.say(f"projecting {among:,} points: {method}")
-        sample = self.vectors if among == len(self.vectors) else self.vectors[self.projected]
+        sample = self.vectors if among == n_rows else self.vectors[self.projected]
         if method == "pca":
             projection = project_pca(sample, seed=self.config.seed)
         else:
             project: Callable[..., Projection] = project_tsne if method == "tsne" else project_umap
             reproducible = self.config.mode == "reproducible"
             projection = project(sample, **options, initialization=start, reproducible=reproducible, seed=self.config.seed)
-        if among == len(self.vectors):
+        if among == n_rows:
             return projection
-        others = np.setdiff1d(np.arange(len(self.vectors)), self.projected, assume_unique=True)
+        others = np.setdiff1d(np.arange(n_rows), self.projected, assume_unique=True)
         self.say(f"placing the other {len(others):,} by their neighbours")
-        coords = np.empty((len(self.vectors), 2), np.float32)
+        coords = np.empty((n_rows, 2), np.float32)
         coords[self.projected] = projection.coords
         coords[others] = place_by_neighbours(sample, projection.coords, self.vectors, rows=others)
         return replace(projection, coords=coords, settings={**projection.settings, "placed by neighbours": len(others)})
@@ -158,7 +161,6 @@ def _fingerprint(values: NDArray[Any] | Sequence[str]) -> str:
         digest.update(f"{values.dtype} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).data)
     else:
-        for text in values:
-            digest.update(f"{len(text)} ".encode())
-            digest.update(text.encode("utf-8", "surrogatepass"))
+        digest.update(np.fromiter(map(len, values), np.int64, len(values)).tobytes())
+        digest.update("".join(values).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ebr.config import VisualizationConfig
-from ebr.data.embeddings import Embeddings, read_embeddings
 from ebr.data.tables import parse_delimiter
 from ebr.errors import DataError
+from ebr.workflow.map_vectors import MapVectors, Rows, VectorTable, read_vector_table
 
-Vectors = NDArray[np.float32]
-Rows = NDArray[np.int64]
+if TYPE_CHECKING:
+    from ebr.visualization.map_cache import MapCache
 
 _ROWS_LOOKED_AT = 1000
 
@@ -28,8 +27,8 @@ class MapRows:
     parts; id and text are None where the file has none that could. notes: what was left out of the files, a line each.
     """
 
-    vectors: Vectors
-    before: Vectors | None
+    vectors: MapVectors
+    before: MapVectors | None
     columns: Mapping[str, Sequence[str]]
     ids: Sequence[str]
     label: str
@@ -55,22 +54,22 @@ class MapRows:
             return self
         return replace(
             self,
-            vectors=self.vectors[rows],
-            before=None if self.before is None else self.before[rows],
+            vectors=self.vectors.take(rows),
+            before=None if self.before is None else self.before.take(rows),
             columns={name: [cells[row] for row in rows] for name, cells in self.columns.items()},
             ids=[self.ids[row] for row in rows],
         )
 
 
-def read_map_rows(config: VisualizationConfig) -> MapRows:
-    """Read the vectors, those of the model before too, and give the columns their parts.
+def read_map_rows(config: VisualizationConfig, cache: MapCache | None = None) -> MapRows:
+    """Read the rows, those of the model before too, and give the columns their parts; vectors wait until they are needed.
 
     Raises DataError naming what is missing, a row whose vector holds nan or inf, or when no row is left.
     """
     from ebr.visualization.columns import MapColumn
 
     delimiter = parse_delimiter(config.delimiter)
-    after = read_embeddings(config.embeddings_path, delimiter)
+    after = read_vector_table(config.embeddings_path, delimiter, cache)
     columns = _clean(after.columns)
     label = _required(config, "label_column", columns)
     id_column = _required(config, "id_column", columns) if _is_asked(config, "id_column", columns) else None
@@ -81,7 +80,7 @@ def read_map_rows(config: VisualizationConfig) -> MapRows:
     rows = MapRows(after.vectors, None, columns, ids, label, id_column, text, after.manifest)
     if config.before_path is None:
         return rows
-    before = read_embeddings(config.before_path, delimiter)
+    before = read_vector_table(config.before_path, delimiter, cache)
     return replace(_matched(rows, before, config, id_column), before_manifest=before.manifest)
 
 
@@ -112,7 +111,7 @@ def _longest(columns: Mapping[str, Sequence[str]], taken: Sequence[str | None]) 
     return max(mean_length, key=lambda name: mean_length[name]) if mean_length else None
 
 
-def _matched(rows: MapRows, before: Embeddings, config: VisualizationConfig, id_column: str | None) -> MapRows:
+def _matched(rows: MapRows, before: VectorTable, config: VisualizationConfig, id_column: str | None) -> MapRows:
     """The rows that both files hold, in the order of the newer."""
     if id_column is None or id_column not in before.columns:
         if len(before.vectors) != len(rows.vectors):
@@ -133,4 +132,6 @@ def _matched(rows: MapRows, before: Embeddings, config: VisualizationConfig, id_
     left_out = len(rows.vectors) + len(place) - 2 * len(kept)
     taken = rows.take(kept)
     notes = (f"{left_out:,} rows stand in only one of the two files and are left out",) if left_out else ()
-    return replace(taken, before=before.vectors[[place[cell] for cell in taken.ids]], notes=notes)
+    return replace(
+        taken, before=before.vectors.take(np.array([place[cell] for cell in taken.ids], dtype=np.int64)), notes=notes
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,13 @@ from ebr.workflow.map_numbers import Coords, DrawnMap, MapNumbers
 from ebr.workflow.map_rows import MapRows, read_map_rows
 from ebr.workflow.speech import Say
 
+if TYPE_CHECKING:
+    from ebr.visualization.map_cache import MapCache
+
 _METHODS = {"tsne": ["tsne"], "umap": ["umap"], "pca": ["pca"], "both": ["tsne", "umap"]}
 _NOTEBOOK_WIDTH = 1000
+_MEASURED_AHEAD, _MEASURED_AHEAD_UP_TO = 4, 200_000
+"""Columns beside the label column whose groups are measured too, and the rows up to which that takes seconds."""
 _WORDS = {"en": ("before", "after"), "zh": ("微调前", "微调后")}
 
 
@@ -79,7 +85,7 @@ class VisualizationResult:
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
     """Read the vectors and check the columns, and draw nothing."""
     config.check()
-    return VisualizationPlan(config, read_map_rows(config))
+    return VisualizationPlan(config, read_map_rows(config, _cache(config)))
 
 
 def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> VisualizationResult:
@@ -106,20 +112,32 @@ def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> Vi
     return VisualizationResult(picture, page, numbers, atlas, content.lines())
 
 
-def _content(rows: MapRows, config: VisualizationConfig, say: Say) -> MapContent:
-    """Everything that takes long: the rows chosen, projected and measured."""
+def _cache(config: VisualizationConfig) -> MapCache | None:
     from ebr.visualization.map_cache import MapCache
 
+    return MapCache() if config.cache else None
+
+
+def _content(rows: MapRows, config: VisualizationConfig, say: Say) -> MapContent:
+    """Everything that takes long: the rows chosen, projected and measured."""
     drawn, projected = _chosen(rows, config, say)
-    cache = MapCache() if config.cache else None
+    cache = _cache(config)
     after = MapNumbers(drawn.vectors, projected, config, cache, say)
-    if drawn.before is not None:
-        return _compared(drawn, MapNumbers(drawn.before, projected, config, cache, say), after, config)
-    panels = [MapPanel("", after.map(method)) for method in _METHODS[config.method]]
+    before = None if drawn.before is None else MapNumbers(drawn.before, projected, config, cache, say)
+    content = _single(drawn, after, config) if before is None else _compared(drawn, before, after, config)
+    if cache is not None and len(drawn.ids) <= _MEASURED_AHEAD_UP_TO:
+        # Small beside the projection, and then a map by another label column is drawn as fast as one with another title.
+        for column in content.columns[1 : 1 + _MEASURED_AHEAD]:
+            for numbers in (after, *([] if before is None else [before])):
+                numbers.quality(column.name, drawn.columns[column.name])
+    return content
+
+
+def _single(rows: MapRows, numbers: MapNumbers, config: VisualizationConfig) -> MapContent:
+    panels = [MapPanel("", numbers.map(method)) for method in _METHODS[config.method]]
     needs_neighbours = config.page or config.output_path.suffix.lower() == PAGE or config.export is not None
-    return MapContent(
-        drawn, config, panels, {"": after.quality(drawn.labels)}, after.neighbours() if needs_neighbours else None
-    )
+    quality = numbers.quality(rows.label, rows.labels)
+    return MapContent(rows, config, panels, {"": quality}, numbers.neighbours() if needs_neighbours else None)
 
 
 def _chosen(rows: MapRows, config: VisualizationConfig, say: Say) -> tuple[MapRows, NDArray[np.int64]]:
@@ -153,7 +171,7 @@ def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: Visu
         rows,
         config,
         [MapPanel(f"{name} · {one.projection.method}", one) for name, one in zip(names, (older, newer), strict=True)],
-        {name: numbers.quality(rows.labels) for name, numbers in zip(names, (before, after), strict=True)},
+        {name: numbers.quality(rows.label, rows.labels) for name, numbers in zip(names, (before, after), strict=True)},
         near,
         movement(older.projection.coords, aligned, before.neighbours(), near),
     )
