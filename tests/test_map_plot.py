@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ebr.errors import ConfigError
+from ebr.visualization.captions import SHARED_START, method_text, settings_text
 from ebr.visualization.colours import GREYS, PALETTE, readable
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.map_plot import draw_maps, map_figure
@@ -171,6 +172,30 @@ def test_a_chinese_picture_speaks_chinese(caplog):
     assert figure._suptitle.get_text() == "vectors · 3 个点"
     assert figure.axes[0].get_xlabel() == "困惑度 30，学习率 auto"
     assert _legend_texts(figure) == ["甲 (2)", "（无标签）（1）"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"because": "4 points are too few"}, "原因 只有 4 个点"),
+        ({"because": "one point is too few"}, "原因 只有一个点"),
+        ({"because": "all vectors point the same way"}, "原因 所有向量方向相同"),
+        ({"start": SHARED_START, "mode": "fast", "seed": 2024}, "初始位置 微调前的 PCA，模式 快速，随机种子 2024"),
+        ({"learning rate": 13015, "placed by neighbours": 980000}, "学习率 13,015，按邻居放置 980,000"),
+    ],
+)
+def test_settings_are_said_in_chinese(settings, said):
+    assert settings_text(settings, "zh") == said
+
+
+def test_a_method_that_was_not_possible_is_said_in_both_languages():
+    assert method_text("PCA instead of t-SNE") == "PCA instead of t-SNE"
+    assert (method_text("PCA instead of t-SNE", "zh"), method_text("UMAP", "zh")) == ("PCA（代替 t-SNE）", "UMAP")
+
+
+def test_a_sample_says_of_how_many(caplog):
+    assert _figure(["a"] * 3, n_all=9000)._suptitle.get_text() == "vectors · 3 of 9,000 points"
+    assert _figure(["a"] * 3, n_all=9000, language="zh")._suptitle.get_text() == "vectors · 9,000 个点中的 3 个"
 
 
 def _ink(text):

@@ -434,7 +434,7 @@ def look(monkeypatch, config):
     seen = {}
 
     def project(name):
-        def projected(vectors, **settings):
+        def projected(vectors, *, neighbours=None, **settings):
             seen.update({f"{name}.{key}": value for key, value in settings.items()}, **{f"{name}.rows": len(vectors)})
             return projection.Projection(name, np.ascontiguousarray(vectors[:, :2]), {})
 

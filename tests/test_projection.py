@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from ebr.visualization.neighbours import Neighbours, nearest_neighbours
 from ebr.visualization.projection import (
@@ -62,6 +63,16 @@ def test_tsne_does_not_depend_on_the_number_of_threads(monkeypatch):
     fast = _tsne(vectors[::3], reproducible=False)
     np.testing.assert_array_equal(on_one_thread.coords, fast.coords)
     assert (on_one_thread.settings["mode"], fast.settings["mode"]) == ("reproducible", "fast")
+
+
+@pytest.mark.parametrize("project", [project_tsne, project_umap, project_pca])
+def test_a_reproducible_map_does_not_depend_on_the_threads_of_matrix_products(project):
+    vectors = np.random.default_rng(0).normal(size=(500, 384)).astype(np.float32)
+    maps = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            maps.append(project(vectors, seed=1).coords)
+    np.testing.assert_array_equal(*maps)
 
 
 def test_umap_of_one_seed_is_equal_bit_for_bit_and_keeps_groups_that_differ_in_direction():

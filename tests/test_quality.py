@@ -44,6 +44,17 @@ def test_label_metrics_equal_scikit_learns():
     assert (quality.n_rows, quality.n_unlabelled, quality.n_labels) == (120, 0, 3)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30, 1e37])
+def test_no_measure_depends_on_the_scale_of_the_vectors(scale):
+    vectors, labels = _noisy_groups()
+    plain, scaled = (
+        cluster_quality(vectors, labels),
+        cluster_quality((vectors.astype(np.float64) * scale).astype(np.float32), labels),
+    )
+    for name in METRICS:
+        assert getattr(scaled, name).value == pytest.approx(getattr(plain, name).value, rel=1e-3), name
+
+
 def test_neighbour_agreement_by_hand():
     # Directions at 0, 10, 25 and 90 degrees. Nearest other: 10, 0, 10, 25. Labels a a b b: yes, yes, no, yes.
     angles = np.radians([0, 10, 25, 90])

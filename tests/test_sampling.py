@@ -55,7 +55,15 @@ def test_a_rare_label_keeps_one_row_and_the_others_share_the_rest():
 
 def test_where_labels_outnumber_rows_the_frequent_ones_stay():
     labels = ["rare"] + ["b"] * 3 + ["a"] * 5 + ["c"] * 3
-    assert Counter(labels[row] for row in stratified_sample(labels, 2, seed=0)) == {"a": 1, "b": 1}
+    drawn = [Counter(labels[row] for row in stratified_sample(labels, 2, seed=seed)) for seed in range(20)]
+    assert all(one in ({"a": 1, "b": 1}, {"a": 1, "c": 1}) for one in drawn)
+    assert len({tuple(sorted(one)) for one in drawn}) == 2  # of equally frequent ones, the seed draws, not the alphabet
+
+
+def test_of_labels_that_all_differ_a_sample_reaches_from_the_first_to_the_last():
+    rows = stratified_sample([f"{row:04}" for row in range(1000)], 100, seed=0)
+    assert rows.min() < 100 and rows.max() >= 900
+    assert abs(rows.mean() - 499.5) < 4 * 28  # uniform on 0..999: the mean of 100 drawn has a sd of 28
 
 
 @pytest.mark.parametrize("at_most", [10, 11])

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ebr import VisualizationConfig, visualize_embeddings
+from ebr.data import embeddings
 from ebr.data.embeddings import write_embeddings
 from ebr.errors import ConfigError, DataError
-from ebr.visualization import projection
-from ebr.workflow import plan_visualization
+from ebr.visualization import neighbours, projection, quality
+from ebr.workflow import map_files, plan_visualization
 
 
 def blobs(n_rows, n_labels=3, dim=12, seed=0):
@@ -114,6 +115,70 @@ def test_a_plan_draws_nothing(here):
     assert not (here / "map.png").exists()
 
 
+def test_the_numbers_of_a_map_without_ids_run_it_again(here):
+    from ebr.config.options import read_record
+
+    result, _ = run(write(here / "v.parquet", blobs(20), id=None), here)
+    visualize_embeddings(VisualizationConfig(**read_record(result.numbers)), say=lambda _: None)
+
+
+# ---------------------------------------------------------------- where it goes
+
+ATLAS = {"export": "atlas"}
+OVERWRITING = {
+    "numbers over vectors": ("emb.json", "emb.png", {}),
+    "an atlas over vectors": ("emb.atlas.parquet", "emb.png", ATLAS),
+    "numbers over a manifest": ("v.txt", "v.txt.manifest.png", {}),
+    "a page into a folder": ("v.txt", "folder.html", {}),
+    "numbers over something else": ("v.txt", "mine.png", {}),
+    "a picture below a file": ("v.txt", "mine.json/map.png", {}),
+}
+
+
+@pytest.mark.parametrize("case", OVERWRITING)
+def test_nothing_is_overwritten_that_no_map_made(here, case):
+    source, output, options = OVERWRITING[case]
+    fmt = "txt" if source.endswith(".json") else None
+    (here / "mine.json").write_text('{"title": "my options"}')
+    (here / "folder.html").mkdir()
+    n_rows = 10
+    write_embeddings(here / source, {"label": ["a"] * n_rows}, blobs(n_rows), output_format=fmt)
+    before = {path: path.read_bytes() for path in here.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=r"output_path .*(give another name|can be written to)"):
+        run(here / source, here, output_path=here / output, **options)
+    assert {path: path.read_bytes() for path in here.iterdir() if path.is_file()} == before
+
+
+def test_an_output_in_a_folder_of_vectors_is_refused(here):
+    (here / "parts").mkdir()
+    np.save(here / "parts" / "a.npy", blobs(10))
+    pq.write_table(pa.table({"label": ["a"] * 10}), here / "parts" / "a.rows.parquet")
+    with pytest.raises(ConfigError, match=r"output_path .*: lies in embeddings_path .*parts; write elsewhere"):
+        run(here / "parts", here, output_path=here / "parts" / "map.png")
+
+
+def test_a_page_of_an_earlier_map_is_told_apart(here):
+    path = write(here / "v.parquet", blobs(10))
+    run(path, here)
+    result, _ = run(path, here, page=False)
+    assert f"{here / 'map.html'} is of an earlier map" in result.lines
+    assert json.loads(result.numbers.read_text())["files"] == ["map.png", "map.json"]
+
+
+def test_many_rows_have_a_page_only_where_it_is_asked_for(here, monkeypatch):
+    monkeypatch.setattr(map_files, "PAGE_UP_TO", 9)
+    path = write(here / "v.parquet", blobs(10))
+    result, said = run(path, here)
+    assert result.page is None and "no page: 10 rows; --page writes one all the same" in said
+    assert run(path, here, page=True)[0].page.exists()
+
+
+def test_a_title_of_broken_bytes_is_refused_before_anything_is_written(here):
+    with pytest.raises(ConfigError, match="title: holds bytes that are no UTF-8"):
+        run(write(here / "v.parquet", blobs(10)), here, title="a\udcff")
+    assert not (here / "map.png").exists()
+
+
 # ---------------------------------------------------------------- nothing is computed twice
 
 
@@ -138,14 +203,72 @@ def test_a_redraw_projects_nothing(here, projected, change, monkeypatch):
     assert projected == ["project_pca"]
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 7}, {"mode": "fast"}, {"max_points": 15}, {"method": "tsne"}, {"cache": False}, {}]
-)
+@pytest.mark.parametrize("change", [{"seed": 7}, {"max_points": 15}, {"method": "tsne"}, {"cache": False}, {}])
 def test_other_vectors_and_settings_are_projected_anew(here, projected, change):
     run(write(here / "v.parquet", blobs(20)), here)
     path = here / "v.parquet" if change else write(here / "w.parquet", blobs(20, seed=1))
     run(path, here, **change)
     assert len(projected) == 2
+
+
+def test_mode_is_a_setting_of_tsne_and_none_of_pca(here, projected):
+    path = write(here / "v.parquet", blobs(20))
+    for method in ("pca", "tsne"):
+        for mode in ("reproducible", "fast"):
+            run(path, here, method=method, mode=mode)
+    assert projected == ["project_pca", "project_tsne", "project_tsne"]
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.txt", "v.npy"])
+def test_a_redraw_does_not_read_the_vectors(here, monkeypatch, name):
+    path = write(here / name, blobs(20), other=[f"o{row % 4}" for row in range(20)])
+    first, _ = run(path, here)
+    kept = first.page.read_bytes()
+    monkeypatch.setattr(embeddings.EmbeddingFiles, "read", None)
+    again, _ = run(path, here)
+    assert again.page.read_bytes() == kept
+    run(path, here, title="other", label_column="other", theme="dark", output_path=here / "map.svg")
+
+
+def test_columns_that_changed_are_read_again_and_the_same_vectors_are_not_projected_again(here, projected):
+    run(write(here / "v.parquet", blobs(20)), here)
+    result, _ = run(write(here / "v.parquet", blobs(20), text=[f"new {row}" for row in range(20)]), here)
+    assert "new 19" in result.page.read_text(encoding="utf-8") and "the text of row 19" not in result.page.read_text()
+    assert projected == ["project_pca"]
+
+
+def test_a_file_that_its_manifest_does_not_know_is_refused_although_its_columns_are_kept(here):
+    path = write(here / "v.txt", blobs(20))
+    run(path, here)
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(DataError, match=r"v.txt: differs from what its manifest recorded"):
+        run(path, here)
+
+
+def test_vectors_that_change_between_two_readings_are_refused(here, monkeypatch):
+    path = write(here / "v.npy", blobs(20))
+    (here / "v.npy.manifest.json").unlink()
+    run(path, here)
+    real = embeddings.EmbeddingFiles.read
+    monkeypatch.setattr(embeddings.EmbeddingFiles, "read", lambda *a, **k: np.save(path, blobs(20, seed=1)) or real(*a, **k))
+    with pytest.raises(DataError, match=r"v.npy: changed while it was read; draw the map again"):
+        run(path, here, method="tsne")
+
+
+def test_other_columns_are_measured_ahead(here, monkeypatch):
+    path = write(here / "v.parquet", blobs(20), other=[f"o{row % 4}" for row in range(20)])
+    run(path, here)
+    monkeypatch.setattr(quality, "cluster_quality", None)
+    result, _ = run(path, here, label_column="other")
+    assert result.lines[0].startswith("20 labelled rows, 4 labels")
+
+
+def test_one_search_finds_the_neighbours_of_both_projections_and_of_the_page(here, monkeypatch):
+    asked, real = [], neighbours.neighbours_of_unit_rows
+    monkeypatch.setattr(neighbours, "neighbours_of_unit_rows", lambda rows, k, **how: asked.append(k) or real(rows, k, **how))
+    result, _ = run(write(here / "v.parquet", blobs(60)), here, method="both")
+    assert asked == [59]  # three times the perplexity, which is a third of the others
+    assert json.loads(result.numbers.read_text())["neighbours"] == {"k": 10, "search": "exact"}
 
 
 def test_a_redraw_is_the_first_map_bit_for_bit(here):
@@ -169,9 +292,23 @@ def test_a_format_changes_neither_coordinates_nor_key(here, projected):
 
 def test_beyond_max_points_a_sample_is_drawn(here):
     result, said = run(write(here / "v.parquet", blobs(90)), here, max_points=30)
-    assert "a sample of 30 of 90 rows, every label in proportion (max_points)" in said
-    assert json.loads(result.numbers.read_text())["n_rows"] == 30
+    assert "shown   a sample of 30 of 90 rows, every label in proportion (max_points)" in said
+    numbers = json.loads(result.numbers.read_text())
+    assert (numbers["n_rows"], numbers["n_rows_of_the_file"]) == (30, 90)
+    assert '"n_all":90' in result.page.read_text(encoding="utf-8")
     assert result.lines[0].startswith("30 labelled rows, 3 labels")
+
+
+def test_a_sample_by_a_column_of_numbers_reaches_from_the_least_to_the_largest(here):
+    path = write(here / "v.parquet", blobs(300), label=[f"{row / 7:.4f}" for row in range(300)])
+    result, said = run(path, here, max_points=100, export="atlas")
+    assert "shown   a sample of 100 of 300 rows, at random (max_points)" in said
+    values = np.array(pq.read_table(result.atlas)["label"].to_pylist(), float)
+    assert values.min() < 30 / 7 and values.max() > 270 / 7
+    assert result.lines[0] == "100 rows with a number"
+    assert json.loads(result.numbers.read_text())["quality"]["map"]["silhouette"]["reason"].startswith(
+        "the column holds numbers"
+    )
 
 
 def test_beyond_max_points_the_rest_is_placed_among_its_neighbours(here):
@@ -221,21 +358,47 @@ def test_before_and_after_lie_side_by_side_and_name_what_moved(here):
 def test_a_model_against_itself_moves_nothing(here):
     path = write(here / "v.parquet", blobs(40))
     result, _ = run(path, here, before_path=path, method="tsne", export="atlas")
-    assert {one["changed"] for one in json.loads(result.numbers.read_text())["moved_most"]} == {0.0}
+    assert json.loads(result.numbers.read_text())["moved_most"] == []
+    assert "no row has other neighbours than before" in result.lines
 
 
 def test_rows_of_one_file_alone_are_left_out(here):
     old = write(here / "old.parquet", blobs(30)[:20])
     result, said = run(write(here / "new.parquet", blobs(30)), here, before_path=old)
-    assert "warning: 10 rows stand in only one of the two files and are left out" in said
+    assert "warning: 10 rows stand in only one of the two files, or have no id, and are left out" in said
     assert json.loads(result.numbers.read_text())["n_rows"] == 20
 
 
 def test_without_ids_equal_counts_are_matched_by_order_and_others_refused(here):
     new = write(here / "new.parquet", blobs(20), id=None)
-    run(new, here, before_path=write(here / "old.parquet", blobs(20), id=None))
+    _, said = run(new, here, before_path=write(here / "old.parquet", blobs(20), id=None))
+    assert "warning: neither file has ids: rows are matched by their order" in said
     with pytest.raises(DataError, match=r"before_path .*: 19 rows, but embeddings_path 20; without a column 'id'"):
         run(new, here, before_path=write(here / "less.parquet", blobs(19), id=None))
+
+
+@pytest.mark.parametrize("lacks", ["old", "new"])
+def test_ids_in_one_file_alone_match_nothing(here, lacks):
+    files = {
+        name: write(here / f"{name}.parquet", blobs(20), **({"id": None} if name == lacks else {})) for name in ("old", "new")
+    }
+    with pytest.raises(DataError, match=rf"{lacks}.parquet: no column 'id' \(id_column\), by which"):
+        run(files["new"], here, before_path=files["old"])
+
+
+def test_rows_without_an_id_are_no_pair(here):
+    ids = [f"r{row}" for row in range(19)]
+    old = write(here / "old.parquet", blobs(20), id=["", *ids])
+    result, said = run(write(here / "new.parquet", np.roll(blobs(20), -1, axis=0), id=[*ids, None]), here, before_path=old)
+    assert any(line.startswith("warning: 2 rows stand in only one") for line in said)
+    numbers = json.loads(result.numbers.read_text())
+    assert (numbers["n_rows"], numbers["moved_most"]) == (19, [])
+
+
+def test_a_missing_file_is_named_by_its_option(here):
+    new = write(here / "new.parquet", blobs(20))
+    with pytest.raises(DataError, match=r"before_path .*nix: no such file"):
+        run(new, here, before_path=here / "nix")
 
 
 def test_ids_that_stand_twice_are_refused(here):
@@ -291,6 +454,8 @@ ODD = {
     "no label at all": (20, {"label": [""] * 20}),
     "signs": (20, {"label": ["$x_1$ & <b>", "a_b_c^2", "😀 \\alpha", "\n\t", "x" * 200] * 4}),
     "numbers": (20, {"label": [str(row / 7) for row in range(20)]}),
+    "numbers of any size": (20, {"label": [f"{'-' * (row % 2)}1.{row}e308" for row in range(20)]}),
+    "names that cannot be seen": (40, {"label": [chr(1 + row % 20) for row in range(40)]}),
     "numbers with gaps": (20, {"label": [str(row / 7) if row % 4 else None for row in range(20)]}),
 }
 

@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -213,7 +214,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: type[Config]) -> None
     for name, field in config.model_fields.items():
         flags = dict.fromkeys([f"--{config.spelling(name)}", f"--{name}"])
         parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
-        if field.annotation is bool:
+        if set(_inner_types(field)) <= {bool, NoneType}:
             parser.add_argument(
                 f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
             )
@@ -221,7 +222,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: type[Config]) -> None
 
 def _shape(field: FieldInfo) -> dict[str, Any]:
     if bool in _inner_types(field):
-        return {"nargs": "?", "const": True, "metavar": "true|false" if field.annotation is bool else "true|FOLDER"}
+        return {"nargs": "?", "const": True, "metavar": "true|FOLDER" if Path in _inner_types(field) else "true|false"}
     if _is_list(field):
         return {"nargs": "*", "metavar": "WORD"}
     return {"metavar": type_name(field).upper() if not _choices(field) else "|".join(_choices(field))}

@@ -33,7 +33,9 @@ class VisualizationConfig(Config):
         "what label_column holds: names with a colour each, or numbers with a colour bar; auto = by its values",
         "label_column 的内容：每个名称一种颜色，或用颜色条表示的数值；auto 按取值判断",
     )
-    id_column: str = option("id", "the column with the ids of rows", "各行 id 所在的列")
+    id_column: str | None = option(
+        None, "the column with the ids of rows; not set = id, where there is one", "各行 id 所在的列；未设置时为 id（若有）"
+    )
     text_column: str | None = option(
         None,
         "the column that the page shows as a row's text; not set = the one with the longest texts",
@@ -93,7 +95,11 @@ class VisualizationConfig(Config):
         "numbers go beside it as .json",
         "图片（.png、.svg、.pdf），旁边写入同名的交互网页；或只写网页（.html）；指标写入同名 .json",
     )
-    page: bool = option(True, "write the interactive page beside the picture", "在图片旁写入交互网页")
+    page: bool | None = option(
+        None,
+        "write the interactive page beside the picture; not set = up to 200,000 rows",
+        "在图片旁写入交互网页；未设置时不超过 200,000 行才写",
+    )
     export: Literal["atlas"] | None = option(
         None,
         "atlas: also write the Parquet with x, y and neighbours that embedding-atlas opens, for millions of points",
@@ -111,5 +117,9 @@ class VisualizationConfig(Config):
         known = (*PICTURES, PAGE)
         if self.output_path.suffix.lower() not in known:
             raise ConfigError(f"output_path: {self.output_path} must end in {', '.join(known)}")
+        try:
+            (self.title or "").encode()
+        except UnicodeEncodeError:
+            raise ConfigError("title: holds bytes that are no UTF-8; type it again") from None
         if self.before_path is not None and self.over_max_points == "place":
             raise ConfigError("over_max_points place: not with before_path, whose maps share one sample; use sample or project")

@@ -112,15 +112,15 @@ class EmbeddingFiles:
         return Embeddings(vectors, cells, self.manifest)
 
 
-def find_embeddings(path: Path, delimiter: str = "\x01") -> EmbeddingFiles:
+def find_embeddings(path: Path, delimiter: str = "\x01", option: str = "embeddings_path") -> EmbeddingFiles:
     """The files of a result, unread: by its manifest, or, for one made elsewhere, by what a line says is assumed.
 
-    Raises DataError when something is absent or its manifest cannot be used.
+    option: what names the path. Raises DataError when something is absent or its manifest cannot be used.
     """
     if not path.exists():
-        raise DataError(f"embeddings_path {path}: no such file; run the inference stage first")
+        raise DataError(f"{option} {path}: no such file; run the inference stage first")
     manifest = read_manifest(path)
-    return _found_elsewhere(path, delimiter) if manifest is None else _found_by_manifest(path, manifest)
+    return _found_elsewhere(path, delimiter, option) if manifest is None else _found_by_manifest(path, manifest)
 
 
 def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> EmbeddingFiles:
@@ -162,7 +162,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.suffix not in _NO_VECTORS)
 
 
-def _found_elsewhere(path: Path, delimiter: str) -> EmbeddingFiles:
+def _found_elsewhere(path: Path, delimiter: str, option: str) -> EmbeddingFiles:
     files = [path]
     if path.is_dir():
         visible = _visible(path)
@@ -172,7 +172,7 @@ def _found_elsewhere(path: Path, delimiter: str) -> EmbeddingFiles:
     if len(formats) != 1:
         kinds = ", ".join(sorted(fmt.value for fmt in formats))
         what = f"holds vector files of several formats ({kinds})" if kinds else "holds no vector files"
-        raise DataError(f"embeddings_path {path}: {what}; name one file, or a folder of files of one format")
+        raise DataError(f"{option} {path}: {what}; name one file, or a folder of files of one format")
     (fmt,) = formats
     assumed = {
         VectorFormat.TXT: f"delimiter {delimiter!r} and a {VECTOR!r} column",

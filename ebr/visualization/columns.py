@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 MOST_NUMBERS_AS_NAMES = 12
 """A column of so many different numbers, or fewer, holds classes: 0 and 1, or stars from 1 to 5."""
 
+_LARGEST = 1e300
+
 
 @dataclass(frozen=True)
 class MapColumn:
@@ -44,5 +46,5 @@ def _number(text: str) -> float:
         value = float(text) if text else np.nan
     except ValueError:
         return np.nan
-    # "nan" and "inf" are names, and 1_000 is one that Python alone reads.
-    return value if np.isfinite(value) and "_" not in text else np.nan
+    # "nan" and "inf" are names, 1_000 is one that Python alone reads, and spans beyond _LARGEST overflow.
+    return value if abs(value) <= _LARGEST and "_" not in text else np.nan

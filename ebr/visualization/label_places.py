@@ -53,13 +53,16 @@ def densest_spot(points: NDArray[np.floating], width: float) -> NDArray[np.float
 def place_names(
     anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], inside: Box, taken: Sequence[Box] = ()
 ) -> list[Box | None]:
-    """A place for each name, all in pixels; None where none is free. The first names choose first.
+    """A place for each name, all in pixels; None where none is free, or the name shows nothing. The first names choose first.
 
     anchors: what each stands at. sizes: width and height of each. taken: where nothing may stand.
     """
     placed: list[Box | None] = []
     occupied = list(taken)
     for anchor, size in zip(anchors, sizes, strict=True):
+        if min(size) <= 0:  # nothing but characters that cannot be seen
+            placed.append(None)
+            continue
         found = next(
             (box for box in _candidates(anchor, size) if inside.holds(box) and not any(map(box.meets, occupied))), None
         )

@@ -40,6 +40,7 @@ GROUNDS = {
 WORDS = {
     "en": {
         "points": "{n:,} points",
+        "points_of": "{n:,} of {all:,} points",
         "names": "{shown} of {all} names shown",
         "other": "other ({n:,})",
         "missing": "(no label) ({n:,})",
@@ -49,6 +50,7 @@ WORDS = {
     },
     "zh": {
         "points": "{n:,} 个点",
+        "points_of": "{all:,} 个点中的 {n:,} 个",
         "names": "显示 {all} 个名称中的 {shown} 个",
         "other": "其他（{n:,}）",
         "missing": "（无标签）（{n:,}）",

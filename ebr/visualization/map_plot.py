@@ -62,6 +62,7 @@ def map_figure(
     column: MapColumn,
     *,
     title: str,
+    n_all: int | None = None,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
     panel_titles: Sequence[str] = (),
@@ -73,11 +74,11 @@ def map_figure(
 ) -> Figure:
     """The figure that draw_maps writes.
 
-    title: what was embedded, by which model; the number of points is added. notes, warnings, panel_titles: one a map, '' =
-    none; a map without a title has its method. marked: rows that get a number on every map, and their texts, listed below.
-    Up to MOST_IN_LEGEND labels stand in a legend with their counts, more at their clusters as far as they fit; numbers get a
-    colour bar. preferred_fonts: families to try first for characters that the default font lacks. seed: which point covers
-    which.
+    title: what was embedded, by which model; the number of points is added, and n_all, of how many rows they are a sample.
+    notes, warnings, panel_titles: one a map, '' = none; a map without a title has its method. marked: rows that get a number on
+    every map, and their texts, listed below. Up to MOST_IN_LEGEND labels stand in a legend with their counts, more at their
+    clusters as far as they fit; numbers get a colour bar. preferred_fonts: families to try first for characters that the
+    default font lacks. seed: which point covers which.
     """
     if not projections or not column.texts or any(len(one.coords) != len(column.texts) for one in projections):
         raise ValueError(f"{[len(one.coords) for one in projections]} points on the maps but {len(column.texts)} labels")
@@ -100,9 +101,9 @@ def map_figure(
         _add_key(figure, panels, look)
         if marked:
             _list_marked(figure, look, marked)
-        _add_heading(
-            figure, f"{shortened(title, _TITLE_COLUMNS_A_PANEL * n_maps)} · {look.words['points'].format(n=len(column.texts))}"
-        )
+        n_points = len(column.texts)
+        count = look.words["points" if n_all in (None, n_points) else "points_of"].format(n=n_points, all=n_all)
+        _add_heading(figure, f"{shortened(title, _TITLE_COLUMNS_A_PANEL * n_maps)} · {count}")
         if look.is_named_on_the_map:
             name_clusters(figure, panels, projections, look)
     return figure

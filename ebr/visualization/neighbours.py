@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-EXACT_UP_TO = 50_000
-"""Rows whose neighbours are found exactly, in about 40 core-seconds at 384 dimensions; twice the rows take four times that."""
+EXACT_UP_TO = 100_000
+"""Rows whose neighbours are found exactly, in about 160 core-seconds at 384 dimensions; NN-descent takes hardly less."""
 
 # A block of similarities fills this many bytes at most, whatever the number of rows; NumPy's passes over it take as much again.
 _BLOCK_BYTES = 64 * 2**20

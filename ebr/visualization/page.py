@@ -54,7 +54,8 @@ class PageContent:
     columns: what to colour by; the first one is shown at the start. groups: the colours of each column of categories, by its
     name; a column that is not there must hold numbers. ids, texts: one a row. neighbours, similarities: (N, k) rows nearest in
     the original space, nearest first (-1: none there), and their cosines; both or neither. lines: the table of the figures, as
-    printed. moved: (N,) how far each row moved between two maps, in any unit: the rows that moved most are listed.
+    printed. moved: (N,) how far each row moved between two maps, in any unit: the rows that moved most are listed. n_all: of
+    how many rows these are a sample; None: of N.
     Raises ValueError when lengths disagree, a coordinate is not finite, or a column can be coloured in no way.
     """
 
@@ -68,6 +69,7 @@ class PageContent:
     similarities: NDArray[np.float32] | None = None
     lines: Sequence[str] = field(default_factory=tuple)
     moved: NDArray[np.float32] | None = None
+    n_all: int | None = None
     language: Literal["en", "zh"] = "en"
     theme: Literal["light", "dark"] = "light"
 
@@ -163,6 +165,7 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "language": content.language,
         "title": content.title,
         "n": len(content.ids),
+        "n_all": content.n_all or len(content.ids),
         "panels": [_panel_data(panel) for panel in content.panels],
         "columns": [_column_data(column, content.groups.get(column.name)) for column in content.columns],
         "ids": list(content.ids),  # whole: they are exported

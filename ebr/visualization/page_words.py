@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 ENGLISH = {
     "points": "{n} points",
+    "points_of": "{n} of {all} points",
     "no_script": "This page needs JavaScript: the map is drawn by it. Nothing is loaded from the network.",
     "no_webgl": "This browser draws no WebGL, so the map may be slow.",
     "drawing": "Drawing …",
@@ -58,6 +59,7 @@ ENGLISH = {
 
 CHINESE = {
     "points": "{n} 个点",
+    "points_of": "{all} 个点中的 {n} 个",
     "no_script": "本页需要 JavaScript 来绘制地图；不会从网络加载任何内容。",
     "no_webgl": "此浏览器不支持 WebGL，绘图可能较慢。",
     "drawing": "正在绘制……",

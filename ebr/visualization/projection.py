@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ebr.visualization.neighbours import EXACT_UP_TO, Neighbours, neighbours_of_unit_rows, unit_rows
+from ebr.visualization.neighbours import Neighbours, neighbours_of_unit_rows, unit_rows
 
 Coords: TypeAlias = NDArray[np.float32]
 Settings: TypeAlias = dict[str, float | int | str]
@@ -31,9 +31,6 @@ _CALLBACK_EVERY = 25
 # with, and its Fourier transforms then take most of the time: at 1.5 instead of 1 they take half of it, and trustworthiness and
 # kept neighbours stay within what another seed changes; at 2, neighbours begin to be lost (docs/measurements.md).
 _GRID_CELL = 1.5
-
-# t-SNE asks for 90 neighbours, for which NN-descent takes longer than all pairs do.
-_TSNE_EXACT_UP_TO = 100_000
 
 # Two directions of 50,000 vectors are those of a million; beyond, PCA only reads the rows, block by block.
 _PCA_FITTED_ON = 50_000
@@ -67,6 +64,11 @@ def default_perplexity(n_points: int) -> float:
     return min(30.0, (n_points - 1) / 3)
 
 
+def tsne_neighbours(n_points: int, perplexity: float | None) -> int:
+    """How many neighbours of a point t-SNE looks at: three times the perplexity (van der Maaten 2014)."""
+    return min(n_points - 1, ceil(3 * (perplexity or default_perplexity(n_points))))
+
+
 def default_neighbors(n_points: int) -> int:
     """UMAP's own 15 up to 10,000 points, then 15 more for each power of ten, lowered to the other points."""
     return min(round(15 + 15 * max(0.0, log10(max(n_points, 1)) - 4)), n_points - 1)
@@ -95,16 +97,15 @@ def project_tsne(
     if reason := _why_not_projectable(rows):
         return _pca_instead_of("t-SNE", reason, rows, seed)
     perplexity = min(perplexity or default_perplexity(len(rows)), (len(rows) - 1) / 3)
-    start = _start(rows, initialization, seed)
-    # So small that early exaggeration pulls freely; a hundredth of noise parts equal points.
-    small = _scaled(start, 1e-4 / max(float(start.std(axis=0).max()), 1e-30), noise=1e-6, seed=seed).astype(np.float64)
-    with warnings.catch_warnings(), _threads(reproducible):
+    with warnings.catch_warnings(), limited_threads(one=reproducible):
         warnings.simplefilter("ignore")
+        start = _start(rows, initialization, seed)
+        # So small that early exaggeration pulls freely; a hundredth of noise parts equal points.
+        small = _scaled(start, 1e-4 / max(float(start.std(axis=0).max()), 1e-30), noise=1e-6, seed=seed).astype(np.float64)
         if engine == "sklearn":
             coords, settings = _sklearn_tsne(rows, small, perplexity, learning_rate, seed)
         else:
-            n_near = min(len(rows) - 1, ceil(3 * perplexity))
-            near = _neighbours(rows, n_near, neighbours, reproducible, seed, _TSNE_EXACT_UP_TO)
+            near = _neighbours(rows, tsne_neighbours(len(rows), perplexity), neighbours, reproducible, seed)
             # For few points, threads wait for each other longer than they work.
             n_jobs = 1 if reproducible or len(rows) <= _ONE_THREAD_UP_TO else os.cpu_count() or 1
             coords, settings = _open_tsne(near, small, perplexity, learning_rate, n_jobs, seed)
@@ -135,13 +136,13 @@ def project_umap(
         return _pca_instead_of("UMAP", reason, rows, seed)
     n_points = len(rows)
     n_neighbors = max(2, min(n_neighbors or default_neighbors(n_points), n_points - 1))
-    start = _start(rows, initialization, seed)
-    # umap-learn's own scale for a PCA or a spectral start.
-    wide = _scaled(start, 10 / max(float(np.abs(start).max()), 1e-30), noise=1e-4, seed=seed)
-    with warnings.catch_warnings(), _threads(reproducible):
+    with warnings.catch_warnings(), limited_threads(one=reproducible):
         # It warns about choices made here on purpose: one thread for the seed's sake, neighbours without their index.
         warnings.simplefilter("ignore")
-        near = _neighbours(rows, n_neighbors - 1, neighbours, reproducible, seed, EXACT_UP_TO)
+        start = _start(rows, initialization, seed)
+        # umap-learn's own scale for a PCA or a spectral start.
+        wide = _scaled(start, 10 / max(float(np.abs(start).max()), 1e-30), noise=1e-4, seed=seed)
+        near = _neighbours(rows, n_neighbors - 1, neighbours, reproducible, seed)
         del rows  # at a million rows, half of the memory that UMAP leaves free
         coords, epochs = _umap(near, wide, n_neighbors, min_dist, seed if reproducible else None)
     stated: Settings = {"neighbors": n_neighbors, "min dist": min_dist, "epochs": epochs, "engine": "umap-learn"}
@@ -181,9 +182,10 @@ def pca_layout(vectors: NDArray[np.floating], *, seed: int) -> Coords:
         return coords
     n_fitted = min(len(vectors), _PCA_FITTED_ON)
     sample = np.sort(np.random.default_rng(seed).choice(len(vectors), size=n_fitted, replace=False))
-    pca = PCA(n_components, random_state=seed).fit(vectors[sample])
-    for first in range(0, len(vectors), _PCA_FITTED_ON):
-        coords[first : first + _PCA_FITTED_ON, :n_components] = pca.transform(vectors[first : first + _PCA_FITTED_ON])
+    with limited_threads(one=True):  # it takes seconds, and what starts there should not depend on how many threads there are
+        pca = PCA(n_components, random_state=seed).fit(vectors[sample])
+        for first in range(0, len(vectors), _PCA_FITTED_ON):
+            coords[first : first + _PCA_FITTED_ON, :n_components] = pca.transform(vectors[first : first + _PCA_FITTED_ON])
     return coords
 
 
@@ -263,19 +265,17 @@ def _umap(near: Neighbours, start: Coords, n_neighbors: int, min_dist: float, se
     return np.asarray(model.fit_transform(start), dtype=np.float32), epochs
 
 
-def _neighbours(
-    rows: NDArray[np.float32], k: int, known: Neighbours | None, reproducible: bool, seed: int, exact_up_to: int
-) -> Neighbours:
+def _neighbours(rows: NDArray[np.float32], k: int, known: Neighbours | None, reproducible: bool, seed: int) -> Neighbours:
     if known is not None and len(known.indices) == len(rows) and known.indices.shape[1] >= k:
         return known.first(k)
-    return neighbours_of_unit_rows(rows, k, exact_up_to=exact_up_to, seed=seed, n_jobs=1 if reproducible else None)
+    return neighbours_of_unit_rows(rows, k, seed=seed, n_jobs=1 if reproducible else None)
 
 
-def _threads(reproducible: bool) -> AbstractContextManager[object]:
+def limited_threads(*, one: bool) -> AbstractContextManager[object]:
     """Sums of several threads depend on which comes first, or on their number; so reproducible means one."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1) if reproducible else nullcontext()
+    return threadpool_limits(1) if one else nullcontext()
 
 
 def _run_settings(n_points: int, initialization: object, reproducible: bool, seed: int | str) -> Settings:

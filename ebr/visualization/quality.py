@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,9 @@ MOST_LABELS = 1000
 """Of more labels, the metrics that compare each with every other (or cluster into as many) would take minutes and gigabytes."""
 _TOO_MANY = f"more than {MOST_LABELS:,} labels"
 _ALL_EQUAL = "all vectors are equal"
+_NOT_FINITE = "the vectors' numbers are too large or too small"
+_NUMBERS = "the column holds numbers, not labels"
+_MODERATE = (1e-6, 1e6)
 
 # Each row that is asked for its neighbours is compared with all others; from 1,000 rows the share that agrees is known to 0.016
 # (one standard error, at worst).
@@ -111,13 +115,14 @@ def cluster_quality(
     asked = sample_rows(len(rows), min(agreement_rows, max(_FEWEST_QUERIES, _MOST_PAIRS // max(len(rows), 1))), seed)
     # One reason for the agreement and its chance level: both are of all rows, whichever of them are asked.
     reason = _why_undefined(rows, codes)
+    rows = _of_moderate_size(rows)
     nmi, ari = _kmeans_measures(rows, codes, sample_rows(len(rows), kmeans_rows, seed), seed)
     return ClusterQuality(
         n_rows=len(labels),
         n_unlabelled=len(labels) - len(rows),
         n_labels=len(code_of),
         k=k,
-        silhouette=_measure(_silhouette, rows[near], codes[near]),
+        silhouette=_measure(_silhouette, unit_rows(rows[near]), codes[near]),
         calinski_harabasz=_measure(_calinski_harabasz, rows, codes, most_labels=MOST_LABELS),
         davies_bouldin=_measure(_davies_bouldin, rows, codes, most_labels=MOST_LABELS),
         knn_agreement=Measure(None if reason else _neighbour_agreement(rows, codes, asked, k), len(asked), reason),
@@ -125,6 +130,13 @@ def cluster_quality(
         kmeans_nmi=nmi,
         kmeans_ari=ari,
     )
+
+
+def quality_of_numbers(numbers: NDArray[np.float64]) -> ClusterQuality:
+    """What is to be said of a column of numbers (N,), nan where one is missing: nothing here measures it."""
+    n_given = int(np.isfinite(numbers).sum())
+    nothing = Measure(None, n_given, _NUMBERS)
+    return ClusterQuality(len(numbers), len(numbers) - n_given, 0, 0, *[nothing] * 7)
 
 
 def quality_lines(quality: ClusterQuality, trust: Mapping[str, MapTrust] | None = None, language: Language = "en") -> list[str]:
@@ -148,6 +160,8 @@ def quality_lines(quality: ClusterQuality, trust: Mapping[str, MapTrust] | None 
 
 def _head(quality: ClusterQuality, language: Language) -> str:
     n_labelled = quality.n_rows - quality.n_unlabelled
+    if quality.silhouette.reason == _NUMBERS:
+        return f"{n_labelled:,} rows with a number" if language == "en" else f"{n_labelled:,} 行有数值"
     if language == "zh":
         left_out = f"；另有 {quality.n_unlabelled:,} 行没有标签，未计入" if quality.n_unlabelled else ""
         return f"{n_labelled:,} 行有标签，共 {quality.n_labels:,} 种标签{left_out}"
@@ -189,7 +203,8 @@ def _measure(
     most_labels: int | None = None,
 ) -> Measure:
     reason = _why_undefined(rows, codes, most_labels)
-    return Measure(None, len(rows), reason) if reason else Measure(float(metric(rows, codes)), len(rows))
+    value = None if reason else float(metric(rows, codes))
+    return Measure(value, len(rows), reason) if value is None or isfinite(value) else Measure(None, len(rows), _NOT_FINITE)
 
 
 def _why_undefined(rows: NDArray[np.floating], codes: NDArray[np.int64], most_labels: int | None = None) -> str:
@@ -210,6 +225,14 @@ def all_equal(rows: NDArray[np.floating]) -> bool:
 
 
 # scikit-learn takes a second to import: a map that is redrawn from the cache needs these records and none of its functions.
+
+
+def _of_moderate_size(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The rows, divided by their largest number where squares would leave float32: no measure here depends on the scale."""
+    largest = max(abs(float(rows.max(initial=0))), abs(float(rows.min(initial=0))))
+    return (
+        rows if _MODERATE[0] <= largest <= _MODERATE[1] or not 0 < largest < np.inf else rows / np.asarray(largest, rows.dtype)
+    )
 
 
 def _silhouette(rows: NDArray[np.floating], codes: NDArray[np.int64]) -> float:

@@ -12,14 +12,16 @@ def stratified_sample(labels: Sequence[str], at_most: int, *, seed: int) -> NDAr
     """Rows of a seeded sample in which every label keeps its share, sorted; all rows when they are few enough.
 
     Shares are rounded by largest remainder, so that exactly at_most rows are drawn. A rare label keeps one row, at the expense
-    of the largest: a map that drops it would say that it does not exist. With more labels than rows, the frequent ones stay.
+    of the largest: a map that drops it would say that it does not exist. With more labels than rows, the frequent ones stay;
+    of equally frequent ones, those that the seed draws.
     """
     if len(labels) <= at_most:
         return np.arange(len(labels))
     codes, counts = _codes(labels)
-    quota = _quota(counts, at_most)
+    random = np.random.default_rng(seed)
     # One random order of all rows, then sorted by label: the first of each label are a fair draw from it.
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = random.permutation(len(labels))
+    quota = _quota(counts, at_most, lots=random.permutation(len(counts)))
     by_label = shuffled[np.argsort(codes[shuffled], kind="stable")]
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(labels)) - np.repeat(starts, counts)
@@ -34,11 +36,14 @@ def _codes(labels: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return codes, np.bincount(codes)
 
 
-def _quota(counts: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
-    """Rows to draw of each label: their shares, but one at least; one of the most frequent each where labels outnumber rows."""
+def _quota(counts: NDArray[np.int64], at_most: int, lots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows to draw of each label: their shares, but one at least; one of the most frequent each where labels outnumber rows.
+
+    lots: which of equally frequent labels go first; by their texts it would be the beginning of the alphabet.
+    """
     quota = np.zeros(len(counts), dtype=np.int64)
     if len(counts) > at_most:
-        quota[np.argsort(-counts, kind="stable")[:at_most]] = 1
+        quota[np.lexsort((lots, -counts))[:at_most]] = 1
         return quota
     rare = np.zeros(len(counts), dtype=bool)
     while True:  # each round gives some rare labels their one row, and the others share what is left

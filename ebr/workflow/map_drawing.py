@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _MARKED = 10
 _MOVED = {"en": "share of neighbours that changed, the most first", "zh": "变化的邻居比例，从大到小"}
+_UNMOVED = {"en": "no row has other neighbours than before", "zh": "没有任何行的邻居发生变化"}
 _MARKED_COLUMNS = 70
+_ID_COLUMNS = 40
 _CELL = 200
 """Characters of a cell that the page keeps."""
 _MOST_DISTINCT = 0.5
@@ -31,7 +33,7 @@ _MOST_DISTINCT = 0.5
 
 @dataclass(frozen=True)
 class MapPanel:
-    """One map of the figure. title: what tells it from its neighbour; empty = its method."""
+    """One map of the figure. title: what tells it from its neighbour beside its method; may be empty."""
 
     title: str
     map: DrawnMap
@@ -61,9 +63,17 @@ class MapContent:
     @cached_property
     def column(self) -> MapColumn:
         """The column that colours the points."""
-        from ebr.visualization.columns import MapColumn
+        return self.rows.column(self.config.label_kind)
 
-        return MapColumn(self.rows.label, tuple(self.rows.labels), self.config.label_kind)
+    @cached_property
+    def panel_titles(self) -> list[str]:
+        """What stands above each panel."""
+        from ebr.visualization.captions import method_text
+
+        methods = [method_text(panel.map.projection.method, self.config.language) for panel in self.panels]
+        return [
+            f"{panel.title} · {method}" if panel.title else method for panel, method in zip(self.panels, methods, strict=True)
+        ]
 
     @cached_property
     def columns(self) -> list[MapColumn]:
@@ -88,23 +98,26 @@ class MapContent:
 
     @cached_property
     def most_moved(self) -> list[int]:
-        """The rows whose neighbours changed most."""
-        return [] if self.movement is None else [int(row) for row in self.movement.most(_MARKED)]
+        """The rows whose neighbours changed most; none where none has other neighbours than before."""
+        if self.movement is None:
+            return []
+        return [int(row) for row in self.movement.most(_MARKED) if self.movement.neighbours_changed[row] > 0]
 
     def lines(self) -> list[str]:
         """The figures as a table for people, with what they mean."""
         from ebr.visualization.quality import quality_lines
 
-        trust = {panel.title or panel.map.projection.method: panel.map.trust for panel in self.panels}
+        trust = {title: panel.map.trust for title, panel in zip(self.panel_titles, self.panels, strict=True)}
         lines: list[str] = []
         for name, quality in self.qualities.items():
             is_last = name == list(self.qualities)[-1]
             lines += [*([name] if name else []), *quality_lines(quality, trust if is_last else None, self.config.language)]
-        lines += [f"warning: {panel.title or panel.map.projection.method}: {text}" for panel, text in self._warned()]
+        lines += [f"warning: {title}: {text}" for title, text in zip(self.panel_titles, self.warnings, strict=True) if text]
         if self.movement is not None:
             changed = self.movement.neighbours_changed
-            lines += ["", _MOVED[self.config.language]]
-            lines += [f"{float(changed[row]):6.0%}  {self.rows.ids[row]}  {text}" for row, text in self._marked()]
+            lines += ["", (_MOVED if self.most_moved else _UNMOVED)[self.config.language]]
+            ids = {row: cut_text(self.rows.ids[row], _ID_COLUMNS) for row in self.most_moved}
+            lines += [f"{float(changed[row]):6.0%}  {ids[row]}  {text}" for row, text in self._marked()]
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -112,19 +125,25 @@ class MapContent:
         record: dict[str, Any] = {
             "config": self.config.to_json(),
             "n_rows": len(self.rows.ids),
+            "n_rows_of_the_file": self.rows.n_all,
             "notes": list(self.rows.notes),
             "quality": {name or "map": asdict(quality) for name, quality in self.qualities.items()},
             "maps": [
                 {
-                    "title": panel.title,
+                    "title": title,
                     "method": panel.map.projection.method,
                     "settings": panel.map.projection.settings,
                     **asdict(panel.map.trust),
                     "warning": warning,
                 }
-                for panel, warning in zip(self.panels, self.warnings, strict=True)
+                for panel, title, warning in zip(self.panels, self.panel_titles, self.warnings, strict=True)
             ],
         }
+        if self.neighbours is not None:
+            record["neighbours"] = {
+                "k": self.neighbours.indices.shape[1],
+                "search": "exact" if self.neighbours.exact else "NN-descent",
+            }
         if self.movement is not None:
             changed = self.movement.neighbours_changed
             record["moved_most"] = [{"id": self.rows.ids[row], "changed": float(changed[row])} for row in self.most_moved]
@@ -141,7 +160,8 @@ class MapContent:
             title=self.title,
             notes=[panel.map.trust.note(self.config.language) for panel in self.panels],
             warnings=self.warnings,
-            panel_titles=[panel.title or panel.map.projection.method for panel in self.panels],
+            panel_titles=self.panel_titles,
+            n_all=self.rows.n_all,
             marked=self._marked(),
             theme=self.config.theme,
             language=self.config.language,
@@ -155,18 +175,14 @@ class MapContent:
 
         columns = self.columns
         panels = [
-            PagePanel(
-                panel.title or panel.map.projection.method,
-                _subtitle(panel.map, self.config),
-                warning,
-                panel.map.projection.coords,
-            )
-            for panel, warning in zip(self.panels, self.warnings, strict=True)
+            PagePanel(title, _subtitle(panel.map, self.config), warning, panel.map.projection.coords)
+            for panel, title, warning in zip(self.panels, self.panel_titles, self.warnings, strict=True)
         ]
         write_map_page(
             path,
             PageContent(
                 title=self.title,
+                n_all=self.rows.n_all,
                 panels=panels,
                 columns=columns,
                 groups={column.name: self._groups(column) for column in columns if column.numbers is None},
@@ -186,9 +202,6 @@ class MapContent:
         from ebr.visualization.atlas import write_atlas
 
         write_atlas(path, self.panels[-1].map.projection.coords, self.rows.columns, self.neighbours, text_column=self.rows.text)
-
-    def _warned(self) -> list[tuple[MapPanel, str]]:
-        return [(panel, text) for panel, text in zip(self.panels, self.warnings, strict=True) if text]
 
     def _marked(self) -> list[tuple[int, str]]:
         return [(row, cut_text(self.rows.texts[row], _MARKED_COLUMNS)) for row in self.most_moved]

@@ -14,6 +14,7 @@ from ebr.workflow.map_vectors import MapVectors, Vectors
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
+    from ebr.visualization.columns import MapColumn
     from ebr.visualization.map_cache import MapCache
     from ebr.visualization.neighbours import Neighbours
     from ebr.visualization.projection import Projection
@@ -49,6 +50,7 @@ class MapNumbers:
         self.config = config
         self.cache = cache
         self.say = say
+        self._found: Neighbours | None = None
 
     @property
     def vectors(self) -> Vectors:
@@ -66,11 +68,11 @@ class MapNumbers:
             "method": method,
             "options": options,
             "seed": self.config.seed,
-            "mode": self.config.mode,
             "n_projected": len(self.projected),
             "projected": _fingerprint(self.projected),
-            "start": None if start is None else _fingerprint(start),
         }
+        if method != "pca":  # which has neither
+            key |= {"mode": self.config.mode, "start": None if start is None else _fingerprint(start)}
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             projection = self._project(method, options, start)
@@ -83,25 +85,42 @@ class MapNumbers:
 
     def neighbours(self) -> Neighbours:
         """The nearest rows of each in the original space, NEIGHBOURS of them."""
-        from ebr.visualization.neighbours import Neighbours, nearest_neighbours
+        from ebr.visualization.neighbours import EXACT_UP_TO, Neighbours
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-            self.say(f"neighbours of {len(self._vectors):,} rows in the original space")
-            found = nearest_neighbours(self.vectors, NEIGHBOURS, seed=self.config.seed)
+            found = self._search(NEIGHBOURS)
             return {"indices": found.indices, "similarities": found.similarities}, {"exact": found.exact}
 
-        arrays, facts = self._kept({"what": "neighbours", "k": NEIGHBOURS}, compute)
+        key: dict[str, Any] = {"what": "neighbours", "k": NEIGHBOURS}
+        if len(self._vectors) > EXACT_UP_TO:  # only then is there chance in them
+            key |= {"seed": self.config.seed, "mode": self.config.mode}
+        arrays, facts = self._kept(key, compute)
         return Neighbours(arrays["indices"], arrays["similarities"], facts["exact"])
 
-    def quality(self, column: str, labels: Sequence[str]) -> ClusterQuality:
-        """How well the labels, one a row, group in the original space. column: what people call them."""
-        from ebr.visualization.quality import ClusterQuality, cluster_quality
+    def _search(self, k: int) -> Neighbours:
+        """The k nearest rows of each among all rows; those of a larger k are at hand once a projection asked for them."""
+        from ebr.visualization.neighbours import nearest_neighbours
+        from ebr.visualization.projection import limited_threads
+
+        if self._found is None or self._found.indices.shape[1] < min(k, len(self._vectors) - 1):
+            self.say(f"neighbours of {len(self._vectors):,} rows in the original space")
+            one = self.config.mode == "reproducible"
+            with limited_threads(one=one):
+                self._found = nearest_neighbours(self.vectors, k, seed=self.config.seed, n_jobs=1 if one else None)
+        return self._found.first(k)
+
+    def quality(self, column: MapColumn) -> ClusterQuality:
+        """How well the labels of a column group in the original space."""
+        from ebr.visualization.quality import ClusterQuality, cluster_quality, quality_of_numbers
+
+        if column.numbers is not None:
+            return quality_of_numbers(column.numbers)
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-            self.say(f"measuring how {column!r} groups the rows")
-            return {}, asdict(cluster_quality(self.vectors, labels, seed=self.config.seed))
+            self.say(f"measuring how {column.name!r} groups the rows")
+            return {}, asdict(cluster_quality(self.vectors, column.texts, seed=self.config.seed))
 
-        key = {"what": "quality", "labels": _fingerprint(labels), "seed": self.config.seed}
+        key = {"what": "quality", "labels": _fingerprint(column.texts), "seed": self.config.seed}
         return ClusterQuality.from_json(self._kept(key, compute)[1])
 
     def _kept(
@@ -142,7 +161,14 @@ class MapNumbers:
         else:
             project: Callable[..., Projection] = project_tsne if method == "tsne" else project_umap
             reproducible = self.config.mode == "reproducible"
-            projection = project(sample, **options, initialization=start, reproducible=reproducible, seed=self.config.seed)
+            projection = project(
+                sample,
+                **options,
+                initialization=start,
+                reproducible=reproducible,
+                seed=self.config.seed,
+                neighbours=self._neighbours_for(method) if among == n_rows else None,
+            )
         if among == n_rows:
             return projection
         others = np.setdiff1d(np.arange(n_rows), self.projected, assume_unique=True)
@@ -151,6 +177,17 @@ class MapNumbers:
         coords[self.projected] = projection.coords
         coords[others] = place_by_neighbours(sample, projection.coords, self.vectors, rows=others)
         return replace(projection, coords=coords, settings={**projection.settings, "placed by neighbours": len(others)})
+
+    def _neighbours_for(self, method: str) -> Neighbours | None:
+        """What the projection would search for itself, where others can use it too; None for a method that does its own."""
+        from ebr.visualization.projection import FEWEST_POINTS, default_neighbors, tsne_neighbours
+
+        n_rows = len(self._vectors)
+        if n_rows < FEWEST_POINTS or (method == "tsne" and self.config.tsne_engine == "sklearn"):
+            return None
+        if method == "tsne":
+            return self._search(max(tsne_neighbours(n_rows, self.config.tsne_perplexity), NEIGHBOURS))
+        return self._search(max((self.config.umap_neighbors or default_neighbors(n_rows)) - 1, NEIGHBOURS))
 
 
 def _fingerprint(values: NDArray[Any] | Sequence[str]) -> str:

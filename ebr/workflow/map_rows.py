@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from ebr.errors import DataError
 from ebr.workflow.map_vectors import MapVectors, Rows, VectorTable, read_vector_table
 
 if TYPE_CHECKING:
+    from ebr.visualization.columns import MapColumn
     from ebr.visualization.map_cache import MapCache
 
+_ID = "id"
 _ROWS_LOOKED_AT = 1000
 
 
@@ -24,17 +26,19 @@ class MapRows:
     """N rows: vectors (N, D); before (N, D') of the same rows by another model, or None; cells by column, '' = missing.
 
     ids: of the rows; their numbers in the file, from 0, where it has no ids. label, id, text: the columns that play these
-    parts; id and text are None where the file has none that could. notes: what was left out of the files, a line each.
+    parts; id and text are None where the file has none that could. n_all: the rows of which these are a sample, N where they
+    are all. notes: what was left out of the files or assumed of them, a line each.
     """
 
     vectors: MapVectors
     before: MapVectors | None
     columns: Mapping[str, Sequence[str]]
-    ids: Sequence[str]
+    ids: list[str]
     label: str
     id: str | None
     text: str | None
     manifest: Mapping[str, Any] | None
+    n_all: int
     before_manifest: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
@@ -42,6 +46,12 @@ class MapRows:
     def labels(self) -> Sequence[str]:
         """The cells that colour the points."""
         return self.columns[self.label]
+
+    def column(self, kind: Literal["auto", "categories", "numbers"] = "auto") -> MapColumn:
+        """The column that colours the points."""
+        from ebr.visualization.columns import MapColumn
+
+        return MapColumn(self.label, tuple(self.labels), kind)
 
     @property
     def texts(self) -> Sequence[str]:
@@ -66,31 +76,24 @@ def read_map_rows(config: VisualizationConfig, cache: MapCache | None = None) ->
 
     Raises DataError naming what is missing, a row whose vector holds nan or inf, or when no row is left.
     """
-    from ebr.visualization.columns import MapColumn
-
     delimiter = parse_delimiter(config.delimiter)
-    after = read_vector_table(config.embeddings_path, delimiter, cache)
+    after = read_vector_table(config.embeddings_path, delimiter, cache, option="embeddings_path")
     columns = _clean(after.columns)
     label = _required(config, "label_column", columns)
-    id_column = _required(config, "id_column", columns) if _is_asked(config, "id_column", columns) else None
+    id_column = _required(config, "id_column", columns) if config.id_column else _ID if _ID in columns else None
     text = _required(config, "text_column", columns) if config.text_column else _longest(columns, (label, id_column))
     ids = columns[id_column] if id_column is not None else [str(row) for row in range(len(after.vectors))]
-    if config.label_kind == "numbers" and MapColumn(label, tuple(columns[label]), "numbers").numbers is None:
+    rows = MapRows(after.vectors, None, columns, ids, label, id_column, text, after.manifest, len(ids))
+    if config.label_kind == "numbers" and rows.column("numbers").numbers is None:
         raise DataError(f"{config.embeddings_path}: column {label!r} holds no number (label_kind numbers); leave it at auto")
-    rows = MapRows(after.vectors, None, columns, ids, label, id_column, text, after.manifest)
     if config.before_path is None:
         return rows
-    before = read_vector_table(config.before_path, delimiter, cache)
-    return replace(_matched(rows, before, config, id_column), before_manifest=before.manifest)
+    before = read_vector_table(config.before_path, delimiter, cache, option="before_path")
+    return replace(_matched(rows, before, config), before_manifest=before.manifest)
 
 
 def _clean(columns: Mapping[str, Sequence[str | None]]) -> dict[str, list[str]]:
     return {name: [(cell or "").strip() for cell in cells] for name, cells in columns.items()}
-
-
-def _is_asked(config: VisualizationConfig, option: str, known: Mapping[str, object]) -> bool:
-    """Whether a column has to be there: one that was named, or the default where the file has it."""
-    return option in config.model_fields_set or getattr(config, option) in known
 
 
 def _required(config: VisualizationConfig, option: str, known: Mapping[str, object]) -> str:
@@ -111,27 +114,37 @@ def _longest(columns: Mapping[str, Sequence[str]], taken: Sequence[str | None]) 
     return max(mean_length, key=lambda name: mean_length[name]) if mean_length else None
 
 
-def _matched(rows: MapRows, before: VectorTable, config: VisualizationConfig, id_column: str | None) -> MapRows:
+def _matched(rows: MapRows, before: VectorTable, config: VisualizationConfig) -> MapRows:
     """The rows that both files hold, in the order of the newer."""
-    if id_column is None or id_column not in before.columns:
-        if len(before.vectors) != len(rows.vectors):
+    id_column = rows.id or config.id_column or _ID
+    if rows.id is None and id_column not in before.columns:
+        return _matched_by_order(rows, before, config)
+    old_ids = _clean(before.columns).get(id_column)
+    if rows.id is None or old_ids is None:
+        lacks = config.embeddings_path if rows.id is None else config.before_path
+        raise DataError(f"{lacks}: no column {id_column!r} (id_column), by which the rows of the other file would be matched")
+    for path, ids in ((config.before_path, old_ids), (config.embeddings_path, rows.ids)):
+        if len(set(ids) - {""}) < len(ids) - ids.count(""):
             raise DataError(
-                f"before_path {config.before_path}: {len(before.vectors):,} rows, but embeddings_path {len(rows.vectors):,}; "
-                f"without a column {config.id_column!r} in both (id_column) only their order could match them"
+                f"{path}: ids stand twice in its column {id_column!r} (id_column), so rows cannot be matched by them"
             )
-        return replace(rows, before=before.vectors)
-    place = {cell: row for row, cell in enumerate(_clean(before.columns)[id_column])}
-    if len(place) < len(before.vectors) or len(set(rows.ids)) < len(rows.vectors):
-        twice = config.before_path if len(place) < len(before.vectors) else config.embeddings_path
-        raise DataError(f"{twice}: ids stand twice in its column {id_column!r} (id_column), so rows cannot be matched by them")
+    place = {cell: row for row, cell in enumerate(old_ids) if cell}
     kept = np.array([row for row, cell in enumerate(rows.ids) if cell in place], dtype=np.int64)
     if not len(kept):
         raise DataError(
             f"before_path {config.before_path}: no id of its column {id_column!r} stands in {config.embeddings_path}"
         )
-    left_out = len(rows.vectors) + len(place) - 2 * len(kept)
-    taken = rows.take(kept)
-    notes = (f"{left_out:,} rows stand in only one of the two files and are left out",) if left_out else ()
-    return replace(
-        taken, before=before.vectors.take(np.array([place[cell] for cell in taken.ids], dtype=np.int64)), notes=notes
-    )
+    left_out = len(rows.vectors) + len(old_ids) - 2 * len(kept)
+    note = f"{left_out:,} rows stand in only one of the two files, or have no id, and are left out"
+    taken = replace(rows.take(kept), n_all=len(kept))
+    old_rows = np.array([place[cell] for cell in taken.ids], dtype=np.int64)
+    return replace(taken, before=before.vectors.take(old_rows), notes=(note,) if left_out else ())
+
+
+def _matched_by_order(rows: MapRows, before: VectorTable, config: VisualizationConfig) -> MapRows:
+    if len(before.vectors) != len(rows.vectors):
+        raise DataError(
+            f"before_path {config.before_path}: {len(before.vectors):,} rows, but embeddings_path {len(rows.vectors):,}; "
+            f"without a column {config.id_column or _ID!r} in both (id_column) only their order could match them"
+        )
+    return replace(rows, before=before.vectors, notes=("neither file has ids: rows are matched by their order",))

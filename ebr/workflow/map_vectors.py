@@ -58,14 +58,14 @@ class VectorTable:
     manifest: Mapping[str, Any] | None
 
 
-def read_vector_table(path: Path, delimiter: str, cache: MapCache | None) -> VectorTable:
+def read_vector_table(path: Path, delimiter: str, cache: MapCache | None, *, option: str) -> VectorTable:
     """Read a file or folder of vectors; one that was read before, byte by byte the same, gives its columns from the cache.
 
-    Raises DataError as read_embeddings does.
+    option: what names the path. Raises DataError as read_embeddings does.
     """
     from ebr.visualization.map_cache import digest_of, key_of
 
-    files = find_embeddings(path, delimiter)
+    files = find_embeddings(path, delimiter, option)
     if cache is None:
         found = files.read()
         return VectorTable(_in_memory(found.vectors, ""), found.columns, files.manifest)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ebr.config import VisualizationConfig
-from ebr.config.visualization import PAGE
 from ebr.data.files import write_json
 from ebr.workflow.map_drawing import MapContent, MapPanel
+from ebr.workflow.map_files import MapFiles, check_map_files, map_files
 from ebr.workflow.map_numbers import Coords, DrawnMap, MapNumbers
 from ebr.workflow.map_rows import MapRows, read_map_rows
+from ebr.workflow.map_vectors import Rows
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -30,25 +30,39 @@ _WORDS = {"en": ("before", "after"), "zh": ("微调前", "微调后")}
 
 @dataclass(frozen=True)
 class VisualizationPlan:
-    """Which vectors a map would show."""
+    """Which rows a map would show, and which of them (M,) are projected; the others are placed by their neighbours."""
 
     config: VisualizationConfig
     rows: MapRows
+    projected: Rows
 
     def lines(self) -> list[str]:
         """The plan, for people."""
-        n_rows, dim = self.rows.vectors.shape
-        before = (
-            [f"before  {self.config.before_path}: vectors of {self.rows.before.shape[1]}"]
-            if self.rows.before is not None
-            else []
-        )
+        rows, config = self.rows, self.config
+        dim = rows.vectors.shape[1]
+        before = [] if rows.before is None else [f"before  {config.before_path}: vectors of {rows.before.shape[1]}"]
+        files = map_files(config, len(rows.ids))
+        shown = [f"shown   {self._shown()}"] if rows.n_all > len(self.projected) else []
+        page = [f"no page: {len(rows.ids):,} rows; --page writes one all the same"] if self._lacks_page(files) else []
         return [
-            f"input   {self.config.embeddings_path}: {n_rows:,} vectors of {dim}, {len(set(self.rows.labels))} labels",
+            f"input   {config.embeddings_path}: {rows.n_all:,} vectors of {dim}, {len(set(rows.labels))} labels",
             *before,
-            *(f"warning: {note}" for note in self.rows.notes),
-            f"output  {self.config.output_path}",
+            *(f"warning: {note}" for note in rows.notes),
+            *shown,
+            f"output  {config.output_path}",
+            *page,
         ]
+
+    def _shown(self) -> str:
+        n_projected, n_all = len(self.projected), self.rows.n_all
+        how = "at random" if self.rows.column(self.config.label_kind).numbers is not None else "every label in proportion"
+        sample = f"a sample of {n_projected:,} of {n_all:,} rows, {how} (max_points)"
+        if len(self.rows.ids) == n_projected:
+            return sample
+        return f"all rows; {sample} is projected, the rest placed by its neighbours in it"
+
+    def _lacks_page(self, files: MapFiles) -> bool:
+        return files.page is None and self.config.page is None
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,10 @@ class VisualizationResult:
 
 
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
-    """Read the vectors and check the columns, and draw nothing."""
+    """Read the rows and check columns and outputs, and draw nothing."""
     config.check()
-    return VisualizationPlan(config, read_map_rows(config, _cache(config)))
+    check_map_files(config)
+    return VisualizationPlan(config, *_chosen(read_map_rows(config, _cache(config)), config))
 
 
 def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> VisualizationResult:
@@ -96,20 +111,19 @@ def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> Vi
     plan = plan_visualization(config)
     for line in plan.lines():
         say(line)
-    content = _content(plan.rows, config, say)
-    output, is_page = config.output_path, config.output_path.suffix.lower() == PAGE
-    picture = None if is_page else output
-    page = output.with_suffix(PAGE) if is_page or config.page else None
-    atlas = output.with_suffix(".atlas.parquet") if config.export == "atlas" else None
-    if picture is not None:
-        content.write_picture(picture)
-    if page is not None:
-        content.write_page(page)
-    if atlas is not None:
-        content.write_atlas(atlas)
-    numbers = output.with_suffix(".json")
-    write_json(numbers, content.to_json())
-    return VisualizationResult(picture, page, numbers, atlas, content.lines())
+    content = _content(plan, say)
+    files = map_files(config, len(plan.rows.ids))
+    # The numbers vouch for the rest: none stand beside a picture of another run.
+    files.numbers.unlink(missing_ok=True)
+    if files.picture is not None:
+        content.write_picture(files.picture)
+    if files.page is not None:
+        content.write_page(files.page)
+    if files.atlas is not None:
+        content.write_atlas(files.atlas)
+    write_json(files.numbers, content.to_json() | {"files": [path.name for path in files.written()]})
+    lines = [*content.lines(), *(f"{path} is of an earlier map" for path in files.left_over())]
+    return VisualizationResult(files.picture, files.page, files.numbers, files.atlas, lines)
 
 
 def _cache(config: VisualizationConfig) -> MapCache | None:
@@ -118,42 +132,37 @@ def _cache(config: VisualizationConfig) -> MapCache | None:
     return MapCache() if config.cache else None
 
 
-def _content(rows: MapRows, config: VisualizationConfig, say: Say) -> MapContent:
-    """Everything that takes long: the rows chosen, projected and measured."""
-    drawn, projected = _chosen(rows, config, say)
-    cache = _cache(config)
-    after = MapNumbers(drawn.vectors, projected, config, cache, say)
-    before = None if drawn.before is None else MapNumbers(drawn.before, projected, config, cache, say)
-    content = _single(drawn, after, config) if before is None else _compared(drawn, before, after, config)
-    if cache is not None and len(drawn.ids) <= _MEASURED_AHEAD_UP_TO:
+def _content(plan: VisualizationPlan, say: Say) -> MapContent:
+    """Everything that takes long: the rows projected and measured."""
+    rows, config, cache = plan.rows, plan.config, _cache(plan.config)
+    after = MapNumbers(rows.vectors, plan.projected, config, cache, say)
+    before = None if rows.before is None else MapNumbers(rows.before, plan.projected, config, cache, say)
+    content = _single(rows, after, config) if before is None else _compared(rows, before, after, config)
+    if cache is not None and len(rows.ids) <= _MEASURED_AHEAD_UP_TO:
         # Small beside the projection, and then a map by another label column is drawn as fast as one with another title.
         for column in content.columns[1 : 1 + _MEASURED_AHEAD]:
             for numbers in (after, *([] if before is None else [before])):
-                numbers.quality(column.name, drawn.columns[column.name])
+                numbers.quality(column)
     return content
+
+
+def _chosen(rows: MapRows, config: VisualizationConfig) -> tuple[MapRows, Rows]:
+    """The rows that are drawn, and which of them are projected."""
+    from ebr.visualization.sampling import stratified_sample
+
+    n_rows, way = len(rows.ids), config.over_max_points
+    if n_rows <= config.max_points or way == "project":
+        return rows, np.arange(n_rows)
+    has_numbers = rows.column(config.label_kind).numbers is not None
+    sample = stratified_sample([""] * n_rows if has_numbers else rows.labels, config.max_points, seed=config.seed)
+    return (rows, sample) if way == "place" else (rows.take(sample), np.arange(len(sample)))
 
 
 def _single(rows: MapRows, numbers: MapNumbers, config: VisualizationConfig) -> MapContent:
     panels = [MapPanel("", numbers.map(method)) for method in _METHODS[config.method]]
-    needs_neighbours = config.page or config.output_path.suffix.lower() == PAGE or config.export is not None
-    quality = numbers.quality(rows.label, rows.labels)
-    return MapContent(rows, config, panels, {"": quality}, numbers.neighbours() if needs_neighbours else None)
-
-
-def _chosen(rows: MapRows, config: VisualizationConfig, say: Say) -> tuple[MapRows, NDArray[np.int64]]:
-    """The rows that are drawn, and which of them are projected."""
-    from ebr.visualization.sampling import stratified_sample
-
-    n_rows, way = len(rows.vectors), config.over_max_points
-    if n_rows <= config.max_points or way == "project":
-        return rows, np.arange(n_rows)
-    sample = stratified_sample(rows.labels, config.max_points, seed=config.seed)
-    where = f"a sample of {len(sample):,} of {n_rows:,} rows, every label in proportion (max_points)"
-    if way == "place":
-        say(f"{where} is projected; the rest is placed by its neighbours in it")
-        return rows, sample
-    say(where)
-    return rows.take(sample), np.arange(len(sample))
+    files = map_files(config, len(rows.ids))
+    neighbours = None if files.page is None and files.atlas is None else numbers.neighbours()
+    return MapContent(rows, config, panels, {"": numbers.quality(rows.column(config.label_kind))}, neighbours)
 
 
 def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: VisualizationConfig) -> MapContent:
@@ -164,22 +173,25 @@ def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: Visu
     start = before.map("pca").projection.coords
     older, newer = before.map(method, start), after.map(method, start)
     aligned = procrustes_align(older.projection.coords, newer.projection.coords)
-    older, newer = _begun_together(older, older.projection.coords), _begun_together(newer, aligned)
-    names = _WORDS[config.language]
-    near = after.neighbours()
+    maps = (_begun_together(older, older.projection.coords), _begun_together(newer, aligned))
+    words, near = _WORDS[config.language], after.neighbours()
+    models = [(manifest or {}).get("model") for manifest in (rows.before_manifest, rows.manifest)]
+    names = [f"{word}: {Path(model).name}" if model else word for word, model in zip(words, models, strict=True)]
+    column = rows.column(config.label_kind)
     return MapContent(
         rows,
         config,
-        [MapPanel(f"{name} · {one.projection.method}", one) for name, one in zip(names, (older, newer), strict=True)],
-        {name: numbers.quality(rows.label, rows.labels) for name, numbers in zip(names, (before, after), strict=True)},
+        [MapPanel(name, one) for name, one in zip(names, maps, strict=True)],
+        {word: numbers.quality(column) for word, numbers in zip(words, (before, after), strict=True)},
         near,
         movement(older.projection.coords, aligned, before.neighbours(), near),
     )
 
 
 def _begun_together(one: DrawnMap, coords: Coords) -> DrawnMap:
-    """One of two maps as it is drawn, its settings telling where both began; a PCA began nowhere."""
+    """One of two maps as it is drawn, its settings telling where both began; a PCA began nowhere, and its axes were turned."""
     from ebr.visualization.captions import SHARED_START
 
-    settings = {name: SHARED_START if name == "start" else value for name, value in one.projection.settings.items()}
+    kept = {name: value for name, value in one.projection.settings.items() if not name.startswith("variance on")}
+    settings = {name: SHARED_START if name == "start" else value for name, value in kept.items()}
     return replace(one, projection=replace(one.projection, coords=coords, settings=settings))

@@ -4,7 +4,7 @@ const panels = [];
 
 function fillHead() {
   byId("title").textContent = raw.title;
-  byId("count").textContent = say("points", { n: N });
+  byId("count").textContent = say(raw.n_all > N ? "points_of" : "points", { n: N, all: raw.n_all });
   byId("show-figures").hidden = !raw.lines.length;
   byId("figures").querySelector("pre").textContent = raw.lines.join("\n");
 }
