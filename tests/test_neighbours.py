@@ -40,6 +40,31 @@ def test_neighbours_and_similarities_are_scikit_learns():
     np.testing.assert_allclose(found.similarities, 1 - distances, atol=1e-6)
 
 
+def test_no_bit_depends_on_the_number_of_threads(monkeypatch):
+    vectors = np.random.default_rng(5).normal(size=(700, 384)).astype(np.float32)
+    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 4 * 700 * 100)  # seven blocks
+    found = []
+    for n_threads in (1, 3):
+        monkeypatch.setattr("os.cpu_count", lambda n=n_threads: n)
+        found.append(nearest_neighbours(vectors, 20))
+    np.testing.assert_array_equal(found[0].indices, found[1].indices)
+    np.testing.assert_array_equal(found[0].similarities, found[1].similarities)
+
+
+def test_a_search_that_fails_says_so_and_stops(monkeypatch):
+    asked = []
+
+    def fail(values, k):
+        asked.append(len(values))
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(neighbours, "_largest", fail)
+    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 4 * 5)  # a block a row
+    with pytest.raises(MemoryError, match="no room"):
+        nearest_neighbours(np.eye(2000, 5, dtype=np.float32) + 1, 2)
+    assert len(asked) < 2000
+
+
 def test_equally_near_rows_come_in_the_order_of_the_rows():
     vectors = np.tile(np.eye(3, dtype=np.float32), (20, 1))  # row i is equal to i + 3, i + 6, …
     found = nearest_neighbours(vectors, 4)

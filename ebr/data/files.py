@@ -80,6 +80,11 @@ def flush(path: Path) -> None:
             os.fsync(file.fileno())
 
 
+def cache_home() -> Path:
+    """Where EBR keeps what it can make again: $EBR_CACHE_DIR, or ~/.cache/ebr."""
+    return Path(os.environ.get("EBR_CACHE_DIR") or Path.home() / ".cache" / "ebr")
+
+
 def write_json(path: Path, record: object) -> None:
     """Write one JSON document whole or not at all."""
     with write_aside(path) as aside:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-from ebr.data.files import read_json, write_json
+from ebr.data.files import cache_home, read_json, write_json
 from ebr.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -15,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def memory_path() -> Path:
     """Where choices are remembered: precision.json in $EBR_CACHE_DIR, or in ~/.cache/ebr."""
-    return Path(os.environ.get("EBR_CACHE_DIR") or Path.home() / ".cache" / "ebr") / "precision.json"
+    return cache_home() / "precision.json"
 
 
 def read_memory() -> dict[str, Any]:

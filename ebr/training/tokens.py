@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from ebr.data.files import write_aside
+from ebr.data.files import cache_home, write_aside
 from ebr.errors import first_line
 from ebr.model.batching import Ints, Prepared, TextReader, Tokens
 
@@ -112,7 +112,7 @@ class TokenBook:
 
 def cache_folder() -> Path:
     """Where the files lie: tokens in $EBR_CACHE_DIR, or in ~/.cache/ebr."""
-    return Path(os.environ.get("EBR_CACHE_DIR") or Path.home() / ".cache" / "ebr") / "tokens"
+    return cache_home() / "tokens"
 
 
 def _makes(reader: TextReader) -> Iterator[str]:

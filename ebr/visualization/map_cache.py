@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebr.data.files import write_aside
+from ebr.data.files import cache_home, write_aside
 from ebr.data.terminal_text import cut_text
 from ebr.errors import first_line
 
@@ -151,7 +151,7 @@ class MapCache:
 
 def default_folder() -> Path:
     """Where maps are kept: maps in $EBR_CACHE_DIR, or in ~/.cache/ebr."""
-    return Path(os.environ.get("EBR_CACHE_DIR") or Path.home() / ".cache" / "ebr") / "maps"
+    return cache_home() / "maps"
 
 
 def _read(path: Path, key: str) -> CachedMap:

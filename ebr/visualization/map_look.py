@@ -93,8 +93,18 @@ class Look:
         return len(self.labels) > MOST_IN_LEGEND
 
 
-def look_of(projections: Sequence[Projection], column: MapColumn, theme: Theme, language: Language, seed: int) -> Look:
-    """The colour of each row, and the order in which to draw them: the same for equal input and seed."""
+def look_of(
+    projections: Sequence[Projection],
+    column: MapColumn,
+    theme: Theme,
+    language: Language,
+    seed: int,
+    groups: list[LabelGroup] | None = None,
+) -> Look:
+    """The colour of each row, and the order in which to draw them: the same for equal input and seed.
+
+    groups: what colour_groups makes of the column, if it is known already.
+    """
     n_rows = len(column.texts)
     shuffled = np.random.default_rng(seed).permutation(n_rows)
     if (numbers := column.numbers) is not None:
@@ -102,7 +112,7 @@ def look_of(projections: Sequence[Projection], column: MapColumn, theme: Theme, 
         given = np.isfinite(numbers)
         colours[~given] = to_rgb(GREYS[theme][1])
         return Look(column, [], colours, _grey_first(shuffled, ~given), theme, language)
-    groups = colour_groups(column.texts, [one.coords for one in projections], theme=theme)
+    groups = groups or colour_groups(column.texts, [one.coords for one in projections], theme=theme)
     colours = np.empty((n_rows, 3))
     is_grey = np.zeros(n_rows, dtype=bool)
     for group in groups:

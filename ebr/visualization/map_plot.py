@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from ebr.visualization.captions import settings_text
-from ebr.visualization.colours import Theme
+from ebr.visualization.colours import LabelGroup, Theme
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.figures import picture_format, quiet_about_glyphs, save_figure, shortened
 from ebr.visualization.fonts import DEFAULT_FAMILY, choose_fonts
@@ -62,6 +62,7 @@ def map_figure(
     column: MapColumn,
     *,
     title: str,
+    groups: list[LabelGroup] | None = None,
     n_all: int | None = None,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
@@ -75,14 +76,14 @@ def map_figure(
     """The figure that draw_maps writes.
 
     title: what was embedded, by which model; the number of points is added, and n_all, of how many rows they are a sample.
-    notes, warnings, panel_titles: one a map, '' = none; a map without a title has its method. marked: rows that get a number on
-    every map, and their texts, listed below. Up to MOST_IN_LEGEND labels stand in a legend with their counts, more at their
-    clusters as far as they fit; numbers get a colour bar. preferred_fonts: families to try first for characters that the
-    default font lacks. seed: which point covers which.
+    groups: the labels with their colours, if they are known already. notes, warnings, panel_titles: one a map, '' = none; a map
+    without a title has its method. marked: rows that get a number on every map, and their texts, listed below. Up to
+    MOST_IN_LEGEND labels stand in a legend with their counts, more at their clusters as far as they fit; numbers get a colour
+    bar. preferred_fonts: families to try first for characters that the default font lacks. seed: which point covers which.
     """
     if not projections or not column.texts or any(len(one.coords) != len(column.texts) for one in projections):
         raise ValueError(f"{[len(one.coords) for one in projections]} points on the maps but {len(column.texts)} labels")
-    look = look_of(projections, column, theme, language, seed)
+    look = look_of(projections, column, theme, language, seed, groups)
     n_maps = len(projections)
     below, warned = [*notes, *[""] * n_maps][:n_maps], [*warnings, *[""] * n_maps][:n_maps]
     heads = [title or one.method for title, one in zip([*panel_titles, *[""] * n_maps], projections, strict=False)]

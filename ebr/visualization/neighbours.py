@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isqrt
 
@@ -15,6 +18,8 @@ EXACT_UP_TO = 100_000
 
 # A block of similarities fills this many bytes at most, whatever the number of rows; NumPy's passes over it take as much again.
 _BLOCK_BYTES = 64 * 2**20
+_MOST_THREADS = 8
+"""Each holds a block of its own, three times over."""
 _ROWS_AT_A_TIME = 65_536
 
 # Cosines are compared in steps of a millionth: finer differences are rounding errors of the matrix product, and they would
@@ -101,25 +106,43 @@ def _none_of(n_rows: int) -> Neighbours:
 def _by_blocks(reference: NDArray[np.float32], queries: NDArray[np.floating], k: int, *, without_self: bool) -> Neighbours:
     indices = np.empty((len(queries), k), dtype=np.int32)
     similarities = np.empty((len(queries), k), dtype=np.float32)
-    for start, block in _blocks(queries, max(1, _BLOCK_BYTES // (4 * len(reference)))):
-        steps: NDArray[np.float32] = (reference[start : start + len(block)] if without_self else unit_rows(block)) @ reference.T
+    n_each = max(1, _BLOCK_BYTES // (4 * len(reference)))
+
+    def search(start: int) -> int:
+        block = reference[start : start + n_each] if without_self else unit_rows(queries[start : start + n_each])
+        steps: NDArray[np.float32] = block @ reference.T
         steps *= _STEPS
         np.rint(steps, out=steps)
         if without_self:
             np.fill_diagonal(steps[:, start:], -np.inf)
         part = slice(start, start + len(block))
         indices[part], similarities[part] = _largest(steps, k)
+        return len(block)
+
+    _for_each_block(search, range(0, len(queries), n_each), len(queries))
     similarities /= _STEPS
     return Neighbours(indices, np.clip(similarities, -1, 1, out=similarities))
 
 
-def _blocks(rows: NDArray[np.floating], n_each: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
+def _for_each_block(search: Callable[[int], int], starts: range, n_rows: int) -> None:
+    """Search blocks on several threads, each block on one: so no bit depends on how many there are, as in a shared product."""
+    n_threads = min(os.cpu_count() or 1, _MOST_THREADS)
     # A bar that shows itself only where there is something to wait for.
-    with tqdm(total=len(rows), desc="neighbours", unit="row", dynamic_ncols=True, delay=2) as bar:
-        for start in range(0, len(rows), n_each):
-            block = rows[start : start + n_each]
-            yield start, block
-            bar.update(len(block))
+    bar = tqdm(total=n_rows, desc="neighbours", unit="row", dynamic_ncols=True, delay=2)
+    with limited_threads(one=True), bar, ThreadPoolExecutor(n_threads) as pool:
+        try:
+            for n_done in pool.map(search, starts):
+                bar.update(n_done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def limited_threads(*, one: bool) -> AbstractContextManager[object]:
+    """Sums of several threads depend on which comes first, or on their number; so reproducible means one."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1) if one else nullcontext()
 
 
 def _largest(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -158,12 +181,17 @@ def _by_descent(rows: NDArray[np.float32], k: int, *, seed: int, n_jobs: int | N
     found = graph.neighbor_graph[0]
     indices = np.empty((len(rows), k), dtype=np.int32)
     similarities = np.empty((len(rows), k), dtype=np.float32)
-    for start, _ in _blocks(rows, max(1, _BLOCK_BYTES // (4 * (k + 1) * rows.shape[1]))):
-        own = np.arange(start, min(start + max(1, _BLOCK_BYTES // (4 * (k + 1) * rows.shape[1])), len(rows)))
+    n_each = max(1, _BLOCK_BYTES // (4 * (k + 1) * rows.shape[1]))
+
+    def rank(start: int) -> int:
+        own = np.arange(start, min(start + n_each, len(rows)))
         near = np.sort(found[own], axis=1)
         values = np.rint(np.einsum("bkd,bd->bk", rows[near], rows[own]) * _STEPS)
         values[near == own[:, None]] = -np.inf  # among many equal rows it is not always the first, or there at all
         order = np.argsort(-values, axis=1, kind="stable")[:, :k]
         indices[own] = np.take_along_axis(near, order, axis=1)
         similarities[own] = np.take_along_axis(values, order, axis=1) / _STEPS
+        return len(own)
+
+    _for_each_block(rank, range(0, len(rows), n_each), len(rows))
     return Neighbours(indices, np.clip(similarities, -1, 1, out=similarities), exact=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil, log10
 from typing import Literal, TypeAlias
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ebr.visualization.neighbours import Neighbours, neighbours_of_unit_rows, unit_rows
+from ebr.visualization.neighbours import Neighbours, limited_threads, neighbours_of_unit_rows, unit_rows
 
 Coords: TypeAlias = NDArray[np.float32]
 Settings: TypeAlias = dict[str, float | int | str]
@@ -269,13 +268,6 @@ def _neighbours(rows: NDArray[np.float32], k: int, known: Neighbours | None, rep
     if known is not None and len(known.indices) == len(rows) and known.indices.shape[1] >= k:
         return known.first(k)
     return neighbours_of_unit_rows(rows, k, seed=seed, n_jobs=1 if reproducible else None)
-
-
-def limited_threads(*, one: bool) -> AbstractContextManager[object]:
-    """Sums of several threads depend on which comes first, or on their number; so reproducible means one."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1) if one else nullcontext()
 
 
 def _run_settings(n_points: int, initialization: object, reproducible: bool, seed: int | str) -> Settings:

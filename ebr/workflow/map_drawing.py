@@ -161,6 +161,7 @@ class MapContent:
             notes=[panel.map.trust.note(self.config.language) for panel in self.panels],
             warnings=self.warnings,
             panel_titles=self.panel_titles,
+            groups=self.label_groups,
             n_all=self.rows.n_all,
             marked=self._marked(),
             theme=self.config.theme,
@@ -174,6 +175,9 @@ class MapContent:
         from ebr.visualization.page import PageContent, PagePanel, write_map_page
 
         columns = self.columns
+        groups = {column.name: self._groups(column) for column in columns[1:] if column.numbers is None}
+        if self.label_groups is not None:
+            groups[self.column.name] = self.label_groups
         panels = [
             PagePanel(title, _subtitle(panel.map, self.config), warning, panel.map.projection.coords)
             for panel, title, warning in zip(self.panels, self.panel_titles, self.warnings, strict=True)
@@ -185,7 +189,7 @@ class MapContent:
                 n_all=self.rows.n_all,
                 panels=panels,
                 columns=columns,
-                groups={column.name: self._groups(column) for column in columns if column.numbers is None},
+                groups=groups,
                 ids=self.rows.ids,
                 texts=self.rows.texts,
                 neighbours=None if self.neighbours is None else self.neighbours.indices,
@@ -205,6 +209,11 @@ class MapContent:
 
     def _marked(self) -> list[tuple[int, str]]:
         return [(row, cut_text(self.rows.texts[row], _MARKED_COLUMNS)) for row in self.most_moved]
+
+    @cached_property
+    def label_groups(self) -> list[LabelGroup] | None:
+        """The labels with their colours, on picture and page alike; None for a column of numbers."""
+        return None if self.column.numbers is not None else self._groups(self.column)
 
     def _groups(self, column: MapColumn) -> list[LabelGroup]:
         from ebr.visualization.colours import colour_groups

@@ -54,7 +54,6 @@ def _atlas(output: Path) -> Path:
 
 def check_map_files(config: VisualizationConfig) -> None:
     """Refuse an output that cannot be written, or would replace what no map made. Raises ConfigError."""
-    every = map_files(config.model_copy(update={"page": True, "export": "atlas"}), 1)
     files = map_files(config, 1)
     for path in files.written():
         if path.is_dir():
@@ -64,7 +63,7 @@ def check_map_files(config: VisualizationConfig) -> None:
         raise ConfigError(f"output_path {config.output_path}: {parent} is no folder that can be written to")
     for option, source in (("embeddings_path", config.embeddings_path), ("before_path", config.before_path)):
         if source is not None:
-            _keep_apart(config, every, option, source)
+            _keep_apart(config, files, option, source)
     if files.numbers.exists() and not _is_of_a_map(files.numbers):
         raise ConfigError(
             f"output_path {config.output_path}: its numbers would replace {files.numbers}, of no map; give another name"

@@ -100,13 +100,11 @@ class MapNumbers:
     def _search(self, k: int) -> Neighbours:
         """The k nearest rows of each among all rows; those of a larger k are at hand once a projection asked for them."""
         from ebr.visualization.neighbours import nearest_neighbours
-        from ebr.visualization.projection import limited_threads
 
         if self._found is None or self._found.indices.shape[1] < min(k, len(self._vectors) - 1):
             self.say(f"neighbours of {len(self._vectors):,} rows in the original space")
-            one = self.config.mode == "reproducible"
-            with limited_threads(one=one):
-                self._found = nearest_neighbours(self.vectors, k, seed=self.config.seed, n_jobs=1 if one else None)
+            n_jobs = 1 if self.config.mode == "reproducible" else None
+            self._found = nearest_neighbours(self.vectors, k, seed=self.config.seed, n_jobs=n_jobs)
         return self._found.first(k)
 
     def quality(self, column: MapColumn) -> ClusterQuality:
