@@ -27,8 +27,8 @@ class Points(PathCollection):
     """Dots (N, 2) of one diameter, in typographic points, and a colour (N, 4) each, the first lowest.
 
     matplotlib writes every dot into .svg and .pdf with a style of its own: 10 and 28 seconds of CPU for 100,000. Here all dots
-    of a colour are stamped at once, in layers, so that colours still lie mixed over each other: 3 and 4 seconds, the .pdf
-    2 MB and not 17.
+    of a colour are one path of lines without length and with round ends, in layers, so that colours still lie mixed over each
+    other: less than a second, and the .pdf has 1.5 MB and not 17.
     """
 
     def __init__(

@@ -80,12 +80,11 @@ class MapContent:
         """The column that colours at the start, then every other that groups rows or counts something."""
         from ebr.visualization.columns import MapColumn
 
-        n_rows = len(self.rows.ids)
-        columns = [self.column]
-        for name, cells in self.rows.columns.items():
-            column = MapColumn(name, tuple(cell[:_CELL] for cell in cells))
-            is_grouping = len(set(column.texts)) <= max(_MARKED, _MOST_DISTINCT * n_rows)
-            if name not in (self.rows.label, self.rows.id, self.rows.text) and (column.numbers is not None or is_grouping):
+        rows, columns = self.rows, [self.column]
+        for name in (name for name in rows.columns if name not in (rows.label, rows.id, rows.text)):
+            column = MapColumn(name, tuple(cell[:_CELL] for cell in rows.columns[name]))
+            is_grouping = len(set(column.texts)) <= max(_MARKED, _MOST_DISTINCT * len(rows.ids))
+            if column.numbers is not None or is_grouping:
                 columns.append(column)
         return columns
 
