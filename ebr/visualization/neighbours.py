@@ -130,12 +130,8 @@ def _for_each_block(search: Callable[[int], int], starts: range, n_rows: int) ->
     # A bar that shows itself only where there is something to wait for.
     bar = tqdm(total=n_rows, desc="neighbours", unit="row", dynamic_ncols=True, delay=2)
     with limited_threads(one=True), bar, ThreadPoolExecutor(n_threads) as pool:
-        try:
-            for n_done in pool.map(search, starts):
-                bar.update(n_done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for n_done in pool.map(search, starts):
+            bar.update(n_done)
 
 
 def limited_threads(*, one: bool) -> AbstractContextManager[object]:
