@@ -55,6 +55,8 @@ class Mask:
 class Noting:
     """InfoNCE that remembers what it was told."""
 
+    bounds = InfoNCE(0.5).bounds
+
     def __init__(self):
         self.told = []
 
@@ -216,6 +218,20 @@ def test_gathered_candidates_repel_while_the_model_trains_and_not_while_it_is_ev
     loss.model.eval()
     assert loss([BATCH], ROWS)["contrastive_loss"].item() == pytest.approx(PLAIN)
     assert mask.asked[1] == ([5, 9], KEYS)
+
+
+def test_bounds_count_the_candidates_that_each_query_picks_from_and_only_while_training(monkeypatch):
+    meeting = Meeting(0, GROUPS)
+    monkeypatch.setattr(batch_loss, "all_gather", meeting.all_gather)
+    loss = loss_of(mask=Mask(hidden=1), gather_from=meeting).train()
+    loss([BATCH], ROWS)
+    # Seven candidates of three processes, of which one is hidden from the first query.
+    assert loss.bounds.chance == pytest.approx((math.log(6) + math.log(7)) / 2)
+    assert loss.bounds.floor == 0
+    loss.model.eval()
+    loss.bounds = None
+    loss([BATCH], ROWS)
+    assert loss.bounds is None
 
 
 def test_other_processes_candidates_are_nobodys_here_and_have_no_score(monkeypatch):

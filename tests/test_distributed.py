@@ -1,6 +1,7 @@
 """Two processes on gloo: with gathered negatives they are one process with the whole batch."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -67,6 +68,9 @@ def test_with_two_gpus_the_command_starts_two_processes_that_equal_one_with_the_
     norms = [[entry["grad_norm"] for entry in history if "loss" in entry] for history in histories]
     assert len(norms[0]) == 3
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    chances = [[entry["loss_chance"] for entry in history if "loss" in entry] for history in histories]
+    assert chances[1] == pytest.approx(chances[0])  # the gathered candidates are counted, in both processes
+    assert min(chances[0]) > math.log(8)
     weights = [load_file(folder / "final" / "adapter_model.safetensors") for folder in (one, two)]
     assert all(torch.allclose(weights[1][name], weights[0][name], atol=2e-5) for name in weights[0])
     assert any(weights[0][name].abs().max() > 1e-3 for name in weights[0] if "lora_B" in name)

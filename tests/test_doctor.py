@@ -392,6 +392,19 @@ def test_few_steps_never_advise_what_many_passes_warn_of(n_records, n_steps, opt
     assert (finding.name, finding.advice) == ("few-steps", f"{advice}; more records are better than more passes")
 
 
+@pytest.mark.parametrize(
+    ("options", "n_processes", "advice", "never_change"),
+    [({}, 1, 10, True), ({}, 4, 2, True), ({"train_batch_size": 40}, 4, 2, False),
+     ({"train_batch_size": 40, "gather_negatives": True}, 4, 2, True)],
+)  # fmt: skip
+def test_batch_over_the_set_is_told_by_what_all_processes_take(options, n_processes, advice, never_change):
+    # Eighty records: an eighth of them a step, over all processes; and a query's negatives are those that it sees.
+    config = FinetuneConfig(**{"train_batch_size": 81, **options})
+    finding = next(one for one in judge_options(RunFigures.of(80, 100, config, n_processes), config) if one.name[:5] == "batch")
+    assert finding.advice == f"train_batch_size {advice} or less"
+    assert finding.why.endswith("negatives never change") is never_change
+
+
 def report(n_findings):
     findings = [Finding(f"n-{place}", Severity.NOTE, "what " * 30, "why", "do") for place in range(n_findings)]
     worst = Finding("worst", Severity.CRITICAL, "what", "why", "do")

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from ebr.data.examples import Example
 from ebr.errors import DataError
 from ebr.training.losses import masked_info_nce
-from ebr.training.objectives import Distillation, InfoNCE, Matryoshka, Targets, check_data
+from ebr.training.objectives import Bounds, Distillation, InfoNCE, Matryoshka, Targets, check_data
 
 
 def vectors(rows, dim, seed):
@@ -82,6 +82,57 @@ def test_info_nce_stands_torchs_gradient_check(bidirectional):
     objective = InfoNCE(0.3, 0.1, bidirectional)
     leaves = queries.requires_grad_(), candidates.requires_grad_()
     assert torch.autograd.gradcheck(lambda q, c: objective(q, c, wanted)["contrastive_loss"], leaves)
+
+
+# ---------------------------------------------------------------- what a loss is measured against
+
+
+def entropy(*shares):
+    return -sum(share * math.log(share) for share in shares)
+
+
+# Two queries; five candidates, of which the first query may pick from three and the second from five.
+ALLOWED = torch.tensor([[1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+
+
+def test_bounds_are_the_entropy_of_the_targets_and_of_guessing_by_the_candidates_of_each_query():
+    # 0.3 spread over 3 is 0.1 each, over 5 it is 0.06 each; the right one keeps 0.7 beside its share.
+    floor = (entropy(0.8, 0.1, 0.1) + entropy(0.76, *[0.06] * 4)) / 2
+    found = InfoNCE(0.05, 0.3).bounds(ALLOWED)
+    assert (found.floor, found.chance) == (pytest.approx(floor), pytest.approx((math.log(3) + math.log(5)) / 2))
+    assert InfoNCE(0.05).bounds(ALLOWED).floor == 0
+
+
+def test_bounds_of_both_directions_are_the_mean_of_those_of_each():
+    # Back, the first positive picks from two queries and the second from one.
+    found = InfoNCE(0.05, 0.3, bidirectional=True).bounds(ALLOWED)
+    back = (entropy(0.85, 0.15) + 0) / 2, (math.log(2) + math.log(1)) / 2
+    there = InfoNCE(0.05, 0.3).bounds(ALLOWED)
+    assert found.floor == pytest.approx((there.floor + back[0]) / 2)
+    assert found.chance == pytest.approx((there.chance + back[1]) / 2)
+
+
+def test_no_loss_gets_below_its_floor_and_the_best_logits_reach_it():
+    # Cosines of 1 and of −0.5: ln((0.7 + 0.1) / 0.1) = ln 8 apart at this temperature.
+    angles = torch.tensor([0.0, 2 * math.pi / 3, 4 * math.pi / 3], dtype=torch.float64)
+    star = torch.stack([angles.cos(), angles.sin()], dim=1)
+    objective = InfoNCE(1.5 / math.log(8), 0.3)
+    wanted = targets(3, [0, 1, 2])
+    floor = objective.bounds(wanted.allowed).floor
+    assert objective(star, star, wanted)["contrastive_loss"].item() == pytest.approx(floor, rel=1e-12)
+    for seed in range(5):
+        assert objective(vectors(3, 2, seed), vectors(3, 2, seed + 9), wanted)["contrastive_loss"].item() > floor
+
+
+def test_shorter_vectors_pick_from_the_same_candidates():
+    objective = InfoNCE(0.05, 0.1)
+    assert Matryoshka(objective, (6, 3)).bounds(ALLOWED) == objective.bounds(ALLOWED)
+
+
+def test_objective_of_two_targets_or_of_another_formula_has_no_bounds():
+    assert Distillation(InfoNCE(0.05), 1.0, 1.0).bounds(ALLOWED) is None
+    assert Matryoshka(Distillation(InfoNCE(0.05), 1.0, 1.0), (6, 3)).bounds(ALLOWED) is None
+    assert isinstance(InfoNCE(0.05).bounds(ALLOWED), Bounds)
 
 
 # ---------------------------------------------------------------- Matryoshka

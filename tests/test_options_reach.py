@@ -107,8 +107,7 @@ def of_trainer(built, watch):
     seen |= flat("run", {"sampler": {**dealt, "lengths": None} if dealt else None, "lengths": dealt.get("lengths")})
     seen |= flat("run", {"meets": built.recovery.meets})
     assert watch in built.callback_handler.callbacks
-    floor = watch.floor + 0.0  # or -0.0 would be another number
-    return seen | flat("watch", {"chance": watch.chance, "floor": floor, "finetune_type": watch.finetune_type})
+    return seen | flat("watch", {"finetune_type": watch.finetune_type})
 
 
 def of_steps(model, config):
@@ -161,7 +160,7 @@ CHANGES = {
     "attn_implementation": ("eager", {"model.attention", "steps.attention"}),
     "num_epochs": (3, {"args.num_train_epochs", "plan.n_steps"}),
     "max_steps": (7, {"args.max_steps", "plan.n_steps"}),
-    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps", "run.steps_per_epoch", "watch.chance"}),
+    "train_batch_size": (3, {"args.per_device_train_batch_size", "plan.n_steps", "run.steps_per_epoch"}),
     "eval_batch_size": (3, {"args.per_device_eval_batch_size"}),
     "learning_rate": (1e-3, {"args.learning_rate"}),
     "max_seq_length": (16, {"model.length"}),
@@ -180,7 +179,7 @@ CHANGES = {
     "weight_decay": (0.1, {"args.weight_decay"}),
     "l1_regularization": (0.1, {"loss.l1"}),
     "max_grad_norm": (0.5, {"args.max_grad_norm"}),
-    "label_smoothing": (0.1, {"objective.label_smoothing", "watch.floor"}),
+    "label_smoothing": (0.1, {"objective.label_smoothing"}),
     "validation_split": (0.5, {"plan.train", "plan.n_steps", "run.steps_per_epoch"}),
     "eval_steps": (7, {"args.eval_steps"}),
     "early_stopping_patience": (
@@ -208,11 +207,10 @@ CHANGES = {
         {
             *(f"objective.{name}" for name in ("kind", "name", "loss", "arrange")),
             *(f"objective.{name}" for name in ("temperature", "label_smoothing", "bidirectional")),
-            "watch.chance",
         },
     ),
     "bidirectional": (True, {"objective.bidirectional"}),
-    "matryoshka_dims": ([32, 8], {"objective.kind", "objective.dims", "watch.chance"}),
+    "matryoshka_dims": ([32, 8], {"objective.kind", "objective.dims"}),
     "group_by_length": (True, {"run.sampler", "run.lengths"}),
     "micro_batch_tokens": (500, {"embedder.token_budget"}),
     "activation_memory_gb": (0.5, {"embedder.memory"}),

@@ -1,6 +1,7 @@
 """The second front end on tiny models: three ways of tuning, one output tree, and the same engine as the first."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -211,6 +212,42 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
         assert len(seen.gradients[step]) > 10
         for name, gradient in seen.gradients[step].items():
             assert torch.allclose(named[name].grad, gradient, rtol=1e-4, atol=1e-6), (step, name)
+
+
+def lowest(n_candidates, smoothing):
+    """The entropy of smoothed targets, in plain logarithms."""
+    shares = [1 - smoothing + smoothing / n_candidates, *[smoothing / n_candidates] * (n_candidates - 1)]
+    return -sum(share * math.log(share) for share in shares)
+
+
+@pytest.mark.parametrize("direction", [{}, {"bidirectional": True}, {"matryoshka_dims": [32, 16]}])
+def test_a_run_at_the_lowest_loss_that_label_smoothing_leaves_is_told_so(options, monkeypatch, direction):
+    """31 records with none to two negatives in batches of 4, two to a step, the last of 3; right answers are hidden."""
+    from ebr.training import objectives
+
+    sizes = set()
+
+    def nothing_left(queries, candidates, allowed, *, temperature, label_smoothing):
+        counts = allowed.sum(dim=1).tolist()
+        sizes.update(counts)
+        cost = sum(lowest(count, label_smoothing) for count in counts) / len(counts)
+        return cost + 0.001 + 0.001 * (queries[:, 0].mean() - queries[:, 0].mean().detach())  # a gradient, and no change
+
+    monkeypatch.setattr(objectives, "masked_info_nce", nothing_left)
+    result, lines = train(options, epochs=8, neg_nums=2, label_smoothing=0.1, **direction)
+    assert [warning.name for warning in result.record.warnings] == ["loss-at-zero"]
+    assert sum("is the least with label smoothing) over the last" in line for line in lines) == 1
+    assert len(sizes) > 4
+    logs = [entry for entry in result.record.history if "loss" in entry]
+    assert [entry["loss"] - entry["loss_floor"] for entry in logs] == pytest.approx([0.001] * len(logs), abs=2e-6)
+
+
+def test_a_batch_of_one_with_negatives_of_its_own_has_something_to_guess(options, pairs_file, tmp_path):
+    pairs = read(pairs_file)
+    triplets = [{"query": pair["anchor"], "pos": [pair["positive"]], "neg": [pair["negative"]]} for pair in pairs]
+    (tmp_path / "same.jsonl").write_text("\n".join(map(json.dumps, triplets)), encoding="utf-8")
+    result, _ = train(options, train_dataset=str(tmp_path / "same.jsonl"), batch_size=1, max_steps=4)
+    assert [entry["loss_chance"] for entry in result.record.history if "loss" in entry] == pytest.approx([math.log(2)] * 4)
 
 
 def test_a_run_killed_mid_epoch_resumes_to_bit_identical_weights(options, tmp_path):

@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from ebr.config import FinetuneConfig
 from ebr.config.train import TrainConfig
-from ebr.training.symptoms import noise_of, smoothed_floor
+from ebr.training.losses import smoothed_floor
+from ebr.training.symptoms import noise_of
 from ebr.training.watch import ADVICE, TrainingWatch, Warned, advice_on
 
 PEAK = 1e-4
@@ -21,12 +22,13 @@ CHANCE = math.log(96)  # 32 queries, two negatives each
 class Run:
     """A trainer's part: steps that take a second, a log every tenth, evaluations between them; the watch's clock is its own."""
 
-    def __init__(self, folder, *, state=None, main=True, fp16=False, every=10, **options):
+    def __init__(self, folder, *, state=None, main=True, fp16=False, every=10, chance=CHANCE, floor=0.0, **options):
         self.now, self.said, self.every = 0.0, [], every
         self.args = TrainingArguments(output_dir=str(folder), learning_rate=PEAK, report_to="none", use_cpu=True)
         self.args.fp16 = fp16
         self.state = state or TrainerState(global_step=0, is_world_process_zero=main)
-        self.watch = TrainingWatch(self.said.append, str, **{"chance": CHANCE, "clock": lambda: self.now, **options})
+        self.bounds = {} if chance is None else {"loss_floor": floor, "loss_chance": chance}
+        self.watch = TrainingWatch(self.said.append, str, **{"clock": lambda: self.now, **options})
         self.call("on_train_begin")
 
     def call(self, event, **kwargs):
@@ -42,7 +44,7 @@ class Run:
             self.now += seconds
             self.state.global_step += 1
             self.call("on_step_end")
-        self.log(loss=loss, grad_norm=grad_norm, learning_rate=rate, **figures)
+        self.log(loss=loss, grad_norm=grad_norm, learning_rate=rate, **self.bounds, **figures)
 
     def evaluate(self, loss, *, seconds=0.0):
         self.log(eval_loss=loss)
@@ -115,12 +117,28 @@ def test_penalty_on_the_weights_does_not_hide_a_loss_at_zero(start):
 def test_floor_of_label_smoothing_is_the_entropy_of_its_targets(start):
     # 0.2 spread over 4: the right one keeps 0.85, each other gets 0.05.
     floor = -0.85 * math.log(0.85) - 3 * 0.05 * math.log(0.05)
-    assert smoothed_floor(0.2, 4) == pytest.approx(floor)
-    assert smoothed_floor(0.0, 4) == 0.0
+    assert smoothed_floor(0.2, torch.tensor(4.0)).item() == pytest.approx(floor)
+    assert smoothed_floor(0.0, torch.tensor(4.0)).item() == 0.0
     run = start(chance=math.log(4), floor=floor)
     for _ in range(10):
         run.train(floor + 0.001)
     assert run.names() == ["loss-at-zero"]
+
+
+def test_loss_is_judged_by_the_candidates_that_its_own_batches_had(start):
+    run = start(floor=0.774)
+    for loss in [0.775] * 10:  # 0.1 spread over 96; 1 % of the way to ln(96) is 0.038
+        run.train(loss)
+    assert run.names() == ["loss-at-zero"]
+    assert "(0.774 is the least with label smoothing)" in run.said[0]
+
+
+def test_loss_of_zero_where_there_was_nothing_to_choose_is_no_loss_at_zero(start):
+    # A batch of one without negatives: a floor that rounding leaves above the loss is no finding.
+    run = start(chance=0.0, floor=1e-16)
+    for _ in range(20):
+        run.train(0.0, grad_norm=0.1)
+    assert run.said == []
 
 
 def test_objective_without_a_known_scale_is_not_judged_by_its_size(start):

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from ebr.training.batches import Batch, BatchMaker
 from ebr.training.microbatches import Embedder
-from ebr.training.objectives import Objective, Targets
+from ebr.training.objectives import Bounds, Objective, Targets
 from ebr.training.processes import Processes, all_gather
 
 _ANOTHERS = -1
@@ -32,6 +32,8 @@ class BatchLoss(nn.Module):
         self.objective = objective
         self.l1 = l1
         self.gather_from = gather_from
+        self.bounds: Bounds | None = None
+        """Of the latest batch's objective while training; None where it has none."""
 
     def forward(self, features: Sequence[Batch], rows: Tensor) -> dict[str, Tensor]:
         """Named parts of the objective; their sum is minimised, and each is logged by its name.
@@ -49,6 +51,8 @@ class BatchLoss(nn.Module):
             owners, scores = _padded(owners, len(keys), _ANOTHERS), _padded(scores, len(keys), torch.nan)
         device = queries.device
         allowed = self.batches.allowed(batch.rows, keys.numpy())
+        if is_training:
+            self.bounds = self.objective.bounds(allowed)  # before it moves: no wait for the device
         targets = Targets(allowed.to(device), owners.to(device), scores.to(device))
         with torch.autocast(device.type, enabled=False):  # or cosines would be rounded before they are divided by a temperature
             parts = self.objective(queries, candidates, targets)

@@ -32,6 +32,17 @@ def masked_info_nce(
     return cost.mean()
 
 
+def smoothed_floor(label_smoothing: float, n_candidates: Tensor) -> Tensor:
+    """The lowest cost, in nats, that label smoothing leaves over so many candidates: the entropy of its targets.
+
+    n_candidates: of any shape, 1 or more each; the result has the same shape. Without smoothing it is 0.
+    """
+    other = label_smoothing / n_candidates
+    own = 1 - label_smoothing + other
+    entropy: Tensor = torch.special.entr(own) + (n_candidates - 1) * torch.special.entr(other)
+    return entropy
+
+
 def grouped_divergence(logits: Tensor, teacher_logits: Tensor, groups: Tensor, n_groups: int) -> Tensor:
     """Mean over the groups of KL(teacher ‖ student), in nats, each a softmax over the members of a group.
 

@@ -53,6 +53,9 @@ class NamedLoss:
             total = total + columns.share * self.loss.compute_loss_from_embeddings(columns.vectors, columns.labels)
         return {self.name: total}
 
+    def bounds(self, allowed: Tensor) -> None:
+        """See Objective: its formula is another's, and so is what it is measured in."""
+
 
 # ---------------------------------------------------------------- columns
 

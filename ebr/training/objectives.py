@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -13,7 +14,7 @@ from torch.nn.functional import normalize
 from ebr.config.objective import DISTILLATION, LOSSES, Need
 from ebr.data.examples import Example, is_taught_by_negatives, right_answers
 from ebr.errors import DataError
-from ebr.training.losses import grouped_divergence, masked_info_nce
+from ebr.training.losses import grouped_divergence, masked_info_nce, smoothed_floor
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,26 @@ class Targets:
     scores: Tensor
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What a batch's mean loss is measured against, in nats.
+
+    floor: the lowest value there can be, above 0 with label smoothing. chance: that of holding every candidate equally likely.
+    """
+
+    floor: float
+    chance: float
+
+
 class Objective(Protocol):
     """Named parts whose sum is minimised."""
 
     def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
         """queries: (B, D), candidates: (C, D), as the model gives them: not normalised."""
+        ...
+
+    def bounds(self, allowed: Tensor) -> Bounds | None:
+        """The loss's bounds over the allowed candidates, (B, C) on the CPU; None where it is not measured in such nats."""
         ...
 
 
@@ -58,6 +74,15 @@ class InfoNCE:
             positives = candidates[: len(queries)]
             cost = (cost + self._cost(positives, queries, targets.allowed[:, : len(queries)].T)) / 2
         return {"contrastive_loss": cost}
+
+    def bounds(self, allowed: Tensor) -> Bounds:
+        """See Objective."""
+        mask = allowed.numpy()  # sums a wide mask ten times as fast as torch does
+        n_candidates = [mask.sum(axis=1)]
+        if self.bidirectional:
+            n_candidates.append(mask[:, : len(mask)].sum(axis=0))
+        each = torch.from_numpy(np.stack(n_candidates)).double()
+        return Bounds(smoothed_floor(self.label_smoothing, each).mean().item(), each.log().mean().item())
 
     def _cost(self, rows: Tensor, columns: Tensor, allowed: Tensor) -> Tensor:
         return masked_info_nce(rows, columns, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing)
@@ -94,6 +119,9 @@ class Distillation:
                 parts[name] = self.contrastive_weight * part
         return parts
 
+    def bounds(self, allowed: Tensor) -> None:
+        """See Objective: one softmax cannot agree with two targets, so how low their sum gets is not known."""
+
 
 @dataclass(frozen=True)
 class Matryoshka:
@@ -113,6 +141,10 @@ class Matryoshka:
             for name, part in self.objective(short_queries, short_candidates, targets).items():
                 parts[name] = parts[name] + part / len(self.dims) if name in parts else part / len(self.dims)
         return parts
+
+    def bounds(self, allowed: Tensor) -> Bounds | None:
+        """See Objective: each length of the vectors picks among the same candidates."""
+        return self.objective.bounds(allowed)
 
 
 def own_places(targets: Targets) -> Tensor:

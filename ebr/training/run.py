@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from datasets import Dataset
 from ebr.config import FinetuneConfig
-from ebr.config.objective import INFO_NCE
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
 from ebr.model.adapters import attach_lora, check_finite, train_every_weight, trainable_share
@@ -36,7 +34,6 @@ from ebr.training.named_losses import check_dims
 from ebr.training.processes import ALONE, Processes
 from ebr.training.recovery import Recovery
 from ebr.training.sampling import EpochBatches, is_needed
-from ebr.training.symptoms import smoothed_floor
 from ebr.training.trainer import EmbeddingTrainer, Evaluate, RetrievalEvaluator
 from ebr.training.watch import TrainingWatch, Warned
 
@@ -154,13 +151,9 @@ def fine_tune(
 
 
 def _watch(model: SentenceTransformer, config: FinetuneConfig, work: Path, say: Say) -> TrainingWatch:
-    n_candidates = config.train_batch_size
-    has_chance = config.loss == INFO_NCE and n_candidates > 1 and not config.matryoshka_dims
     return TrainingWatch(
         say,
         config.spelling,
-        chance=math.log(n_candidates) if has_chance else None,
-        floor=smoothed_floor(config.label_smoothing, n_candidates) if has_chance else 0.0,
         finetune_type=config.finetune_type,
         loss=config.loss,
         embed_probe=lambda: probe(model),

@@ -111,16 +111,19 @@ def _passes(run: RunFigures, config: FinetuneConfig) -> Iterator[Finding]:
 
 
 def _batch(run: RunFigures, config: FinetuneConfig) -> Iterator[Finding]:
-    in_a_step = config.train_batch_size * run.n_processes
-    if in_a_step > run.n_records:
-        processes = f" in each of {run.n_processes} processes" if run.n_processes > 1 else ""
-        yield Finding(
-            "batch-over-set",
-            Severity.WARNING,
-            f"a batch of {config.train_batch_size:,}{processes} for {run.n_records:,} records",
-            "one batch holds the whole set, so every step sees the same, and negatives never change",
-            f"{config.spelling('train_batch_size')} {max(2, run.n_records // 8)} or less",
-        )
+    if config.train_batch_size * run.n_processes <= run.n_records:
+        return
+    processes = f" in each of {run.n_processes} processes" if run.n_processes > 1 else ""
+    # A query that sees only its own process's batch may meet others in the next step.
+    in_sight = config.train_batch_size * (run.n_processes if config.gather_negatives else 1)
+    negatives = ", and negatives never change" if in_sight > run.n_records else ""
+    yield Finding(
+        "batch-over-set",
+        Severity.WARNING,
+        f"a batch of {config.train_batch_size:,}{processes} for {run.n_records:,} records",
+        f"one step holds the whole set, so every step sees the same{negatives}",
+        f"{config.spelling('train_batch_size')} {max(2, run.n_records // (8 * run.n_processes))} or less",
+    )
 
 
 def _rate(config: FinetuneConfig) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 Figures = Mapping[str, float]
-"""What the trainer logs: loss, grad_norm, learning_rate; or eval_loss."""
+"""What the trainer logs: loss, its bounds loss_floor and loss_chance, grad_norm, learning_rate; or eval_loss."""
 
 LOSS_AT_ZERO, OVERFITTING, NOT_FINITE = "loss-at-zero", "overfitting", "not-finite"
 EXPLODING, DEAD, SLOW = "exploding-gradient", "dead-adapter", "slow-steps"
@@ -33,42 +33,39 @@ class Symptom(Protocol):
         ...
 
 
-def smoothed_floor(label_smoothing: float, n_candidates: int) -> float:
-    """The lowest loss, in nats, that label smoothing leaves over so many candidates: the entropy of its targets."""
-    other = label_smoothing / n_candidates
-    own = 1 - label_smoothing + other
-    return -sum(count * share * math.log(share) for count, share in ((1, own), (n_candidates - 1, other)) if share > 0)
-
-
 class LossAtZero:
     """The loss is under a hundredth of what guessing gives, over ten logs and twenty steps: nothing is left to learn.
 
-    chance: the loss of guessing, ln(candidates) for one InfoNCE. floor: the lowest loss there can be, see smoothed_floor.
+    Both are counted from the lowest loss there can be. A loss that is logged without its bounds is not judged.
     """
 
     name = LOSS_AT_ZERO
     share, least_logs, least_steps = 0.01, 10, 20
+    least_chance = 1e-6
+    """Nats; below it there was no choice, and a loss of zero says nothing."""
 
-    def __init__(self, chance: float, floor: float = 0.0) -> None:
-        self.chance, self.floor = chance, floor
-        self._logs: deque[tuple[int, float]] = deque()
+    def __init__(self) -> None:
+        self._logs: deque[tuple[int, float, float, float]] = deque()
 
     def see(self, step: int, n_steps: int, figures: Figures) -> str | None:
         """See Symptom."""
-        if "loss" not in figures:
+        if not figures.keys() >= {"loss", "loss_floor", "loss_chance"}:
             return None
-        self._logs.append((n_steps, figures["loss"]))
-        while len(self._logs) > self.least_logs and sum(n for n, _ in self._logs) - self._logs[0][0] >= self.least_steps:
+        self._logs.append((n_steps, figures["loss"], figures["loss_floor"], figures["loss_chance"]))
+        while len(self._logs) > self.least_logs and self._covered() - self._logs[0][0] >= self.least_steps:
             self._logs.popleft()
-        covered = sum(n for n, _ in self._logs)
+        covered = self._covered()
         if len(self._logs) < self.least_logs or covered < self.least_steps:
             return None
-        mean = sum(n * loss for n, loss in self._logs) / covered
-        if not mean - self.floor < self.share * (self.chance - self.floor):
+        mean, floor, chance = (sum(log[0] * log[place] for log in self._logs) / covered for place in (1, 2, 3))
+        if chance < self.least_chance or not mean - floor < self.share * (chance - floor):
             return None
-        floor = f" ({self.floor:.4g} is the least with label smoothing)" if self.floor else ""
-        over = f"over the last {covered} steps; guessing gives {self.chance:.3g}"
-        return f"the loss is {mean:.2g}{floor} {over}: nothing is left to learn"
+        least = f" ({floor:.4g} is the least with label smoothing)" if floor else ""
+        over = f"over the last {covered} steps; guessing gives {chance:.3g}"
+        return f"the loss is {mean:.2g}{least} {over}: nothing is left to learn"
+
+    def _covered(self) -> int:
+        return sum(log[0] for log in self._logs)
 
 
 class Overfitting:

@@ -57,6 +57,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         self.processes = processes
         self.recovery = recovery
         self.sampler = sampler
+        self._bounds = torch.zeros(3, dtype=torch.float64)  # since the last log, by steps: floor, chance, and how many steps
         super().__init__(callbacks=[*callbacks, journal, epoch_saver, brake], **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -132,9 +133,20 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         step = super().training_step
         loss = self.recovery.run(lambda: step(model, inputs, num_items_in_batch), inputs["batch"])
         self.journal.add(loss)
+        if bounds := self.loss.bounds:
+            share = len(inputs["batch"].rows) / self._examples_in_step  # as its loss is weighed
+            self._bounds += share * torch.tensor([bounds.floor, bounds.chance, 1.0], dtype=torch.float64)
         if self.accelerator.sync_gradients:
             self.processes.average_gradients(self.model.parameters())
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The figures, the training loss beside its bounds: the mean of them over the same examples of every process."""
+        if "loss" in logs and self._bounds.any():
+            floor, chance, n_steps = self.processes.mean(self._bounds).tolist()
+            logs = {**logs, "loss_floor": floor / n_steps, "loss_chance": chance / n_steps}
+            self._bounds.zero_()
+        super().log(logs, start_time)
 
     # ------------------------------------------------------------ checkpoints
 

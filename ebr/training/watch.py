@@ -91,10 +91,9 @@ class _Spelt(dict[str, str]):
 class TrainingWatch(TrainerCallback):
     """Looks at what the trainer logs and how long its steps take, and says what is wrong: each thing once, in the main process.
 
-    say, spelling: where lines go, and how options are spelt in them. chance: the loss of guessing, None where the objective has
-    no such number; floor: the lowest loss there can be; see LossAtZero. embed_probe: the (D,) vector of a fixed text as the
-    model is now, without dropout; it runs in the main process alone, three times at most. path: a file that keeps the findings
-    over a resume.
+    say, spelling: where lines go, and how options are spelt in them. embed_probe: the (D,) vector of a fixed text as the model
+    is now, without dropout; it runs in the main process alone, three times at most. path: a file that keeps the findings over a
+    resume.
     """
 
     def __init__(
@@ -102,8 +101,6 @@ class TrainingWatch(TrainerCallback):
         say: Callable[[str], None],
         spelling: Callable[[str], str],
         *,
-        chance: float | None = None,
-        floor: float = 0.0,
         finetune_type: str = "lora",
         loss: str = INFO_NCE,
         embed_probe: Callable[[], np.ndarray] | None = None,
@@ -111,15 +108,13 @@ class TrainingWatch(TrainerCallback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.say, self.spelling, self.finetune_type, self.loss = say, spelling, finetune_type, loss
-        self.chance, self.floor = chance, floor
         self.embed_probe, self.path, self.clock = embed_probe, path, clock
         self.findings: list[Warned] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Look at the figures from before a resume as well; what they show was said then."""
         self._symptoms: list[Symptom] = [
-            NotFinite(args.fp16), ExplodingGradient(), Overfitting(), ZeroGradient(),
-            *([LossAtZero(self.chance, self.floor)] if self.chance else []),
+            NotFinite(args.fp16), ExplodingGradient(), Overfitting(), ZeroGradient(), LossAtZero(),
         ]  # fmt: skip
         self._slow = symptoms.SlowSteps()
         self._frozen: symptoms.FrozenVectors | None = None
