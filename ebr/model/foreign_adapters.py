@@ -3,92 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, LoraModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ebr.data.files import read_json
 from ebr.errors import EBRError, ModelError, first_line
-from ebr.model.adapters import ADAPTER_WEIGHTS
-from ebr.model.encoder import ADAPTER_CONFIG
+from ebr.model.adapter_files import LoraAdapter
+from ebr.model.origin import ADAPTER_CONFIG
+from ebr.model.peft_import import (
+    LoraConfig,
+    LoraModel,
+    bitsandbytes_hidden,
+    check_target_module_exists,
+    get_pattern_key,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+
+log = logging.getLogger(__name__)
 
 _PART_OF_LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|magnitude_vector)")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraAdapter:
-    """A LoRA adapter on disk: its weights, and its folder with adapter_config.json."""
-
-    weights: Path
-    config: Mapping[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """Where the adapter's settings lie."""
-        return self.weights.parent
-
-    @property
-    def is_encoder(self) -> bool:
-        """Whether the folder says how to embed: pooling, prompts, lengths."""
-        return (self.folder / "modules.json").is_file()
-
-
-def find_adapter(path: Path) -> LoraAdapter:
-    """A folder with an adapter, or its .safetensors file. Raises ModelError that says what is missing."""
-    path = path.expanduser()
-    if not path.exists():
-        raise ModelError(f"lora_adapter_path {path}: no such folder or file")
-    weights = _weights_in(path) if path.is_dir() else path
-    if weights.suffix != ".safetensors":
-        raise ModelError(f"lora_adapter_path {path}: is no .safetensors file; give the adapter's folder or that file")
-    file = weights.parent / ADAPTER_CONFIG
-    if not file.is_file():
-        raise ModelError(f"{weights.parent}: holds no {ADAPTER_CONFIG}, which says rank, alpha and layers; put it there")
-    try:
-        config = read_json(file)
-        with safe_open(weights, framework="pt") as header:
-            n_tensors = len(header.keys())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"lora_adapter_path {path}: cannot be read ({error}); copy the adapter again") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise ModelError(f"{file}: peft_type is {kind!r}; only LORA adapters can be merged")
-    if not n_tensors:
-        raise ModelError(f"{weights}: holds no weights; copy the adapter again")
-    # The folder only: in the hub's cache the file itself is a link to where no settings lie.
-    return LoraAdapter(weights.parent.resolve() / weights.name, config)
-
-
-def _weights_in(folder: Path) -> Path:
-    if (folder / ADAPTER_WEIGHTS).is_file():
-        return folder / ADAPTER_WEIGHTS
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        found = f"{len(files)} .safetensors files" if files else "no .safetensors file"
-        raise ModelError(f"lora_adapter_path {folder}: holds {found}, none of them {ADAPTER_WEIGHTS}; give the adapter's file")
-    return files[0]
 
 
 def attach_adapter(transformer: PreTrainedModel, adapter: LoraAdapter) -> LoraModel:
     """Put an adapter's weights, under whatever prefix they were saved, into the layers that they were trained for.
 
+    Weights of a language model's or a classifier's head, which no embedding reads, are left out, and said. A table of
+    embeddings that grew with the adapter's tokenizer grows here too.
     Raises ModelError, with the first keys, when a weight finds no place or a place finds no weight.
     """
     weights = _read_weights(adapter)
-    prefix, layers = _place(transformer, weights, adapter)
+    prefix = _prefix_of(transformer, weights, adapter)
+    weights = _without_heads(weights, prefix, transformer, adapter)
+    _grow_table(transformer, weights, prefix, adapter)
+    layers = {path.removeprefix(prefix) for path in _layer_paths(weights)}
     try:
         config = _named_as_in_base(_lora_config(adapter), prefix, transformer, layers)
-        tuner = LoraModel(transformer, config, "default")
+        with bitsandbytes_hidden():
+            tuner = LoraModel(transformer, config, "default")
         places = get_peft_model_state_dict(transformer, save_embedding_layers=True)
         _check_places(weights, places, get_peft_model_state_dict(transformer, save_embedding_layers=False), prefix, adapter)
         weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
@@ -108,6 +65,10 @@ def _read_weights(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for key, tensor in load_file(adapter.weights).items():
         plain = plain_key(key)
+        if ".original_module." in key:
+            continue  # peft's copy of what the base has
+        if "lora_" not in key and plain in weights and torch.equal(weights[plain], tensor):
+            continue  # a layer that was trained whole, by both of its names
         if plain in weights:
             raise ModelError(f"{adapter.weights}: holds {plain} twice, of two adapters; keep one of them")
         if not tensor.isfinite().all():
@@ -138,10 +99,15 @@ def _lora_config(adapter: LoraAdapter) -> LoraConfig:
     return LoraConfig(**{key: value for key, value in adapter.config.items() if key in known - {"runtime_config"}})
 
 
-def _place(transformer: PreTrainedModel, weights: Iterable[str], adapter: LoraAdapter) -> tuple[str, set[str]]:
-    """The prefix that the weights' names have before the base's own, and the layers, by their names in the base."""
+def _layer_paths(weights: Iterable[str]) -> set[str]:
+    """Names of the layers that have LoRA weights, as they were when it was trained."""
+    return {parts[0].replace(".base_layer", "") for key in weights if len(parts := re.split(r"\.lora_", key)) > 1}
+
+
+def _prefix_of(transformer: PreTrainedModel, weights: Iterable[str], adapter: LoraAdapter) -> str:
+    """What the weights' names have before the base's own, like `base_model.model.bert.`."""
     names = dict(transformer.named_modules())
-    paths = {parts[0].replace(".base_layer", "") for key in weights if len(parts := re.split(r"\.lora_", key)) > 1}
+    paths = _layer_paths(weights)
     found: Counter[str] = Counter()
     for path in paths:
         tails = [path[start:] for start in _starts(path)]
@@ -149,8 +115,64 @@ def _place(transformer: PreTrainedModel, weights: Iterable[str], adapter: LoraAd
             found[path.removesuffix(tail)] += 1
     if not found:
         raise _misfit(adapter, [f"{len(paths)} layers that it lacks: {_first(sorted(paths))}"])
-    prefix = found.most_common(1)[0][0]
-    return prefix, {path.removeprefix(prefix) for path in paths}
+    return found.most_common(1)[0][0]
+
+
+def _without_heads(
+    weights: Mapping[str, torch.Tensor], prefix: str, transformer: PreTrainedModel, adapter: LoraAdapter
+) -> dict[str, torch.Tensor]:
+    """The weights without those of layers that stood beside the model, in whatever it was trained within: lm_head, score.
+
+    Also without those of a decoder, where the base is the encoder alone.
+    """
+    beside = prefix[: prefix.rstrip(".").rfind(".") + 1]
+    own = {name for name, _ in transformer.named_children()}
+    has_decoder = not getattr(transformer.config, "is_encoder_decoder", False) or "decoder" in own
+
+    def is_head(key: str) -> bool:
+        if key.startswith(prefix):
+            return not has_decoder and key.startswith(f"{prefix}decoder.")
+        return bool(prefix) and key.startswith(beside) and key.removeprefix(beside).split(".")[0] not in own
+
+    heads = sorted(filter(is_head, weights))
+    if heads:
+        log.warning(
+            "%s: %d weights of layers that an embedding does not read are left out (%s)",
+            adapter.weights,
+            len(heads),
+            _first(heads),
+        )
+    return {key: tensor for key, tensor in weights.items() if key not in set(heads)}
+
+
+def _grow_table(transformer: PreTrainedModel, weights: Mapping[str, torch.Tensor], prefix: str, adapter: LoraAdapter) -> None:
+    """Give the table of embeddings as many rows as the adapter's. Raises ModelError when that does not hold the new ones."""
+    table = transformer.get_input_embeddings()
+    if not isinstance(table, torch.nn.Embedding):
+        return
+    name = prefix + next(name for name, module in transformer.named_modules() if module is table)
+    n_rows = table.num_embeddings
+    whole = weights.get(f"{name}.weight")
+    if whole is not None:
+        n_rows = len(whole)
+    elif (low := weights.get(f"{name}.lora_embedding_A")) is not None and low.shape[1] != n_rows:
+        raise ModelError(
+            f"{adapter.weights}: was trained on a table of {low.shape[1]:,} tokens, where the base has {n_rows:,}, and holds "
+            "no rows for the others; give the base with the grown table, or save the adapter with save_embedding_layers=True"
+        )
+    else:
+        trained = _trained_tokens(adapter)
+        if set(range(n_rows, max(trained, default=-1) + 1)) <= trained:
+            n_rows = max(n_rows, max(trained, default=-1) + 1)
+    if n_rows != table.num_embeddings:
+        transformer.resize_token_embeddings(n_rows, mean_resizing=False)
+
+
+def _trained_tokens(adapter: LoraAdapter) -> set[int]:
+    """Ids of the tokens whose rows were trained one by one (trainable_token_indices)."""
+    indices = adapter.config.get("trainable_token_indices") or []
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    return {int(index) for some in lists for index in some}
 
 
 def _starts(path: str) -> list[int]:

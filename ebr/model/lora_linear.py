@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ebr.model.dropout import keep_mask, masked
+from ebr.model.peft_import import LoraLinear
 
 
 class _Adapted(torch.autograd.Function):

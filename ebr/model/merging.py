@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from peft import LoraModel
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers import AutoProcessor, PreTrainedModel
 
-from ebr.data.files import read_json
 from ebr.errors import ModelError
-from ebr.model.encoder import load_encoder, quiet_files, require_transformer, save_encoder
-from ebr.model.foreign_adapters import LoraAdapter
+from ebr.model.adapted import AdaptedEncoder
+from ebr.model.adapter_files import LoraAdapter
+from ebr.model.encoder import load_adapted, quiet_files, save_encoder
+from ebr.model.peft_import import LoraModel
 
 # Whatever else lies in an adapter's folder is about its training.
 _SETTINGS = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "*.py")
@@ -33,21 +33,22 @@ _SAMPLES = (
 )
 
 
-def load_base(name: str, *, trust_remote_code: bool, bits: int = 0) -> SentenceTransformer:
-    """The base in float32, or with its weights in 4 or 8 bits. Raises ModelError when it is quantised as it is."""
+def unmerged(base: str, adapter: LoraAdapter, *, trust_remote_code: bool, bits: int = 0) -> AdaptedEncoder:
+    """Base and adapter in float32, or on a base in 4 or 8 bits. Raises ModelError when the base is quantised as it is."""
     # On a CPU float32 is float32; a GPU may multiply in less.
     device = None if bits else "cpu"
-    encoder = load_encoder(name, trust_remote_code=trust_remote_code, device=device, quantization_bits=bits)
-    require_transformer(encoder, "base_model_path", name)
-    if not bits and getattr(encoder[0].model.config, "quantization_config", None) is not None:
-        raise ModelError(f"base_model_path {name}: its weights are quantised; give the unquantised model")
-    return encoder
+    adapted = load_adapted(adapter, base, trust_remote_code=trust_remote_code, device=device, bits=bits)
+    if not bits and getattr(adapted.encoder[0].model.config, "quantization_config", None) is not None:
+        raise ModelError(f"base_model_path {base}: its weights are quantised; give the unquantised model")
+    return adapted
 
 
 def merge_layers(tuner: LoraModel) -> PreTrainedModel:
     """The base with the adapter added into its weights, in their precision. Raises ModelError when peft cannot merge."""
     try:
-        return tuner.merge_and_unload(safe_merge=True)
+        merged: PreTrainedModel = tuner.merge_and_unload(safe_merge=True)
+        merged._hf_peft_config_loaded = False  # else only the adapter would be saved
+        return merged
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"the adapter cannot be merged ({error})") from error
 
@@ -68,12 +69,8 @@ def save_merged(encoder: SentenceTransformer, adapter: LoraAdapter, folder: Path
     for pattern in _SETTINGS:
         for file in adapter.folder.glob(pattern):
             shutil.copy(file, folder)
-    for module in read_json(adapter.folder / "modules.json"):
-        path = module.get("path", "")
-        # An adapter from elsewhere must not say where on this disk is written.
-        if ".." in Path(path).parts or not (adapter.folder / path).resolve().is_relative_to(adapter.folder):
-            raise ModelError(f"{adapter.folder / 'modules.json'}: path {path!r} leads out of the folder")
-        if path:
+    for module in adapter.modules():
+        if path := module.get("path", ""):
             shutil.copytree(adapter.folder / path, folder / path)
 
 
@@ -91,15 +88,8 @@ def pickles_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in _PICKLES)
 
 
-def sample_vectors(encoder: SentenceTransformer, transformer: PreTrainedModel | None = None) -> NDArray[np.float32]:
-    """Built-in texts, short and long, English and Chinese, as queries and as documents: (16, D).
-
-    transformer: stands in for the encoder's own, behind the same tokenizer, prompts and pooling.
-    """
-    if transformer is not None:
-        encoder[0].model = transformer.eval()
-        for module in list(encoder)[1:]:
-            module.float()
+def sample_vectors(encoder: SentenceTransformer) -> NDArray[np.float32]:
+    """Built-in texts, short and long, English and Chinese, as queries and as documents: (16, D)."""
     encodes: list[Callable[..., NDArray[np.float32]]] = [encoder.encode_query, encoder.encode_document]
     device = encoder[0].model.device
     return np.concatenate([encode(list(_SAMPLES), device=device, show_progress_bar=False) for encode in encodes])

@@ -8,6 +8,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from ebr.errors import MissingPackageError
+from ebr.model.peft_import import import_bitsandbytes
 
 
 def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -33,13 +34,16 @@ def compute_dtype(*, bf16: bool, fp16: bool) -> torch.dtype:
 def check_bitsandbytes() -> None:
     """Raises MissingPackageError when bitsandbytes is absent."""
     try:
-        import bitsandbytes  # noqa: F401
+        import_bitsandbytes()
     except ImportError as error:
         raise MissingPackageError(f"qlora needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.48'") from None
 
 
 def keep_trainable(model: torch.nn.Module) -> None:
-    """Forbid the inference-only packing of 4-bit weights on CPUs with AVX512-BF16: after it, gradients are silently zero."""
+    """Forbid the inference-only packing of 4-bit weights on CPUs with AVX512-BF16: after it, gradients are silently zero.
+
+    The first forward pass packs, so nothing may pass before this: watch_loading calls it on whatever transformers loaded.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010

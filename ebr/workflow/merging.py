@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
-    from transformers import PreTrainedModel
 
-    from ebr.model.foreign_adapters import LoraAdapter
+    from ebr.model.adapter_files import LoraAdapter
 
 _REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
 
@@ -80,8 +79,8 @@ class MergeResult:
 
 def plan_merge(config: MergeConfig) -> MergePlan:
     """Check everything that can be checked without loading the base, and merge nothing."""
-    from ebr.model.encoder import ADAPTER_CONFIG, Origin, resolve_model
-    from ebr.model.foreign_adapters import find_adapter
+    from ebr.model.adapter_files import find_adapter
+    from ebr.model.origin import ADAPTER_CONFIG, Origin, resolve_model
 
     adapter = find_adapter(config.lora_adapter_path)
     base = resolve_model(config.base_model_path)
@@ -156,30 +155,27 @@ def merge_adapter(config: MergeConfig, *, say: Say = print) -> MergeResult:
 
 def _merged(plan: MergePlan, say: Say) -> tuple[SentenceTransformer, str]:
     """The base with the adapter in its weights, and the base's fingerprint."""
-    from ebr.model.encoder import fingerprint
-    from ebr.model.foreign_adapters import attach_adapter
-    from ebr.model.merging import load_base, merge_layers
+    from ebr.model.adapted import other_base_note
+    from ebr.model.merging import merge_layers, unmerged
 
-    encoder = load_base(plan.config.base_model_path, trust_remote_code=plan.config.trust_remote_code)
-    base_sha256 = fingerprint(encoder)
-    # The fingerprint of a quantised base is another one.
-    known = plan.record.get("base_sha256") if plan.training.get("finetune_type") == "lora" else None
-    if known not in (None, base_sha256):
-        say(f"warning: {plan.config.base_model_path} is not the base that the adapter was trained on: its weights differ")
-    merged = merge_layers(attach_adapter(encoder[0].model, plan.adapter))
-    encoder[0].model = merged.bfloat16() if plan.precision == "bfloat16" else merged
-    return encoder, base_sha256
+    adapted = unmerged(plan.config.base_model_path, plan.adapter, trust_remote_code=plan.config.trust_remote_code)
+    if note := other_base_note(plan.adapter, adapted.base_sha256, plan.config.base_model_path):
+        say(f"warning: {note}")
+    merged = merge_layers(adapted.tuner)
+    adapted.encoder[0].model = merged.bfloat16() if plan.precision == "bfloat16" else merged
+    return adapted.encoder, adapted.base_sha256
 
 
 def _compare(plan: MergePlan, saved: SentenceTransformer, say: Say) -> tuple[float, float | None]:
     """Smallest cosines of the saved model with what it was merged from: in float32, and on the quantised base of training.
 
-    Raises ModelError when the first is too small. `saved` then carries other weights.
+    What it was merged from is embedded as its own folders say, so that a prompt or a token that got lost shows too.
+    Raises ModelError when the first is too small.
     """
     from ebr.model.merging import sample_vectors, smallest_cosine
 
     merged = sample_vectors(saved)
-    cosine = smallest_cosine(merged, sample_vectors(saved, _unmerged(plan)))
+    cosine = smallest_cosine(merged, sample_vectors(_unmerged(plan)))
     required = _REQUIRED_COSINE[plan.precision]
     say(f"smallest cosine of the merged model with base + adapter: {cosine:.7f} (at least {required} is required)")
     if not cosine >= required:  # nan is refused too
@@ -187,26 +183,24 @@ def _compare(plan: MergePlan, saved: SentenceTransformer, say: Say) -> tuple[flo
             f"the merged model differs from base + adapter: smallest cosine {cosine:.7f}, {required} is required; "
             f"nothing was written to {plan.output}"
         )
-    return cosine, _quantised_cosine(plan, saved, merged, say)
+    return cosine, _quantised_cosine(plan, merged, say)
 
 
-def _unmerged(plan: MergePlan, *, bits: int = 0) -> PreTrainedModel:
-    from ebr.model.foreign_adapters import attach_adapter
-    from ebr.model.merging import load_base
+def _unmerged(plan: MergePlan, *, bits: int = 0) -> SentenceTransformer:
+    from ebr.model.merging import unmerged
 
-    encoder = load_base(plan.config.base_model_path, trust_remote_code=plan.config.trust_remote_code, bits=bits)
-    attach_adapter(encoder[0].model, plan.adapter)
-    return encoder[0].model
+    config = plan.config
+    return unmerged(config.base_model_path, plan.adapter, trust_remote_code=config.trust_remote_code, bits=bits).encoder
 
 
-def _quantised_cosine(plan: MergePlan, saved: SentenceTransformer, merged: NDArray[np.float32], say: Say) -> float | None:
+def _quantised_cosine(plan: MergePlan, merged: NDArray[np.float32], say: Say) -> float | None:
     from ebr.model.merging import sample_vectors, smallest_cosine
 
     if plan.training.get("finetune_type") != "qlora":
         return None
     bits = plan.training.get("quantization_bits") or 4
     try:
-        cosine = smallest_cosine(merged, sample_vectors(saved, _unmerged(plan, bits=bits)))
+        cosine = smallest_cosine(merged, sample_vectors(_unmerged(plan, bits=bits)))
     except Exception as error:  # this is information: an exact merge must not fail for it
         say(f"the comparison with the {bits}-bit base that the adapter was trained on is left out ({first_line(error)})")
         return None

