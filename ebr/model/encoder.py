@@ -33,11 +33,15 @@ from ebr.model.origin import Origin as Origin
 from ebr.model.origin import adapter_folder
 from ebr.model.origin import resolve_model as resolve_model
 from ebr.model.plain import plain_encoder
-from ebr.model.tokenizer import check_tokenizer, ensure_padding
+from ebr.model.tokenizer import PUT_TOKENIZER, check_tokenizer, ensure_padding
 from ebr.model.weight_files import check_files
 
 log = logging.getLogger(__name__)
 
+_ADVICE = {
+    "trust_remote_code": f"comes with Python code of its own, which runs only with {TRUST_HINT}",
+    "Unrecognized processing class": f"holds no tokenizer; {PUT_TOKENIZER}",
+}
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """What sentence-transformers calls the prompt of a document, the first of them that is there."""
 
@@ -139,13 +143,10 @@ def _readable(source: ModelSource) -> Iterator[None]:
         raise
     except Exception as error:
         log.debug("%s", source.location, exc_info=True)
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"model {source.name!r}: comes with Python code of its own, which runs only with {TRUST_HINT}"
-            ) from error
-        raise ModelError(
-            f"model {source.name!r}: {source.location} cannot be loaded ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        # What libraries advise stands at the end of what they say, and names their own options.
+        advice = next((ours for theirs, ours in _ADVICE.items() if theirs in str(error)), None)
+        what = advice or f"{source.location} cannot be loaded ({type(error).__name__}: {first_line(error)})"
+        raise ModelError(f"model {source.name!r}: {what}") from error
 
 
 @dataclass(frozen=True)
