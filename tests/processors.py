@@ -1,4 +1,4 @@
-"""The two kinds of processor that a test has to pass on, whichever it runs on: with bfloat16 (AVX512-BF16, AMX), and without."""
+"""The two kinds of processor that a test has to pass on, whichever it runs on: with bfloat16 products, and without."""
 
 from __future__ import annotations
 
