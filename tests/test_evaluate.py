@@ -155,9 +155,12 @@ def test_forgetting_is_a_comparison_on_the_second_folder(config, tiny_model, tmp
 
 def test_every_option_has_a_test_that_it_reaches_its_consumer():
     by_test_above = {"models", "eval_dataset", "output_dir", "forgetting_dataset", "k", "baselines", "save_runs"}
-    by_test_below = {"train_data", "language", "seed", "batch_size", "trust_remote_code", *ENCODING}
+    by_test_below = {"train_data", "language", "seed", "batch_size", "trust_remote_code", *MODEL, *ENCODING}
     assert by_test_above | by_test_below == set(EvaluationConfig.model_fields)
 
+
+MODEL = {"pooling", "base_model_path"}
+"""Proved in test_model_options.py."""
 
 ENCODING = {
     "prompt": ("buy ", lambda model: model.prompts, {"query": "buy ", "document": "buy "}),
@@ -193,7 +196,7 @@ def test_batch_size_and_trust_reach_encoder_and_loader(config, monkeypatch):
         seen["batch_size"] = batch_size
         real(self, model, batch_size=batch_size, **rest)
 
-    def refuse(path, *, trust_remote_code):
+    def refuse(path, *, trust_remote_code, **rest):
         seen["trust"] = trust_remote_code
         raise ModelError("seen")
 

@@ -14,7 +14,7 @@ from ebr import IndexConfig, build_index, open_index
 from ebr.data import embeddings
 from ebr.data.embeddings import write_embeddings
 from ebr.data.files import hash_file, read_manifest, write_json
-from ebr.errors import ConfigError, DataError
+from ebr.errors import ConfigError, DataError, ModelError
 from ebr.retrieval import index_recall, index_source
 from ebr.retrieval.index import FaissIndex, n_threads, threads
 from ebr.retrieval.index_kinds import IndexSpec, Kind
@@ -652,6 +652,9 @@ REACH = {
     "index_path": "test_what_is_no_index_is_not_written_over",
     "add": "test_rows_added_are_found_like_those_built_at_once",
     "kind": "test_predicted_memory_is_within_a_tenth_of_the_file",
+    "model_path": "test_model_options_of_vectors_made_elsewhere_are_recorded",
+    "pooling": "test_model_options_of_vectors_made_elsewhere_are_recorded",
+    "base_model_path": "test_model_options_of_vectors_made_elsewhere_are_recorded",
     "metric": "test_scores_are_those_of_numpy_and_the_best_stands_first",
     "memory_budget": "test_memory_budget_decides_what_auto_builds",
     "min_recall": "test_min_recall_decides_the_effort",
@@ -672,6 +675,19 @@ def test_a_text_file_made_elsewhere_is_read_with_its_delimiter(home):
     home.build("v.txt", delimiter="|", id_column="sku")
     assert ids_of(open_index(home.index).search_vectors(np.eye(2, dtype=np.float32), 1)) == [["苹果"], ["007"]]
     assert home.sidecar["model_sha256"] is None and home.sidecar["embeddings"][0]["manifest_sha256"] is None
+
+
+def test_model_options_of_vectors_made_elsewhere_are_recorded(home, tiny_model):
+    np.save(home.path / "plain.npy", clustered(20))
+    home.build("plain.npy", id_column=None, model_path=tiny_model, pooling="cls", base_model_path=tiny_model)
+    assert (home.sidecar["model"], home.sidecar["pooling"], home.sidecar["base_model_path"]) == (tiny_model, "cls", tiny_model)
+    with pytest.raises(ConfigError, match="pooling cls: is only read with model_path"):
+        home.build("plain.npy", id_column=None, pooling="cls")
+    with pytest.raises(ModelError, match="no such folder"):
+        home.build("plain.npy", id_column=None, model_path="./nowhere at all")
+    home.write(clustered(20))
+    with pytest.raises(ConfigError, match="was pooled by mean; leave it out"):
+        home.build(pooling="cls")
 
 
 def test_memory_budget_decides_what_auto_builds(home, monkeypatch):

@@ -936,7 +936,7 @@ def observe(monkeypatch, config):
 
     def load(name, **settings):
         seen.update({"load.name": name, **{f"load.{key}": value for key, value in settings.items()}})
-        return real_load(name, **{**settings, "trust_remote_code": False})
+        return real_load(name, **{**settings, "trust_remote_code": False, "base_model_path": None})
 
     class Engine(engines.RetrievalEncoder):
         def __init__(self, model, **settings):
@@ -966,6 +966,8 @@ def observe(monkeypatch, config):
 CHANGES = {
     "model_path": ("MODEL", {"load.name"}),
     "trust_remote_code": (True, {"load.trust_remote_code"}),
+    "pooling": ("cls", {"load.pooling"}),
+    "base_model_path": ("BASE", {"load.base_model_path"}),
     "data_path": ("SUBSET", {"records"}),
     "corpus": ("CORPUS", {"candidates"}),
     "output_path": ("elsewhere/mined.json", {"path"}),

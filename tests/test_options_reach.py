@@ -220,6 +220,7 @@ CHANGES = {
 ELSEWHERE = {
     "model_name": "test_encoder.py",
     "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
+    "base_model_path": "test_model_options.py",
     "quantization_bits": "test_train.py, and so does finetune_type qlora",
     "gather_negatives": "test_gathered_negatives_need_several_processes",
     "sources": "test_sources_reach_the_plan_the_readers_and_the_sampler",

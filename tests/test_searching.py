@@ -37,7 +37,8 @@ def shop(tiny_model, tmp_path):
 
 
 def embed(model, home, **options):
-    config = InferenceConfig(model_path=model, input_dir=home / "tables", output_path=home / "vectors.parquet", **options)
+    files = {"input_dir": home / "tables", "output_path": home / "vectors.parquet"}
+    config = InferenceConfig(model_path=model, precision="float32", **files, **options)
     run_batch_inference(config, say=silent)
 
 
@@ -271,6 +272,8 @@ REACH = {
     "k": "test_json_lines_are_all_that_stands_on_the_standard_output",
     "model_path": "test_options_of_the_model_reach_the_loader",
     "trust_remote_code": "test_options_of_the_model_reach_the_loader",
+    "pooling": "test_options_of_the_model_reach_the_loader",
+    "base_model_path": "test_options_of_the_model_reach_the_loader",
     "trust_index": "test_a_bare_file_is_searched_through_the_config",
     "search_effort": "test_search_effort_is_what_the_index_looks_at",
     "output_format": "test_json_lines_are_all_that_stands_on_the_standard_output",
@@ -295,8 +298,19 @@ def test_options_of_the_model_reach_the_loader(shop, monkeypatch):
 
     monkeypatch.setattr(encoder, "load_encoder", load)
     with pytest.raises(RuntimeError, match="seen enough"):
-        search_index(SearchConfig(query="a", index_path=shop / "index", model_path="m", trust_remote_code=True), say=silent)
+        search_index(
+            SearchConfig(
+                query="a",
+                index_path=shop / "index",
+                model_path="m",
+                trust_remote_code=True,
+                pooling="mean",
+                base_model_path="b",
+            ),
+            say=silent,
+        )
     assert (seen["name"], seen["trust_remote_code"], seen["max_seq_length"]) == ("m", True, 64)
+    assert (seen["pooling"], seen["base_model_path"]) == ("mean", "b")
 
 
 def test_a_bare_file_is_searched_through_the_config(tiny_model, shop):

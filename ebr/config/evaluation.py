@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebr.config.options import Config, Language, Names, encoding_batch_option, option, trust_option
+from ebr.config.encoder_options import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
+from ebr.config.options import Config, Language, Names, option
 
 
 class EvaluationConfig(Config):
@@ -17,6 +18,8 @@ class EvaluationConfig(Config):
         min_length=1,
     )
     trust_remote_code: bool = trust_option("the models")
+    pooling: PoolingMode | None = pooling_option()
+    base_model_path: str | None = base_model_option("one of the models", "其中有模型")
     eval_dataset: Path = option(
         ...,
         "evaluation folder: corpus.jsonl, queries.jsonl, and qrels of BEIR or TREC",

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import ByteSize
 
-from ebr.config.options import Config, Names, option, trust_option
+from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
+from ebr.config.options import Config, Names, option
 from ebr.errors import ConfigError
 
 IndexKind = Literal[
@@ -47,6 +48,21 @@ class IndexConfig(Config):
         "pq = short codes, the best ranked again by what follows",
         "auto 按行数、维度与 memory_budget 选择；flat 为精确检索；hnsw 为图；ivf 为倒排表；sq8 每个数 8 位；"
         "pq 为短码，其后的 sq8、fp16、flat 用于重排",
+    )
+    model_path: str | None = option(
+        None,
+        "the model that searches encode queries with; not set = the one that the vectors' manifest names",
+        "检索时编码查询所用的模型；未设置时取向量清单中记录的模型",
+    )
+    pooling: PoolingMode | None = option(
+        None,
+        "how that model pools, for vectors made elsewhere: recorded for searches",
+        "该模型的池化方式，用于外来向量：记录下来供检索使用",
+    )
+    base_model_path: str | None = option(
+        None,
+        "where the base of that model lies, if it is an adapter: recorded for searches",
+        "该模型为适配器时其基础模型的位置：记录下来供检索使用",
     )
     metric: Literal["cosine", "inner_product"] = option(
         "cosine",
@@ -91,6 +107,8 @@ class SearchConfig(Config):
         None, "where the index's model lies now; not set = where it was", "索引所用模型现在的位置；未设置时用原位置"
     )
     trust_remote_code: bool = trust_option()
+    pooling: PoolingMode | None = pooling_option()
+    base_model_path: str | None = base_model_option()
     trust_index: bool = option(
         False,
         "open an index file without a manifest; only from sources you trust, and with model_path",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from ebr.config.options import Config, Names, option, trust_option
+from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
+from ebr.config.options import Config, Names, option
 from ebr.errors import ConfigError
 
 
@@ -18,6 +19,8 @@ class InferenceConfig(Config):
         "模型：本地目录（包括微调得到的适配器）、内置模型名或 hub id",
     )
     trust_remote_code: bool = trust_option()
+    pooling: PoolingMode | None = pooling_option()
+    base_model_path: str | None = base_model_option()
     input_dir: Path = option(
         Path("./infer_data"),
         "folder of tables, subfolders included; folders like dt=2026-01-01 become columns",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, option, trust_option
+from ebr.config.encoder_options import trust_option
+from ebr.config.options import Config, option
 
 
 class MergeConfig(Config):

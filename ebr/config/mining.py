@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, encoding_batch_option, option, trust_option
+from ebr.config.encoder_options import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
+from ebr.config.options import Config, option
 from ebr.errors import ConfigError
 
 _SUFFIXES = (".jsonl", ".json")
@@ -20,6 +21,8 @@ class MiningConfig(Config):
         "用于挖掘的模型（基础或微调后的）：本地目录、内置模型名或 hub id",
     )
     trust_remote_code: bool = trust_option()
+    pooling: PoolingMode | None = pooling_option()
+    base_model_path: str | None = base_model_option()
     data_path: str = option(
         "./train_text",
         "training records of either format: a file, a glob, or a folder (not its subfolders)",

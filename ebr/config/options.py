@@ -23,25 +23,6 @@ def option(default: Any, help: str, zh: str, **limits: Any) -> Any:  # noqa: ANN
     return Field(default, description=help, json_schema_extra={"zh": zh}, validate_default=False, **limits)
 
 
-def trust_option(models: str = "the model") -> Any:  # noqa: ANN401
-    """trust_remote_code, as every command that loads a model has it."""
-    return option(
-        False,
-        f"run Python code that comes with {models}; only for sources you trust",
-        "运行模型自带的 Python 代码；仅用于可信来源",
-    )
-
-
-def encoding_batch_option() -> Any:  # noqa: ANN401
-    """batch_size, as every command that encodes for itself has it."""
-    return option(
-        None,
-        "at most so many texts a forward pass; not set = by the processor's cache or the GPU's memory",
-        "每次前向计算最多的文本数；未设置时按处理器缓存或显存决定",
-        ge=1,
-    )
-
-
 def _unwrapped(value: object) -> object:
     """`--report_to a,b` comes as a list of one text, the notebook's "a,b" as the text itself."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ebr.config.options import Config, Words, option, trust_option
+from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
+from ebr.config.options import Config, Words, option
 
 NoiseType = Literal["random_delete", "random_swap", "char_delete", "none"]
 Tuning = Literal["lora", "qlora", "full"]
-PoolingMode = Literal["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -37,6 +37,7 @@ class TuningOptions(Config):
         "基础模型：本地目录、内置模型名或 hub id",
     )
     trust_remote_code: bool = trust_option()
+    base_model_path: str | None = base_model_option()
     data_path: str = option(
         "./train_text",
         "training records (.json, .jsonl): a file, a glob, or a folder (not its subfolders)",
@@ -60,11 +61,7 @@ class TuningOptions(Config):
     quantization_bits: Annotated[Literal[4, 8], BeforeValidator(_number)] = option(
         4, "bits a weight of the base, for qlora: 4 (nf4) or 8", "qlora 下基础模型每个权重的位数：4（nf4）或 8"
     )
-    pooling: PoolingMode | None = option(
-        None,
-        "how token vectors become one; not set = the model's own, else lasttoken for decoders and mean for encoders",
-        "词元向量的池化方式；未设置时沿用模型自带的，否则解码器用 lasttoken、编码器用 mean",
-    )
+    pooling: PoolingMode | None = pooling_option()
     attn_implementation: Literal["eager", "sdpa"] | None = option(
         None,
         "how attention is computed; not set = the library's choice, without padding in half precision on a GPU",

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from ebr.inference.ray_workers import RayWorkers
 from ebr.inference.settings import ComputeSettings
 from ebr.inference.spec import EngineSpec
 from ebr.inference.worker import ShardWorker
-from ebr.model.encoder import Role, fingerprint, load_encoder, pooling_name, prompt_for
+from ebr.model.encoder import DOT, Role, pooling_name, prompt_for, similarity_of
+from ebr.model.identity import architecture, fingerprint, tokenizer_digest
+from ebr.model.lengths import kept_length
 
 Say = Callable[[str], None]
 
@@ -44,37 +45,46 @@ class LoadedModel:
 
 def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
     """Load the model as it will embed documents. Raises ModelError when it cannot be found or loaded."""
-    model = load_encoder(config.model_path, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
-    if read_manifest(Path(config.model_path)) is None:
-        say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
-    folder = Path(config.model_path).expanduser()
     spec = EngineSpec(
-        # Another process may have another working directory.
-        str(folder.resolve()) if folder.is_dir() else config.model_path,
+        _anywhere(config.model_path),
         max_seq_length=config.max_seq_length,
         trust_remote_code=config.trust_remote_code,
-        prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt,
+        pooling=config.pooling,
+        base_model_path=config.base_model_path and _anywhere(config.base_model_path),
         batch_size=config.batch_size,
         normalize_embeddings=config.normalize_embeddings,
         truncate_dim=config.truncate_dim,
     )
+    model = spec.load()
+    if read_manifest(Path(config.model_path)) is None:
+        say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
+    if config.normalize_embeddings and similarity_of(model) == DOT:
+        say(
+            f"{config.model_path} was made for inner products: unit vectors make cosines of them; --no_normalize_embeddings, "
+            "and ebr index --metric inner_product, keep its own"
+        )
+    spec = replace(spec, prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt)
+    length, query_length = kept_length(model), kept_length(model, Role.QUERY.value)
     facts = {
         "model": config.model_path,
+        "base_model_path": spec.base_model_path,
         "model_sha256": fingerprint(model),
-        "tokenizer_sha256": _tokenizer_digest(model),
+        "architecture": architecture(model),
+        "tokenizer_sha256": tokenizer_digest(model),
         "pooling": pooling_name(model),
         "prompt": spec.prompt,
         "query_prompt": prompt_for(model, Role.QUERY),
-        "max_seq_length": model.max_seq_length,
-        "query_max_len": getattr(model[0], "query_length", None),
+        "max_seq_length": length,
+        "query_max_len": None if query_length == length else query_length,
         "normalized": config.normalize_embeddings,
     }
     return LoadedModel(model, spec, facts)
 
 
-def _tokenizer_digest(model: SentenceTransformer) -> str:
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    return sha256(backend.to_str().encode()).hexdigest() if backend is not None else ""
+def _anywhere(name: str) -> str:
+    """A model's name as another process understands it, which may have another working directory."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOptions) -> dict[str, dict[str, Any]]:
@@ -82,8 +92,9 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
 
     Who computes, and how much at a time, is not in it: a run may be finished by another engine, or with a lower token_budget.
     """
-    # A model is its weights, wherever they lie; how queries are to be asked does not touch the vectors of documents.
-    vectors = {name: value for name, value in facts.items() if name not in ("model", "query_prompt", "query_max_len")}
+    # A model is its weights and how they are computed with, wherever they lie; queries do not touch the vectors of documents.
+    elsewhere = ("model", "base_model_path", "query_prompt", "query_max_len")
+    vectors = {name: value for name, value in facts.items() if name not in elsewhere}
     vectors |= {name: config[name] for name in ("precision", "min_cosine", "truncate_dim", "incremental_key")}
     layout = {name: config[name] for name in ("dedup", "shard_rows", "vector_dtype")}
     layout |= {"output_format": options.format.value, "columns": list(options.schema.columns)}
@@ -185,8 +196,7 @@ def _choose(model: SentenceTransformer, spec: EngineSpec, choice: _Choice, n_thr
 def _choose_there(spec: EngineSpec, choice: _Choice) -> tuple[ComputeSettings, list[str]]:
     """The same on a worker of a cluster, which may have what this machine has not; with what there is to say."""
     said: list[str] = []
-    model = load_encoder(spec.model_path, max_seq_length=spec.max_seq_length, trust_remote_code=spec.trust_remote_code)
-    return _choose(model, spec, choice, 0, said.append), said
+    return _choose(spec.load(), spec, choice, 0, said.append), said
 
 
 def _cores() -> list[int]:

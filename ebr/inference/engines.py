@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from ebr.errors import ModelError
 from ebr.inference.settings import ComputeSettings, apply_settings, is_quantized, settings_of
 from ebr.model.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.model.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
-from ebr.model.encoder import Role, prompt_for
+from ebr.model.encoder import COSINE, Role, prompt_for, similarity_of
 
 log = logging.getLogger(__name__)
 
@@ -292,17 +293,28 @@ def _collect(computed: list[tuple[Ints, torch.Tensor]], vectors: Vectors) -> Non
 
 
 class RetrievalEncoder:
-    """Queries and documents of one model, each with its own prompt and length, as unit vectors."""
+    """Queries and documents of one model, each with its own prompt and length; their inner product is their similarity.
 
-    def __init__(self, model: SentenceTransformer, *, batch_size: int | None = None, show_progress: bool = True) -> None:
-        self.queries = LocalEngine(model, Role.QUERY, batch_size=batch_size)
-        self.documents = LocalEngine(model, Role.DOCUMENT, batch_size=batch_size, show_progress=show_progress)
+    similarity: cosine (unit rows) or dot (rows as the model gives them); None = what the model was made for.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool = True,
+        similarity: str | None = None,
+    ) -> None:
+        self.similarity = similarity or similarity_of(model)
+        engine = partial(LocalEngine, model, batch_size=batch_size, normalize_embeddings=self.similarity == COSINE)
+        self.queries, self.documents = engine(Role.QUERY), engine(Role.DOCUMENT, show_progress=show_progress)
         self.documents.reader.lock = self.queries.reader.lock
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        """N queries → (N, D) float32 unit rows."""
+        """N queries → (N, D) float32."""
         return self.queries.encode(texts)
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
-        """N documents → (N, D) float32 unit rows."""
+        """N documents → (N, D) float32."""
         return self.documents.encode(texts)

@@ -23,7 +23,8 @@ from ebr.inference.engines import LocalEngine, TextsTooLarge
 from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, is_quantized, settings_of
 from ebr.model.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
 from ebr.model.batching import Prepared, default_token_budget
-from ebr.model.encoder import Role, fingerprint, pooling_name, prompt_for
+from ebr.model.encoder import Role, pooling_name, prompt_for
+from ebr.model.identity import architecture, fingerprint
 
 MOST_TEXTS = 128
 # A GPU that is given less is not busy, and every precision looks as fast as the other.
@@ -139,7 +140,7 @@ class _Work:
         conditions = [self.prompt, self.role.value, self.model.max_seq_length, *lengths, *options, *passes]
         machine = [self.machine.name, self.machine.n_cores, sorted(self.machine.flags), self.model.device.type]
         machine += [torch.get_num_threads(), torch.__version__, transformers.__version__]
-        record = [fingerprint(self.model), conditions, machine]
+        record = [fingerprint(self.model), architecture(self.model), conditions, machine]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +31,18 @@ class Placement:
             torch.cuda.set_device(self.device)
 
 
+@contextmanager
+def _said_before() -> Iterator[None]:
+    """What there is to say of a model was said where it was loaded first; every worker would say it again."""
+    logger = logging.getLogger("ebr.model")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """Everything that an engine is built from. settings None = float32 as it comes."""
@@ -35,6 +50,8 @@ class EngineSpec:
     model_path: str
     max_seq_length: int | None = None
     trust_remote_code: bool = False
+    pooling: str | None = None
+    base_model_path: str | None = None
     prompt: str | None = None
     batch_size: int | None = None
     normalize_embeddings: bool = True
@@ -44,13 +61,19 @@ class EngineSpec:
     def build(self, place: Placement = Placement()) -> LocalEngine:
         """Load the model and stand an engine on it. Raises ModelError when it cannot be loaded there."""
         place.apply()
-        model = load_encoder(
+        with _said_before():
+            return self.on(self.load(place.device))
+
+    def load(self, device: str | None = None) -> SentenceTransformer:
+        """The model alone. device: None = the GPU where there is one."""
+        return load_encoder(
             self.model_path,
             max_seq_length=self.max_seq_length,
             trust_remote_code=self.trust_remote_code,
-            device=place.device,
+            device=device,
+            pooling=self.pooling,
+            base_model_path=self.base_model_path,
         )
-        return self.on(model)
 
     def on(self, model: SentenceTransformer) -> LocalEngine:
         """An engine on a model that is loaded already, with the options of this one."""

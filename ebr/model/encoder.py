@@ -38,6 +38,7 @@ from ebr.model.weight_files import check_files
 
 log = logging.getLogger(__name__)
 
+COSINE, DOT = "cosine", "dot"
 _ADVICE = {
     "trust_remote_code": f"comes with Python code of its own, which runs only with {TRUST_HINT}",
     "Unrecognized processing class": f"holds no tokenizer; {PUT_TOKENIZER}",
@@ -174,14 +175,14 @@ class _Loader:
                 model = SentenceTransformer(location, **options)
                 _pool_by(model, pooling, source.name)
             else:
-                model = plain_encoder(location, where, pooling=pooling, **options)
+                model = plain_encoder(location, pooling=pooling, **options)
         for transformer in _transformers_of(model):
             check_tokenizer(transformer, where)
         check_weights(model, loaded, where)
         for one in loaded:
             warn_of_unused_code(one.model, where, trust_remote_code=self.trust_remote_code)
-        if (similarity := model.similarity_fn_name) != "cosine":
-            log.warning("%s: was made for similarity by %s", where, similarity)
+        if (named := model.similarity_fn_name) != COSINE:
+            log.warning("%s: was made for similarity by %s, and is judged by %s", where, named, similarity_of(model))
         return model
 
     def adapted(self, adapter: LoraAdapter, base_model_path: str | None) -> AdaptedEncoder:
@@ -295,6 +296,11 @@ def set_prompts(
 
 def _first(*choices: str | None) -> str:
     return next(choice for choice in choices if choice is not None)
+
+
+def similarity_of(model: SentenceTransformer) -> str:
+    """What its vectors are compared by: dot for a model that was made for it, else cosine; distances are not searched by."""
+    return DOT if model.similarity_fn_name == DOT else COSINE
 
 
 def pooling_name(model: SentenceTransformer) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from ebr.model.peft_import import LoraLayer
@@ -49,7 +50,8 @@ def architecture(model: SentenceTransformer) -> dict[str, Any]:
         if isinstance(module, PreTrainedModel):
             record[name] = {**_class_of(module), **_configuration(module.config.to_diff_dict())}
         elif isinstance(module, LoraLayer):
-            scales[name] = [module.scaling.get(adapter) for adapter in module.active_adapters]
+            active = [module.scaling.get(adapter) for adapter in module.active_adapters]
+            scales[name] = active[0] if len(active) == 1 else active
         elif name and callable(getattr(module, "get_config_dict", None)):
             record[name] = {"class": type(module).__name__, **_settings(module.get_config_dict())}
     if scales:
@@ -58,6 +60,18 @@ def architecture(model: SentenceTransformer) -> dict[str, Any]:
         record["lora"] = {"scale": same, "layers": len(scales)}
     plain: dict[str, Any] = json.loads(json.dumps(record, sort_keys=True, default=str))
     return plain
+
+
+def tokenizer_digest(model: SentenceTransformer) -> str:
+    """sha256 over every tokenizer of the model; where it cuts and pads is left out, which is set anew for every call."""
+    found = []
+    for module in model.modules():
+        tokenizer = getattr(module, "tokenizer", None)
+        backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+        if isinstance(backend, Tokenizer):
+            state = json.loads(backend.to_str())
+            found.append({name: value for name, value in state.items() if name not in ("truncation", "padding")})
+    return _digest(found) if found else ""
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -90,6 +90,14 @@ def adapter_folder(source: ModelSource) -> Path | None:
     return folder if (folder / ADAPTER_CONFIG).is_file() else None
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a model is an adapter, which needs a base. Raises ModelError when there is no such model."""
+    source = resolve_model(name)
+    if source.folder is None:
+        return _is_on_hub(source.location, ADAPTER_CONFIG)
+    return (source.folder / ADAPTER_CONFIG).is_file()
+
+
 def _is_on_hub(repo: str, file: str) -> bool:
     """Whether the hub, or its cache on this machine, has a file; a hub that cannot be asked has what the cache has."""
     cached = try_to_load_from_cache(repo, file)

@@ -18,18 +18,11 @@ _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_s
 
 
 def plain_encoder(
-    location: str,
-    where: str,
-    *,
-    pooling: str | None,
-    trust_remote_code: bool,
-    device: str | None,
-    model_kwargs: dict[str, Any],
+    location: str, *, pooling: str | None, trust_remote_code: bool, device: str | None, model_kwargs: dict[str, Any]
 ) -> SentenceTransformer:
     """A transformers model and a pooling layer.
 
-    where: the model, for messages. pooling: None = lasttoken for a decoder, mean for an encoder, which is said. A decoder's
-    tokenizer ends every text with EOS.
+    pooling: None = lasttoken for a decoder, mean for an encoder, which is said. A decoder's tokenizer ends every text with EOS.
     """
     trust = {"trust_remote_code": trust_remote_code}
     transformer = Transformer(
@@ -48,7 +41,7 @@ def plain_encoder(
         log.info(
             "%s: has no modules.json, which says how to embed; %s pooling is assumed, as for %s, and no prompt "
             "(--pooling chooses another)",
-            where,
+            location,
             mode,
             "a model that reads left to right" if decoder else "a model that reads both ways",
         )

@@ -37,14 +37,20 @@ class Compressed:
 
 
 def compress_table(
-    queries: Rows, documents: Rows, dataset: EvaluationSet, *, k: int = 100, max_scored: int = 100_000_000
+    queries: Rows,
+    documents: Rows,
+    dataset: EvaluationSet,
+    *,
+    k: int = 100,
+    max_scored: int = 100_000_000,
+    unit: bool = True,
 ) -> list[Compressed]:
     """nDCG@10 for the first D, D/2, D/4, … (32 at least) dimensions, each in every one of KINDS; full vectors in float32 first.
 
-    queries: (Q, D), documents: (N, D), unit rows in the dataset's order; documents may be a memory map and are read in blocks.
-    Vectors that are cut are scaled to length 1 again (Kusupati et al. 2022). Queries stay float32; only documents are stored
-    smaller. int8: 256 levels between the least and the largest value of each dimension, as sentence-transformers'
-    quantize_embeddings sets them, read back as the middle of a level. binary: the signs, scored as +1 and -1.
+    queries: (Q, D), documents: (N, D), rows in the dataset's order; documents may be a memory map and are read in blocks.
+    unit: rows are of length 1, and scaled to it again when they are cut (Kusupati et al. 2022). Queries stay float32; only
+    documents are stored smaller. int8: 256 levels between the least and the largest value of each dimension, as
+    sentence-transformers' quantize_embeddings sets them, read back as the middle of a level. binary: the signs, as +1 and -1.
     k: depth of the ranking; with the k of an evaluation, the first row is its nDCG@10 exactly.
     max_scored: query-document scores in one row of the table. Where Q x N is more, scored_queries picks queries.
     Raises ValueError when the shapes disagree, ModelError when a score is not finite.
@@ -60,10 +66,10 @@ def compress_table(
     table = []
     with tqdm(total=n_vectors, desc="compress", unit="vector", unit_scale=True, dynamic_ncols=True, delay=_LONG_S) as bar:
         for dim in dims:
-            short_queries = _shortened(queries[chosen], dim)
-            value_range = _value_range(documents, dim)
+            short_queries = _shortened(queries[chosen], dim, unit)
+            value_range = _value_range(documents, dim, unit)
             for kind in KINDS:
-                stored = _stored_blocks(documents, dim, kind, value_range, bar)
+                stored = _stored_blocks(documents, dim, kind, value_range, bar, unit)
                 scores, rows = _search_blocks(short_queries, stored, k)
                 table.append(Compressed(dim, kind, _bytes_per_vector(dim, kind), _mean_ndcg(dataset, chosen, scores, rows)))
     return table
@@ -88,30 +94,30 @@ def _bytes_per_vector(dim: int, kind: str) -> int:
     return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim, "binary": -(-dim // 8)}[kind]
 
 
-def _shortened(vectors: Rows, dim: int) -> _Vectors:
-    """The first dim numbers of each row, at length 1; whole rows stay as they are, bit by bit."""
+def _shortened(vectors: Rows, dim: int, unit: bool) -> _Vectors:
+    """The first dim numbers of each row, where unit at length 1; whole rows stay as they are, bit by bit."""
     cut = np.asarray(vectors[:, :dim], np.float32)
-    if dim == vectors.shape[1]:
+    if dim == vectors.shape[1] or not unit:
         return cut
     lengths = np.linalg.norm(cut, axis=1, keepdims=True)
     return (cut / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
 
 
-def _blocks(documents: Rows, dim: int) -> Iterator[_Vectors]:
+def _blocks(documents: Rows, dim: int, unit: bool) -> Iterator[_Vectors]:
     for start in range(0, len(documents), _BLOCK):
-        yield _shortened(documents[start : start + _BLOCK], dim)
+        yield _shortened(documents[start : start + _BLOCK], dim, unit)
 
 
-def _value_range(documents: Rows, dim: int) -> _Vectors:
+def _value_range(documents: Rows, dim: int, unit: bool = True) -> _Vectors:
     """(2, dim) least and largest value of each dimension."""
-    ends = [(block.min(axis=0), block.max(axis=0)) for block in _blocks(documents, dim)]
+    ends = [(block.min(axis=0), block.max(axis=0)) for block in _blocks(documents, dim, unit)]
     if not ends:
         return np.zeros((2, dim), np.float32)
     return np.stack([np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)])
 
 
-def _stored_blocks(documents: Rows, dim: int, kind: str, value_range: _Vectors, bar: tqdm) -> Iterator[_Vectors]:
-    for block in _blocks(documents, dim):
+def _stored_blocks(documents: Rows, dim: int, kind: str, value_range: _Vectors, bar: tqdm, unit: bool) -> Iterator[_Vectors]:
+    for block in _blocks(documents, dim, unit):
         yield _read_back(block, kind, value_range)
         bar.update(len(block))
 

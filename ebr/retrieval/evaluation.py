@@ -26,13 +26,16 @@ Vectors = npt.NDArray[np.float32]
 
 
 class TextEncoder(Protocol):
-    """Texts → (n, D) float32 unit rows, in the order of the texts. Queries and documents may take different prompts."""
+    """Texts → (n, D) float32, in the order of the texts, whose inner product is their similarity: unit rows for the cosine.
+
+    Queries and documents may take different prompts.
+    """
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(n, D) unit rows of n queries."""
+        """(n, D) rows of n queries."""
 
     def encode_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(n, D) unit rows of n documents."""
+        """(n, D) rows of n documents."""
 
 
 @dataclass(frozen=True, eq=False)

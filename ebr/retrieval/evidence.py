@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.retrieval.changes import most_changed, slices_by_query_length
 from ebr.retrieval.compression import compress_table
-from ebr.retrieval.evaluation import Evaluation, TextEncoder, compare, evaluate_ranking, evaluate_vectors
+from ebr.retrieval.evaluation import Evaluation, TextEncoder, Vectors, compare, evaluate_ranking, evaluate_vectors
 from ebr.retrieval.lexical import LexicalIndex, reciprocal_rank_fusion
 from ebr.retrieval.report import Contrast, DatasetReport, Measured
 from ebr.retrieval.significance import wins_ties_losses
@@ -19,6 +19,7 @@ from ebr.retrieval.space import measure_space, positive_pairs
 
 BM25 = "BM25"
 _HEADLINE = "ndcg@10"
+_ROUNDING = 1e-3
 
 
 def measure_encoder(
@@ -27,13 +28,24 @@ def measure_encoder(
     """One model on one set: its ranking and metrics, the health of its space, and what smaller vectors would cost."""
     queries = encode.encode_queries(dataset.queries)
     documents = encode.encode_documents(dataset.documents)
-    return Measured(
-        name=name,
-        evaluation=evaluate_vectors(queries, documents, dataset, k=k),
-        space=measure_space(queries, documents, positive_pairs(dataset), seed=seed),
-        compression=compress_table(queries, documents, dataset, k=k),
-        facts=dict(facts),
-    )
+    evaluation = evaluate_vectors(queries, documents, dataset, k=k)
+    unit = _are_unit(documents)
+    compression = compress_table(queries, documents, dataset, k=k, unit=unit)
+    if not unit:  # compared by inner product; the health of a space is told in angles
+        queries, documents = _unit(queries), _unit(documents)
+    space = measure_space(queries, documents, positive_pairs(dataset), seed=seed)
+    return Measured(name=name, evaluation=evaluation, space=space, compression=compression, facts=dict(facts))
+
+
+def _are_unit(vectors: Vectors) -> bool:
+    """Whether the rows are of length 1, as those of a model that compares by cosine are."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    return bool(np.all((np.abs(lengths - 1) < _ROUNDING) | (lengths == 0)))
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def report_on(

@@ -95,10 +95,12 @@ def metrics_table(report: DatasetReport) -> list[str]:
 def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
     """Read the evaluation sets and find the models, and measure nothing. Raises EBRError subclasses that say what to mend."""
     from ebr.data.trec_runs import check_run_ids
-    from ebr.model.encoder import resolve_model
+    from ebr.model.origin import is_adapter, resolve_model
 
     for path in config.models:
         resolve_model(path)  # a wrong second path would otherwise show only after the first evaluation
+    if config.base_model_path is not None and not any(map(is_adapter, config.models)):
+        raise ConfigError(f"base_model_path {config.base_model_path}: none of the models is an adapter; leave it out")
     _check_output(config.output_dir)
     training = Provenance.of(config.models)
     if config.train_data is not None:
@@ -179,7 +181,7 @@ def compare_models(
     Training reads its base at the tuned model's length, so that its figures for the base may differ a little from these.
     Raises DataError when the folder cannot be read, ModelError when a model cannot be found or loaded.
     """
-    from ebr.model.encoder import resolve_model
+    from ebr.model.origin import resolve_model
     from ebr.retrieval.evaluation import compare
 
     dataset = read_evaluation_set(Path(eval_dataset))
@@ -229,19 +231,25 @@ def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[M
 
 def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransformer:
     """A model with the prompts and lengths of the config, or those that it was saved with."""
-    from ebr.model.encoder import load_encoder, require_transformer, set_prompts
-    from ebr.model.lengths import set_lengths
+    from ebr.model.encoder import load_encoder, set_prompts
+    from ebr.model.lengths import kept_length, set_lengths
+    from ebr.model.origin import is_adapter
 
-    model = load_encoder(path, trust_remote_code=config.trust_remote_code)
+    model = load_encoder(
+        path,
+        trust_remote_code=config.trust_remote_code,
+        pooling=config.pooling,
+        base_model_path=config.base_model_path if is_adapter(path) else None,
+    )
     if config.prompt is not None or config.query_prompt is not None or config.passage_prompt is not None:
         set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
     lengths = (config.max_seq_length, config.query_max_len, config.passage_max_len)
     if any(length is not None for length in lengths):
-        require_transformer(model, "models", path)
         # What is not given stays as it was saved, unless max_seq_length is: that one is for every text.
-        own = (None, None) if config.max_seq_length else (model[0].query_length, model[0].document_length)
+        own = (None, None) if config.max_seq_length else (kept_length(model, "query"), kept_length(model, "document"))
         query, passage = config.query_max_len or own[0], config.passage_max_len or own[1]
-        set_lengths(model, config.max_seq_length or model.max_seq_length, query=query, passage=passage)
+        longest = config.max_seq_length or kept_length(model) or max(filter(None, (query, passage)))
+        set_lengths(model, longest, query=query, passage=passage)
     return model
 
 

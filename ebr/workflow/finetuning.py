@@ -227,6 +227,7 @@ def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
         config.model_name,
         trust_remote_code=config.trust_remote_code,
         pooling=config.pooling,
+        base_model_path=config.base_model_path,
         quantization_bits=config.quantization_bits if config.finetune_type == "qlora" else 0,
         compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
         attn_implementation=config.attn_implementation,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
 from ebr.data.tables import parse_delimiter
@@ -29,19 +30,21 @@ class IndexPlan:
     queries: VectorSource | None
     before: Sidecar | None
     """Of the index that rows are added to."""
+    model: Mapping[str, Any]
+    """What searches must know of the model: where it lies, and how its vectors were made."""
 
     def lines(self) -> list[str]:
         """The plan, for people."""
         from ebr.retrieval.index_kinds import bytes_text
 
-        source, spec, facts = self.source, self.spec, self.source.model
+        source, spec, facts = self.source, self.spec, self.model
         rows = f"{source.n_rows:,} rows of {source.dim}, {source.metric.value}"
         rows += f", added to {self.before.n_rows:,}" if self.before else ""
         n_learned = 0 if self.before else spec.n_training
         learning = f", and {bytes_text(4 * spec.dim * n_learned)} more while it learns" if n_learned else ""
         lines = [
             f"vectors {source.path}: {rows}",
-            f"model   {facts.get('model') or 'not recorded: the vectors were made elsewhere; search with --model_path'}",
+            f"model   {facts.get('model') or 'not recorded: the vectors were made elsewhere; name it with --model_path'}",
             f"kind    {spec.kind.value} ({spec.factory}): {self.why}",
             f"memory  {bytes_text(spec.predicted_bytes)} predicted, of {bytes_text(self.budget)}{learning}",
             f"index   {self.config.index_path}: ids of {source.id_column or 'row numbers'}; "
@@ -63,6 +66,7 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     delimiter, metric = parse_delimiter(config.delimiter), Metric(config.metric)
     first_id = before.n_rows if before else 0
     source = open_source(config.embeddings_path, delimiter, config.id_column, config.output_columns, metric, first_id=first_id)
+    model = _model_facts(config, source)
     queries = open_source(config.query_embeddings, delimiter, None, [], metric) if config.query_embeddings else None
     if queries:
         _check_queries(queries, source)
@@ -71,9 +75,30 @@ def plan_index(config: IndexConfig) -> IndexPlan:
         _check_added(config, source, before)
         n_rows = before.n_rows + source.n_rows
         spec = IndexSpec(before.kind, n_rows, source.dim, int(before.facts["n_lists"]))
-        return IndexPlan(config, source, spec, "that of the index", budget, queries, before)
+        return IndexPlan(config, source, spec, "that of the index", budget, queries, before, model)
     kind, why = choose_kind(source.n_rows, source.dim, budget) if config.kind == "auto" else (Kind(config.kind), "as asked for")
-    return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None)
+    return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None, model)
+
+
+def _model_facts(config: IndexConfig, source: VectorSource) -> dict[str, Any]:
+    """What the vectors' manifest says of their model, with what the config knows better. Raises ConfigError, ModelError."""
+    from ebr.model.origin import resolve_model
+
+    facts = dict(source.model)
+    for name, key in (("model_path", "model"), ("base_model_path", "base_model_path")):
+        if (given := config[name]) is not None:
+            folder = resolve_model(given).folder
+            # A search may start in another working directory.
+            facts[key] = str(folder) if folder is not None and Path(given).expanduser().is_dir() else given
+    if config.pooling is not None:
+        if facts["model"] is None:
+            raise ConfigError(
+                f"pooling {config.pooling}: is only read with model_path, for vectors made elsewhere; set that too"
+            )
+        if facts["pooling"] not in (None, "", config.pooling):
+            raise ConfigError(f"pooling {config.pooling}: {source.path} was pooled by {facts['pooling']}; leave it out")
+        facts["pooling"] = config.pooling
+    return facts
 
 
 def free_memory() -> int:
@@ -96,7 +121,7 @@ def _check_queries(queries: VectorSource, source: VectorSource) -> None:
 
 def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar) -> None:
     """Raises ConfigError or DataError when rows do not fit the index that is there."""
-    from ebr.retrieval.index_source import SAME_VECTORS
+    from ebr.retrieval.index_source import SAME_VECTORS, UNRECORDED
 
     where = f"index_path {config.index_path}"
     if config.kind not in ("auto", before.kind.value):
@@ -111,9 +136,16 @@ def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar) -> 
             f"id_column {source.id_column or 'none'}: {where} has its ids from {was or 'row numbers'}; give that, or build anew"
         )
     facts = source.model
-    different = [name for name in SAME_VECTORS if facts[name] != before.facts.get(name)]
+    different = [
+        name
+        for name in SAME_VECTORS
+        if facts[name] != before.facts.get(name) and not (name in UNRECORDED and None in (facts[name], before.facts.get(name)))
+    ]
     if different:
-        said = "; ".join(f"{name} {facts[name]!r}, not {before.facts.get(name)!r}" for name in different)
+        said = "; ".join(
+            name if isinstance(facts[name], dict) else f"{name} {facts[name]!r}, not {before.facts.get(name)!r}"
+            for name in different
+        )
         raise DataError(f"{source.path}: does not fit {where}: {said}; embed it like the rest, or build anew without add")
     if set(source.columns) != set(before.columns):
         raise DataError(

@@ -215,7 +215,7 @@ def _record(
         "id_column": source.id_column,
         "columns": list(source.columns),
         "files": files,
-        **source.model,
+        **plan.model,
         "embeddings": [*(before.facts["embeddings"] if before else []), source.facts()],
         "search_effort": effort,
         "recall": _recall_record(plan, quality),

@@ -120,7 +120,7 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
     """Find the tables and check their headers, and embed nothing. Raises EBRError subclasses that say what to mend."""
     from ebr.data.shards import open_source
     from ebr.data.vector_formats import check_dtype, check_output_columns, format_of
-    from ebr.model.encoder import resolve_model
+    from ebr.model.origin import resolve_model
 
     config.check()
     output_format = format_of(config.output_path, config.output_format)

@@ -153,7 +153,13 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
 def _load(config: MiningConfig) -> SentenceTransformer:
     from ebr.model.encoder import load_encoder, set_prompts
 
-    model = load_encoder(config.model_path, max_seq_length=config.max_seq_length, trust_remote_code=config.trust_remote_code)
+    model = load_encoder(
+        config.model_path,
+        max_seq_length=config.max_seq_length,
+        trust_remote_code=config.trust_remote_code,
+        pooling=config.pooling,
+        base_model_path=config.base_model_path,
+    )
     set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
     return model
 

@@ -26,19 +26,21 @@ class Ranking:
     queries: tuple[str, ...]
     documents: tuple[str, ...]
     query_vectors: npt.NDArray[np.float32] = field(repr=False)
-    """(Q, D) unit rows."""
+    """(Q, D) rows, of length 1 where the similarity is the cosine."""
     document_vectors: npt.NDArray[np.float32] = field(repr=False)
-    """(N, D) unit rows."""
+    """(N, D) rows likewise."""
     scores: npt.NDArray[np.float32] = field(repr=False)
-    """(Q, N) cosines."""
+    """(Q, N) similarities."""
     order: npt.NDArray[np.int64] = field(repr=False)
-    """(Q, N) rows of the documents by falling cosine; equal ones stand as they were given."""
+    """(Q, N) rows of the documents by falling similarity; equal ones stand as they were given."""
     model_folder: Path | None
     """What AutoModel and AutoTokenizer can open, with pooling, prompts and lengths beside the weights. None for a hub id, for a
     folder that sentence-transformers did not write, and for an adapter whose base is no longer where it was."""
+    similarity: str = "cosine"
+    """What the scores are: cosine, or dot for a model that was made for it."""
 
     def table(self, k: int = 5) -> str:
-        """Each query and its k best documents with their cosines, as aligned text; long texts are cut.
+        """Each query and its k best documents with their similarities, as aligned text; long texts are cut.
 
         Raises ValueError when k is below 1.
         """
@@ -47,7 +49,7 @@ class Ranking:
         order = self.order[:, :k]
         shown = {row: cut_text(self.documents[row], _TEXT_COLUMNS) for row in np.unique(order).tolist()}
         columns = max(text_columns("document"), *map(text_columns, shown.values()))
-        lines = [_ROW.format("rank", pad_text("document", columns), "cosine")]
+        lines = [_ROW.format("rank", pad_text("document", columns), self.similarity)]
         for query, rows, scores in zip(self.queries, order.tolist(), self.scores, strict=True):
             lines += ["", cut_text(query, _TEXT_COLUMNS)]
             lines += [
@@ -57,11 +59,19 @@ class Ranking:
 
 
 def rank_texts(
-    model_path: str | Path, queries: Sequence[str], documents: Sequence[str], *, trust_remote_code: bool = False
+    model_path: str | Path,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    *,
+    trust_remote_code: bool = False,
+    pooling: str | None = None,
+    base_model_path: str | None = None,
 ) -> Ranking:
-    """Rank the documents for each query by cosine, with the prompts, pooling and lengths that the model was saved with.
+    """Rank the documents for each query, with the prompts, pooling and lengths that the model was saved with.
 
-    model_path: a merged or whole model's folder, an adapter's folder, the embedded model's name, or a hub id.
+    By cosine, or by inner product for a model that was made for it. model_path: a merged or whole model's folder, an adapter's
+    folder, the embedded model's name, or a hub id. pooling: None = the model's own. base_model_path: where the base of an
+    adapter lies now; None = where its files say.
     Raises DataError when there is nothing to rank, ModelError when the model cannot be found or loaded, or gives nan.
     """
     from ebr.inference.engines import RetrievalEncoder
@@ -70,7 +80,8 @@ def rank_texts(
 
     _check_texts("queries", queries)
     _check_texts("documents", documents)
-    encoder = RetrievalEncoder(load_encoder(str(model_path), trust_remote_code=trust_remote_code), show_progress=False)
+    model = load_encoder(str(model_path), trust_remote_code=trust_remote_code, pooling=pooling, base_model_path=base_model_path)
+    encoder = RetrievalEncoder(model, show_progress=False)
     query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
     best_first, order = exact_search(query_vectors, document_vectors, len(documents))
     scores = np.empty_like(best_first)
@@ -83,6 +94,7 @@ def rank_texts(
         scores=scores,
         order=order,
         model_folder=_plain_folder(str(model_path)),
+        similarity=encoder.similarity,
     )
 
 
@@ -97,13 +109,13 @@ def _check_texts(what: str, texts: Sequence[str]) -> None:
 
 
 def _plain_folder(model_path: str) -> Path | None:
-    from ebr.model.encoder import ADAPTER_CONFIG, resolve_model
+    from ebr.model.origin import ADAPTER_CONFIG, looks_like_hub_id, resolve_model
 
     folder = Path(resolve_model(model_path).location)
     if not all((folder / file).is_file() for file in _ENCODER_FILES):
         return None
     if (folder / ADAPTER_CONFIG).is_file():
-        base = Path(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
-        if base.is_absolute() and not base.is_dir():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not base or not (Path(base).is_dir() or looks_like_hub_id(base)):
             return None
     return folder

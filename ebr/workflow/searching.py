@@ -126,6 +126,8 @@ def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:
         model_path=config.model_path,
         trust_remote_code=config.trust_remote_code,
         trust_index=config.trust_index,
+        pooling=config.pooling,
+        base_model_path=config.base_model_path,
     )
     if config.output_format != "jsonl":
         say(f"{config.index_path}: {len(opened):,} rows of {opened.dim}; model {opened.model_path}")

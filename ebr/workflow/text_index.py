@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,15 @@ from ebr.errors import ConfigError, DataError, ModelError
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from ebr.inference.engines import LocalEngine
     from ebr.retrieval.index import FaissIndex
     from ebr.retrieval.index_store import RowsReader, Sidecar
 
 log = logging.getLogger(__name__)
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,20 @@ class Match:
         return {"rank": self.rank, "score": self.score, "id": self.id, "columns": self.columns}
 
 
+@dataclass(frozen=True)
+class QueryModel:
+    """How the model of an index is loaded, as far as that is not as its sidecar says: see open_index."""
+
+    model_path: str | None = None
+    trust_remote_code: bool = False
+    pooling: str | None = None
+    base_model_path: str | None = None
+
+
 class TextIndex:
     """An index that is open, and the model that its vectors are of, which is loaded with the first text.
 
-    Made by open_index. sidecar: None for a bare FAISS file. model_path: where the model lies; None = where the sidecar says.
+    Made by open_index. sidecar: None for a bare FAISS file.
     """
 
     def __init__(
@@ -51,16 +65,14 @@ class TextIndex:
         index: FaissIndex,
         rows: RowsReader | None,
         sidecar: Sidecar | None,
-        *,
-        model_path: str | None = None,
-        trust_remote_code: bool = False,
+        how: QueryModel = QueryModel(),
     ) -> None:
         self.path = path
         self.sidecar = sidecar
         self._index = index
         self._rows = rows
-        self._trust_remote_code = trust_remote_code
-        self.model_path = model_path or (str(self._facts["model"]) if self._facts.get("model") else None)
+        self._how = how
+        self.model_path = how.model_path or (str(self._facts["model"]) if self._facts.get("model") else None)
 
     def __len__(self) -> int:
         """Rows in the index."""
@@ -141,21 +153,27 @@ class TextIndex:
     def _engine(self) -> LocalEngine:
         """The model that its queries go through. Raises ModelError when it is absent, or not the one of the index."""
         from ebr.inference.engines import LocalEngine
-        from ebr.model.encoder import Role, fingerprint, load_encoder
+        from ebr.model.encoder import Role, load_encoder, pooling_name
 
         facts = self._facts
         if self.model_path is None:
             raise ModelError(f"model_path: nothing says which model made the vectors of {self.path}; name it")
-        length = facts.get("query_max_len") or facts.get("max_seq_length")
-        model = load_encoder(self.model_path, max_seq_length=length, trust_remote_code=self._trust_remote_code)
-        expected = facts.get("model_sha256")
-        if expected and fingerprint(model) != expected:
+        pooling, recorded = self._how.pooling, str(facts.get("pooling") or "")
+        if recorded and pooling not in (None, recorded):
+            raise ConfigError(f"pooling {pooling}: the vectors of {self.path} were pooled by {recorded}; leave it out")
+        model = load_encoder(
+            self.model_path,
+            max_seq_length=facts.get("query_max_len") or facts.get("max_seq_length"),
+            trust_remote_code=self._how.trust_remote_code,
+            # Of several modes at once ("cls+mean") none can be asked for; such a model says so itself.
+            pooling=pooling or (recorded if recorded and "+" not in recorded else None),
+            base_model_path=self._base_model_path(),
+        )
+        self._check_model(model)
+        if recorded and pooling_name(model) != recorded:
             raise ModelError(
-                f"model {self.model_path!r}: is not the model that made the vectors of {self.path} (its weights differ); "
-                "give that one with model_path, or embed and index with this one"
+                f"model {self.model_path!r}: pools by {pooling_name(model)}, the vectors of {self.path} {recorded}"
             )
-        if not expected:
-            log.warning("%s: nothing says which model made its vectors; %s is taken at your word", self.path, self.model_path)
         engine = LocalEngine(
             model,
             Role.QUERY,
@@ -166,6 +184,36 @@ class TextIndex:
         if engine.dim != self.dim:
             raise ModelError(f"model {self.model_path!r}: its vectors have {engine.dim} numbers, the index's {self.dim}")
         return engine
+
+    def _base_model_path(self) -> str | None:
+        """Where the base of the index's model lies, if that is an adapter: as given, else as recorded, unless it has moved."""
+        from ebr.model.origin import is_adapter
+
+        recorded = self._facts.get("base_model_path")
+        if self._how.base_model_path is None and recorded and self.model_path and is_adapter(self.model_path):
+            return str(recorded)
+        return self._how.base_model_path
+
+    def _check_model(self, model: SentenceTransformer) -> None:
+        """Refuse a model that does not give the vectors of the index. Raises ModelError that says what differs."""
+        from ebr.model.identity import architecture, differences, fingerprint, tokenizer_digest
+
+        facts, differs = self._facts, []
+        if not facts.get("model_sha256"):
+            log.warning("%s: nothing says which model made its vectors; %s is taken at your word", self.path, self.model_path)
+            return
+        if fingerprint(model) != facts["model_sha256"]:
+            differs.append("its weights differ")
+        # Indexes of before do not record these.
+        if facts.get("architecture"):
+            differs += differences(facts["architecture"], architecture(model))[:_NAMED]
+        if facts.get("tokenizer_sha256") and tokenizer_digest(model) != facts["tokenizer_sha256"]:
+            differs.append("its tokenizer differs")
+        if differs:
+            raise ModelError(
+                f"model {self.model_path!r}: is not the model that made the vectors of {self.path} ({'; '.join(differs)}); "
+                "give that one with model_path (and trust_remote_code, if it was loaded with it), or embed and index anew"
+            )
 
     def add(self, embeddings_path: Path | str, *, delimiter: str = "\x01", say: Say = print) -> TextIndex:
         """Add the rows of finished vectors of the same model, and return the index opened anew; ids it has are refused.
@@ -186,7 +234,7 @@ class TextIndex:
             output_columns=list(self.columns),
         )
         build_index(config, say=say)
-        return open_index(self.path, model_path=self.model_path, trust_remote_code=self._trust_remote_code)
+        return _open(self.path, replace(self._how, model_path=self.model_path))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Always refused. Raises DataError that says why, and what to do."""
@@ -198,19 +246,31 @@ class TextIndex:
 
 
 def open_index(
-    path: Path | str, *, model_path: str | None = None, trust_remote_code: bool = False, trust_index: bool = False
+    path: Path | str,
+    *,
+    model_path: str | None = None,
+    trust_remote_code: bool = False,
+    trust_index: bool = False,
+    pooling: str | None = None,
+    base_model_path: str | None = None,
 ) -> TextIndex:
     """Open an index for searching, and check that its files, its sidecar and each other agree.
 
-    trust_index: also open a bare FAISS file; such files can do harm when they are read, so only from sources you trust.
+    model_path, base_model_path: where the model, and the base of an adapter, lie now; None = where the sidecar says.
+    pooling: of a model whose vectors were made elsewhere; None = as recorded, or the model's own. trust_index: also open a bare
+    FAISS file; such files can do harm when they are read, so only from sources you trust.
     Raises DataError that names what does not fit.
     """
+    path, how = Path(path), QueryModel(model_path, trust_remote_code, pooling, base_model_path)
+    if trust_index and path.exists() and (path.is_file() or read_manifest(path) is None):
+        return _open_bare(path, how)
+    return _open(path, how)
+
+
+def _open(path: Path, how: QueryModel) -> TextIndex:
     from ebr.retrieval.index import read_index
     from ebr.retrieval.index_store import INDEX_FILE, ROWS_FILE, RowsReader, check_files, check_index, read_sidecar
 
-    path = Path(path)
-    if trust_index and path.exists() and (path.is_file() or read_manifest(path) is None):
-        return _open_bare(path, model_path, trust_remote_code)
     if path.is_file():
         raise DataError(
             f"index_path {path}: is a file without a sidecar, so nothing says what its vectors are; give the folder of an "
@@ -220,10 +280,10 @@ def open_index(
     check_files(path, sidecar)
     index, rows = read_index(path / INDEX_FILE), RowsReader(path / ROWS_FILE)
     check_index(path / INDEX_FILE, index, sidecar, rows)
-    return TextIndex(path, index, rows, sidecar, model_path=model_path, trust_remote_code=trust_remote_code)
+    return TextIndex(path, index, rows, sidecar, how)
 
 
-def _open_bare(path: Path, model_path: str | None, trust_remote_code: bool) -> TextIndex:
+def _open_bare(path: Path, how: QueryModel) -> TextIndex:
     from ebr.retrieval.index import read_index
     from ebr.retrieval.index_store import INDEX_FILE
 
@@ -236,4 +296,4 @@ def _open_bare(path: Path, model_path: str | None, trust_remote_code: bool) -> T
             f"{file}: its metric is a distance; EBR searches by inner product only, so build it anew with ebr index"
         )
     log.warning("%s: no sidecar: assuming unit vectors (cosine), ids that are row numbers, and no prompt but the model's", file)
-    return TextIndex(file, index, None, None, model_path=model_path, trust_remote_code=trust_remote_code)
+    return TextIndex(file, index, None, None, how)
