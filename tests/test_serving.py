@@ -327,7 +327,11 @@ def test_index_is_searched_without_ebr(merged, tmp_path, kind):
     pq.write_table(table, tmp_path / "tables" / "items.parquet")
     vectors = tmp_path / "vectors.parquet"
     inference = InferenceConfig(
-        model_path=str(merged), input_dir=tmp_path / "tables", output_path=vectors, file_pattern="*.parquet", precision="float32"
+        model_path=str(merged),
+        input_dir=tmp_path / "tables",
+        output_path=vectors,
+        file_pattern="*.parquet",
+        precision="float32",
     )
     run_batch_inference(inference, say=lambda _: None)
     config = IndexConfig(embeddings_path=vectors, index_path=tmp_path / "index", kind=kind, sample_queries=10)

@@ -53,10 +53,9 @@ def _set_length(module: Any, length: int) -> None:  # noqa: ANN401
     if isinstance(module, StaticEmbedding):
         module.tokenizer.enable_truncation(length)
         return
-    try:
-        module.max_seq_length = length
-    except AttributeError:
-        raise ModelError(f"max_seq_length {length}: {type(module).__name__} reads whole texts; leave it out") from None
+    if not hasattr(module, "max_seq_length"):
+        raise ModelError(f"max_seq_length {length}: {type(module).__name__} reads whole texts; leave it out")
+    module.max_seq_length = length
 
 
 def kept_length(model: SentenceTransformer, task: str | None = None) -> int | None:
