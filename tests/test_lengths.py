@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from ebr.config import EvaluationConfig, IndexConfig, InferenceConfig
+from ebr.data.files import read_json, write_json
 from ebr.errors import ModelError
 from ebr.model.encoder import load_encoder
 from ebr.model.lengths import kept_length, position_limit, set_lengths
@@ -78,8 +79,9 @@ def test_positions_that_are_no_table_limit_nothing_that_was_saved(unbounded, tmp
     folder = unbounded("Qwen2", max_position_embeddings=40, num_key_value_heads=2, head_dim=16)
     model = load_encoder(folder, device="cpu")
     assert model.max_seq_length == 40  # sentence-transformers' own choice, where nothing was saved
-    model.max_seq_length = 60
     model.save_pretrained(str(tmp_path / "saved"))
+    settings = tmp_path / "saved" / "sentence_bert_config.json"
+    write_json(settings, {**read_json(settings), "max_seq_length": 60})
     assert load_encoder(str(tmp_path / "saved"), device="cpu").max_seq_length == 60
 
 
