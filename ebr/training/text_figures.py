@@ -100,9 +100,10 @@ class TextFigures:
     """Figures of the sampled records. unknown: by script, the tokens that the tokenizer cannot spell, of n_tokens in all.
 
     Both are of the texts themselves, without their prompts and special tokens, as is tokens_a_character: how many tokens a
-    character takes. positions: what the model has; None where it does not say. The share of a batch's tokens that is padding is padding_stock when each column is padded to its longest
-    text, as stock sentence-transformers does; padding_ours when the texts are sorted and cut into micro-batches; padding_small
-    when those are of SMALL_BUDGET tokens, None but on a CPU: a GPU would stand idle.
+    character takes. positions: what the model has; None where it does not say. The share of a batch's tokens that is padding is
+    padding_stock when each column is padded to its longest text, as stock sentence-transformers does; padding_ours when the
+    texts are sorted and cut into micro-batches; padding_small when those are of SMALL_BUDGET tokens, None but on a CPU: a GPU
+    would stand idle.
     """
 
     queries: Lengths

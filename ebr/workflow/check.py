@@ -39,6 +39,7 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     The records may be of either format, whichever front end the config belongs to. Loads the model, and trains nothing.
     Raises EBRError subclasses for what no run could begin with: files that cannot be read, options that contradict each other.
     """
+    from ebr.model.encoder import fingerprint
     from ebr.training.arguments import count_steps
     from ebr.training.doctor import CheckReport
     from ebr.training.run import check_machine, prepare_model
@@ -52,6 +53,7 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     layout = layout_of(config)
     layout.check()
     model = load_for_training(config)
+    layout.check_base(config.model_name, fingerprint(model), is_adapter=config.finetune_type != "full")
     prepare_model(model, config)
     of_train = after_split(examples, source_of(sources), validation)[0] if sources else []
     of_each = rows_of_each(sources, of_train)
