@@ -280,14 +280,14 @@ def test_near_queries_are_exactly_those_that_brute_force_finds(queries, training
 
 def test_real_sets_that_were_filtered_have_no_leak_and_their_own_queries_are_one():
     from ebr.data.evaluation_set import read_evaluation_set
-    from ebr.data.examples import read_triplets
+    from ebr.data.examples import read_examples
     from tests.conftest import SHARED_DATA
 
     folder = SHARED_DATA / "en_esci"
     if not folder.is_dir():
         pytest.skip("needs the data set en_esci beside the project")
     dataset = read_evaluation_set(folder / "eval")
-    examples = read_triplets([folder / "train.jsonl"])
+    examples = read_examples([folder / "train.jsonl"])
     assert find_leaks(examples, dataset).queries == 0
     row_of = {doc_id: row for row, doc_id in enumerate(dataset.doc_ids)}
     answers = [next(row_of[doc] for doc, grade in dataset.qrels[query].items() if grade > 0) for query in dataset.query_ids]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ebr import cli
 from ebr.config import FinetuneConfig, MiningConfig, TrainConfig
 from ebr.data.corpus import Document
-from ebr.data.examples import read_pairs, read_triplets
+from ebr.data.examples import read_examples
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest
 from ebr.data.likeness import is_near, normal_form, shingles
 from ebr.data.training_files import Negative, Record
@@ -619,8 +619,8 @@ def loaded(path):
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_mined_pairs_are_read_by_finetune(base, suffix, tmp_path, pairs_file):
     result = run(base, output_path=tmp_path / "out" / f"mined{suffix}", max_relative_score=1)
-    examples = read_pairs([result.path])
-    before = read_pairs([pairs_file])
+    examples = read_examples([result.path])
+    before = read_examples([pairs_file])
     assert [(one.query, one.positives) for one in examples] == [(one.query, one.positives) for one in before]
     assert all(after.negatives[:1] == one.negatives for after, one in zip(examples, before, strict=True))
     assert sum(len(one.negatives) for one in examples) == 30 + result.counts.n_mined > 30
@@ -639,7 +639,7 @@ def test_mined_pairs_are_read_by_finetune(base, suffix, tmp_path, pairs_file):
 
 def test_mined_triplets_are_read_by_train(base, triplets_file):
     result = run(base, data_path=str(triplets_file), max_relative_score=1, num_negatives=3)
-    before, after = read_triplets([triplets_file]), read_triplets([result.path])
+    before, after = read_examples([triplets_file]), read_examples([result.path])
     assert [(one.query, one.positives) for one in after] == [(one.query, one.positives) for one in before]
     assert all(new.negatives[: len(old.negatives)] == old.negatives for new, old in zip(after, before, strict=True))
     config = TrainConfig(

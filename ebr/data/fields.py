@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+import warnings
 
+from ebr.data.blank import is_blank
 from ebr.errors import DataError
 
-
-def refuse_misspelt(record: dict[str, Any], fields: Mapping[str, str]) -> None:
-    """fields: the right name by a wrong one. To pass over a wrong name would be to lose its texts. Raises DataError."""
-    for wrong, right in fields.items():
-        if wrong in record:
-            raise DataError(f"has {wrong!r}; the field is {right!r}")
+# Nearly every text does, and is neither blank nor a list: one look instead of two.
+_BEGINS_WITH_A_WORD = re.compile(r"[0-9A-Za-z\u4e00-\u9fff]")
 
 
 def read_texts(name: str, value: object, *, empty: str) -> tuple[str, ...]:
@@ -38,13 +37,35 @@ def read_text(name: str, value: object, *, empty: str = "give a text or remove t
     if not isinstance(value, str):
         mend = "give a text" if isinstance(value, (list, dict)) else "put it in quotes"
         raise DataError(f"{name} is {type(value).__name__}, not a text; {mend}")
-    if not value.strip():
-        raise DataError(f"{name} is empty; {empty}")
+    if not _BEGINS_WITH_A_WORD.match(value):
+        if is_blank(value):
+            raise DataError(f"{name} is empty; {empty}")
+        if _is_written_list(value.strip()):
+            raise DataError(f"{name} is a list written as text; write it as a JSON list")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"{name} holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
     return value
+
+
+def _is_written_list(text: str) -> bool:
+    """Whether a text is a list of texts as JSON, or as Python prints it: what a table has where a list was meant."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return False
+    for parse in (json.loads, _literal):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    return False
+
+
+def _literal(text: str) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of "\d" and the like in somebody's text
+        return ast.literal_eval(text)
 
 
 def read_scores(name: str, value: object, n_texts: int) -> tuple[float, ...]:
