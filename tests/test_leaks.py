@@ -1,5 +1,6 @@
 """The leak check: every count by hand, planted copies always found, texts of another alphabet never."""
 
+import gzip
 import re
 import string
 
@@ -12,6 +13,7 @@ from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
 from ebr.data.leaks import LeakCheck, LeakedText, find_leaks
 from ebr.data.likeness import each_shingle, normal_form
+from ebr.workflow.leak_check import TrainingSource
 
 PASSAGE = "red leather shoes for children, with laces and a soft sole"
 
@@ -214,6 +216,15 @@ def test_at_most_ten_examples_are_shown_the_worst_first():
     check = find_leaks(examples, dataset_of(queries, documents))
     assert [example.where for example in check.examples] == ["answered"] * 3 + ["query"] * 5 + ["near query"] * 2
     assert counts(check) == (8, 3, 4, 3, 3)
+
+
+def test_training_records_of_every_layout_in_one_folder_are_looked_at(tmp_path):
+    (tmp_path / "a.json").write_text('[{"anchor": "q1", "positive": "p1"}]')
+    (tmp_path / "b.csv").write_text("query,pos\nq2,p2\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"query": "q3", "positive_passages": [{"title": "p", "text": "3"}]}'))
+    files, examples = TrainingSource(str(tmp_path)).read()
+    assert [file.name for file in files] == ["a.json", "b.csv", "c.jsonl.gz"]
+    assert examples == [Example("q1", ("p1",)), Example("q2", ("p2",)), Example("q3", ("p 3",))]
 
 
 def test_examples_are_read_once_in_a_stream():

@@ -654,6 +654,36 @@ def test_mined_triplets_are_read_by_train(base, triplets_file):
     assert all(list(row) == keys and len(row["pos"]) == len(row["pos_scores"]) for row in loaded(result.path))
 
 
+FOREIGN = {
+    "n-tuples.csv": "query,positive,negative_1,negative_2\nred shoe,the red shoe,blue,green\nlamp,a lamp,blue,\n",
+    "swift.jsonl": '{"query": "red shoe", "response": "the red shoe"}\n{"query": "lamp", "response": "a lamp"}',
+    "tevatron.json": json.dumps(
+        {
+            "data": [
+                {"query": query, "positive_passages": [{"title": "", "text": text}], "negative_passages": []}
+                for query, text in (("red shoe", "the red shoe"), ("lamp", "a lamp"))
+            ]
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_records_of_other_tools_are_planned_by_both_front_ends_and_mined(base, name, tmp_path):
+    path = tmp_path / name
+    path.write_text(FOREIGN[name], encoding="utf-8")
+    common = {"output_dir": tmp_path / "saved", "finetune_type": "lora", "validation_split": 0}
+    pairs = plan_finetune(FinetuneConfig(model_name=base["model_path"], data_path=str(path), **common))
+    options = {"model_name_or_path": base["model_path"], "train_dataset": str(path), "batch_size": 2}
+    triplets = plan_finetune(TrainConfig(**common, **options))
+    assert pairs.train == triplets.train == read_examples([path])
+    result = run(base, data_path=str(path), max_relative_score=1)
+    mined = read_examples([result.path])
+    assert [(one.query, one.positives) for one in mined] == [("red shoe", ("the red shoe",)), ("lamp", ("a lamp",))]
+    assert all(after.negatives[: len(one.negatives)] == one.negatives for after, one in zip(mined, pairs.train, strict=True))
+    assert result.format.value == ("triplets" if name.startswith("tevatron") else "pairs")
+
+
 def test_train_mine_train(base, triplets_file, tmp_path):
     options = {"model_name_or_path": base["model_path"], "finetune_type": "lora", "batch_size": 8, "max_steps": 1}
     options |= {"report_to": ["none"], "query_prompt": "query ", "passage_prompt": "passage "}
