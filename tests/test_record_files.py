@@ -176,6 +176,13 @@ def test_an_object_is_taken_apart_only_where_it_plainly_holds_the_records(tmp_pa
     assert found.startswith(problem)
 
 
+def test_a_key_that_stands_twice_in_an_object_loses_neither_value(tmp_path):
+    twice = '{"query": "a", "pos": ["b"], "neg": ["m"], "neg": ["n"]}'
+    said = "has the key 'neg' twice in one object; give its values as a list"
+    assert refusal(tmp_path, f"{lines_of(RECORDS)}\n{twice}", "t.jsonl")[1:] == [f"t.jsonl:3: {said}"]
+    assert refusal(tmp_path, f"[{twice}]", "t.json")[1:] == [f"t.json: {said}"]
+
+
 def test_lines_behind_an_object_of_records_are_records_too(tmp_path):
     assert read(tmp_path, json.dumps({"data": RECORDS}) + "\n" + lines_of(RECORDS), "t.jsonl") == WANTED * 2
 

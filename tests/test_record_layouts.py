@@ -97,7 +97,18 @@ def test_null_is_as_good_as_not_there():
 
 
 BESIDE = ["neg_scores", "negative_scores", "neg_ranks", "negative_ranks", "neg_id", "neg_ids", "negative_id", "negative_ids"]
-BESIDE += ["pos_id", "positive_ids", "pos_docid", "neg_doc_ids", "negative_1_id", "neg_scores_reranker", "prompt", "type", "id"]
+BESIDE += [
+    "pos_id",
+    "positive_ids",
+    "pos_docid",
+    "neg_doc_ids",
+    "negative_document_ids",
+    "negative_1_id",
+    "neg_scores_reranker",
+    "prompt",
+    "type",
+    "id",
+]
 BESIDE += ["title", "purpose", "position", "posted_at", "question_id", "source"]
 
 

@@ -111,11 +111,9 @@ def parse_record(record: dict[str, Any], *, with_scores: bool = True) -> Example
 
 
 def _object(record: object) -> dict[str, Any]:
-    if isinstance(record, DataError):
-        raise record
-    if not isinstance(record, dict):
-        raise DataError(f"is {type(record).__name__}, not an object like {{…}}")
-    return record
+    if isinstance(record, dict):
+        return record
+    raise record if isinstance(record, DataError) else DataError(f"is {type(record).__name__}, not an object like {{…}}")
 
 
 class _Problems:

@@ -24,10 +24,8 @@ def read_texts(name: str, value: object, *, empty: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         return (read_text(name, value, empty=empty),)
-    return tuple(
-        read_text(f"{name}[{place}]", "" if text is None else text, empty="give a text or take it out of the list")
-        for place, text in enumerate(value)
-    )
+    mend = "give a text or take it out of the list"
+    return tuple([read_text(f"{name}[{place}]", "" if text is None else text, empty=mend) for place, text in enumerate(value)])
 
 
 def read_text(name: str, value: object, *, empty: str = "give a text or remove the record") -> str:
@@ -76,7 +74,9 @@ def read_scores(name: str, value: object, n_texts: int) -> tuple[float, ...]:
     if len(scores) != n_texts:
         given = f"{len(scores)} score{'s' if len(scores) > 1 else ''}"
         raise DataError(f"{name} has {given} for {n_texts} text{'' if n_texts == 1 else 's'}; give one for each, or none")
-    return tuple(_score(f"{name}[{place}]" if isinstance(value, list) else name, score) for place, score in enumerate(scores))
+    if not isinstance(value, list):
+        return (_score(name, value),)
+    return tuple([_score(f"{name}[{place}]", score) for place, score in enumerate(scores)])
 
 
 def _score(name: str, value: object) -> float:

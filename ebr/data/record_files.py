@@ -70,6 +70,19 @@ def _decoded(raw: bytes, line: int) -> str:
 # ---------------------------------------------------------------- JSON
 
 
+def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises DataError when a key stands in it twice: json would keep the last alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"has the key {twice!r} twice in one object; give its values as a list")
+    return found
+
+
+_parse = json.JSONDecoder(object_pairs_hook=_with_single_keys).decode
+
+
 def _json_records(file: Path, stream: Iterator[bytes]) -> Iterator[Found]:
     """An array, an object, or lines: what the first line that is not blank begins, and whether it ends it, tells which."""
     head: list[bytes] = []
@@ -99,7 +112,10 @@ def _is_json(text: bytes) -> bool:
 def _document(file: Path, whole: bytes) -> Iterator[Found]:
     """The records of a file that is one JSON value: an array, or an object."""
     try:
-        value = json.loads(whole.decode("utf-8-sig"))
+        value = _parse(whole.decode("utf-8-sig"))
+    except DataError as error:
+        yield str(file), error
+        return
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         byte = error.object[error.start]
@@ -122,7 +138,7 @@ def _json_lines(file: Path, lines: Iterable[bytes]) -> Iterator[Found]:
             text = _decoded(raw, number)
             if not text or text.isspace():
                 continue
-            record = json.loads(text)
+            record = _parse(text)
         except DataError as error:
             yield where, error
         except (ValueError, RecursionError) as error:

@@ -97,7 +97,7 @@ TEXT_KEYS = frozenset({*_QUERIES, *_POSITIVES, *_NEGATIVES})
 """Keys whose values are texts, or lists of them, beside the numbered ones: see is_text_key."""
 
 # Facts about the texts of another key: FlagEmbedding's pos_id and neg_id.
-_BESIDE = re.compile(r"(?:pos|neg)(?:itive|ative)?s?(?:_[0-9]+)?_(?:scores?|ranks?|(?:doc_?|p)?ids?)(?:_.*)?")
+_BESIDE = re.compile(r"(?:pos|neg)(?:itive|ative)?s?(?:_[0-9]+)?_(?:scores?|ranks?|(?:doc(?:ument)?_?|p)?ids?)(?:_.*)?")
 _LIKE_POSITIVES = re.compile(r"positive|(?:^|_)pos(?:s|es|[0-9]+|_.*)?$")
 # Of what the keys of RecordFormat.keys are called by mistake, the place there.
 _OTHER_NAMES = {"anchors": 0, "queries": 0, "pos": 1, "positive": 1, "positives": 1}
