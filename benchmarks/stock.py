@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from datasets import Dataset
 from ebr import FinetuneConfig
-from ebr.data.examples import read_triplets
+from ebr.data.examples import read_examples
 from ebr.model.adapters import attach_lora
 from ebr.model.encoder import load_encoder
 
@@ -46,7 +46,7 @@ def read_pairs(folder: Path) -> Pairs:
     """Each query of train.jsonl with each of its positives; the same query may stand in many pairs."""
     pairs = [
         (example.query, positive, example.negatives)
-        for example in read_triplets([folder / "train.jsonl"])
+        for example in read_examples([folder / "train.jsonl"])
         for positive in example.positives
     ]
     anchors, positives, negatives = zip(*pairs, strict=True)

@@ -66,9 +66,9 @@ TRAIN_MISTAKES = {
         lambda tmp: [f"--train_dataset={lines(tmp / 'wrong.jsonl', GOOD, '{', GOOD, json.dumps({'query': 'q', 'pos': []}))}"],
         "wrong.jsonl:4: 'pos' is empty",
     ),
-    "pairs instead of triplets": (
-        lambda tmp: [f"--train_dataset={lines(tmp / 'pairs.jsonl', json.dumps({'anchor': 'a', 'positive': 'b'}))}"],
-        "ebr finetune",
+    "a pair that does not belong together": (
+        lambda tmp: [f"--train_dataset={lines(tmp / 'pairs.jsonl', json.dumps({'anchor': 'a', 'positive': 'b', 'label': 0}))}"],
+        "pairs.jsonl:1: 'label' is 0",
     ),
     "an evaluation set that is nowhere": (lambda tmp: ["--eval_dataset=missing"], "missing"),
     "layers that the model lacks": (lambda tmp: ["--target_modules=q_proj"], "target_modules q_proj: "),

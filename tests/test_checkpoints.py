@@ -25,7 +25,7 @@ from ebr.training.checkpoints import (
     step_of,
     whole_checkpoints,
 )
-from ebr.training.layouts import RUN, Layout, pair_layout, triplet_layout
+from ebr.training.layouts import RUN, Layout, pair_layout, telling_name, triplet_layout
 
 RECORD = {
     "data_sha256": "d1",
@@ -337,6 +337,74 @@ def layout(tmp_path):
 )
 def test_layout_of_the_pair_front_end(tmp_path, finetune_type, name):
     assert pair_layout(tmp_path, "MiniLM", finetune_type) == Layout(final=tmp_path / name, work=tmp_path / f"{name}.run")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/bge-m3", "bge-m3"),
+        ("/data/A/final", "A-final"),
+        ("/data/B/final", "B-final"),
+        ("/data/A/merged", "A-merged"),
+        ("/data/A/Model", "A-Model"),
+        ("/data/A/best_model", "A-best_model"),
+        ("/data/A/checkpoint-500", "A-checkpoint-500"),
+        ("/data/A/checkpoint-epoch-2", "A-checkpoint-epoch-2"),
+        ("/data/A/outputs/checkpoint-500", "A-outputs-checkpoint-500"),
+        ("/data/A/checkpoints/7", "A-checkpoints-7"),
+        ("/data/finalists", "finalists"),
+        ("/data/model-v2", "model-v2"),
+        ("/data/my-model", "my-model"),
+        ("/final", "final"),
+        ("BAAI/bge-m3", "bge-m3"),
+        ("BAAI/model", "BAAI-model"),
+        ("model", "model"),
+    ],
+)
+def test_name_that_says_nothing_takes_the_one_before_it(path, name):
+    assert telling_name(Path(path).parts) == name
+
+
+# ---------------------------------------------------------------- another model's result
+
+
+def finished_model(layout, **manifest):
+    layout.final.mkdir(parents=True)
+    (layout.final / FOLDER_MANIFEST).write_text(json.dumps(manifest))
+    return layout
+
+
+def test_result_of_another_base_is_not_replaced_and_both_are_named(layout):
+    finished_model(layout, base_model="a/tiny", base_sha256="a1")
+    with pytest.raises(ConfigError) as caught:
+        layout.check_base("b/tiny", "b1", is_adapter=True)
+    what = "holds a model that was tuned from a/tiny, and a run of b/tiny would replace it; give another output_dir"
+    assert str(caught.value) == f"output_dir: {layout.final} {what}"
+
+
+def test_result_of_the_same_base_is_replaced_by_whatever_name_it_goes(layout, tmp_path, monkeypatch):
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "models" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    finished_model(layout, base_model="models/tiny", base_sha256="a1")
+    layout.check_base("models/tiny", "trained on", is_adapter=True)  # the same name
+    for spelling in ("./models/tiny/", str(tmp_path / "models/tiny"), "~/models/tiny", "models/../models/tiny", "link"):
+        layout.check_base(spelling, "trained on", is_adapter=True)
+    layout.check_base("copied/elsewhere", "a1", is_adapter=True)  # the same weights
+
+
+def test_result_that_does_not_say_what_it_was_made_of_is_replaced(layout):
+    layout.check_base("b/tiny", "b1", is_adapter=True)  # there is none
+    finished_model(layout)
+    layout.check_base("b/tiny", "b1", is_adapter=True)
+
+
+def test_model_may_be_tuned_in_place_and_an_adapter_must_not_replace_its_base(tmp_path):
+    layout = finished_model(triplet_layout(tmp_path / "out"), base_model="a/tiny", base_sha256="a1")
+    layout.check_base(str(layout.final), "f1", is_adapter=False)
+    with pytest.raises(ConfigError, match=r"the adapter would replace .*out/final, its own base; give another output_dir"):
+        layout.check_base(str(layout.final), "f1", is_adapter=True)
 
 
 def test_first_run_gets_an_empty_folder_and_no_notice(layout):

@@ -16,8 +16,17 @@ from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
 from ebr.training import text_figures
 from ebr.training.doctor import CheckReport, Fact, Finding, Severity
-from ebr.training.run_findings import RunFigures, judge_options
-from ebr.training.text_figures import Lengths, _columns, _mean_padding, _script, _spell, measure_texts, sample_records
+from ebr.training.run_findings import RunFigures, judge_options, judge_texts
+from ebr.training.text_figures import (
+    Lengths,
+    SampledRecords,
+    _columns,
+    _mean_padding,
+    _script,
+    _spell,
+    measure_texts,
+    sample_records,
+)
 from ebr.workflow.diagnosis import diagnose
 
 WORDS = "red blue green shoe shirt lamp cup book small large buy query passage tea oak jar fox map ink bus kit pan rug".split()
@@ -317,8 +326,92 @@ def test_texts_are_spelt_some_at_a_time_with_the_same_figures(model, monkeypatch
     assert (spelt.unknown, spelt.n_tokens) == (at_once.unknown, at_once.n_tokens)
     assert spelt.unknown == {"Greek": 3}
     # Places in the text are asked for only where something could not be spelt: one text of each of the first two chunks.
-    with_places = {"return_offsets_mapping": True}
+    with_places = {"add_special_tokens": False, "return_offsets_mapping": True}
     assert calls == [(2, {}), (1, with_places), (2, {}), (1, with_places), (2, {})]
+
+
+ROLES = {
+    "closing token and padding": ("$A <|endoftext|>", {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}),
+    "end of text": ("$A <|endoftext|>", {"eos_token": "<|endoftext|>"}),
+    "beginning of text": ("<|endoftext|> $A", {"bos_token": "<|endoftext|>"}),
+    "first and last token": ("<|endoftext|> $A <|endoftext|>", {"cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}),
+}
+
+
+def fast_tokenizer(words, template, names):
+    """A tokenizer of whole words whose unknown token has other roles too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: place for place, word in enumerate(["<|endoftext|>", "<|im_end|>", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<|endoftext|>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<|endoftext|>", **names)
+
+
+def slow_tokenizer(words, template, names):
+    """The same in Python."""
+    from transformers import PreTrainedTokenizer
+
+    vocabulary = {word: place for place, word in enumerate(["<|endoftext|>", "<|im_end|>", *words])}
+    parts = template.split()
+
+    class Slow(PreTrainedTokenizer):
+        vocab_size = len(vocabulary)
+
+        def get_vocab(self):
+            return vocabulary
+
+        def _tokenize(self, text, **kwargs):
+            return text.split()
+
+        def _convert_token_to_id(self, token):
+            return vocabulary.get(token, 0)
+
+        def _convert_id_to_token(self, index):
+            return list(vocabulary)[index]
+
+        def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
+            return [token for part in parts for token in (token_ids_0 if part == "$A" else [0])]
+
+        def num_special_tokens_to_add(self, pair=False):
+            return len(parts) - 1
+
+    return Slow(unk_token="<|endoftext|>", **names)
+
+
+@pytest.mark.parametrize("make", [fast_tokenizer, slow_tokenizer])
+@pytest.mark.parametrize("role", ROLES)
+def test_unknown_token_is_counted_where_the_text_gave_it_and_not_where_the_template_or_the_prompt_did(role, make):
+    template, names = ROLES[role]
+    tokenizer = make(["red", "shoe", "query"], template, names)
+    assert 0 in tokenizer("red shoe")["input_ids"]  # every text has the token
+    spelt = _spell(tokenizer, ["red shoe", "red", "shoe shoe shoe"], "")
+    assert (spelt.unknown, spelt.n_tokens) == ({}, 6)
+    assert spelt.lengths.tolist() == [n_words + len(template.split()) - 1 for n_words in (2, 1, 3)]
+    assert _spell(tokenizer, ["red κόκκινο", "red", "μπλε μπλε"], "").unknown == {"Greek": 3}
+    behind_a_prompt = _spell(tokenizer, ["red κόκκινο", "red"], "αναζήτηση query ")
+    assert (behind_a_prompt.unknown, behind_a_prompt.n_tokens) == ({"Greek": 1}, 3)
+    assert behind_a_prompt.n_characters == len("red κόκκινοred")
+
+
+def test_token_that_a_text_calls_by_its_name_is_not_one_that_cannot_be_spelt():
+    tokenizer = fast_tokenizer(["red", "shoe"], *ROLES["end of text"])
+    assert _spell(tokenizer, ["red shoe<|endoftext|>", "red shoe<|endoftext|>"], "").unknown == {}
+
+
+def test_model_whose_texts_are_closed_with_its_unknown_token_is_called_healthy(model, monkeypatch):
+    tokenizer = fast_tokenizer([*WORDS, "the"], *ROLES["closing token and padding"])
+    monkeypatch.setattr(type(model), "tokenizer", tokenizer)
+    sample = sample_records(records(), 2, np.random.default_rng(0))
+    figures = measure_texts(model, sample, batch_size=8, token_budget=512)
+    assert (figures.unknown, figures.queries.tokens.max()) == ({}, 7)  # six words, and what closes them
+    assert judge_texts(figures, FinetuneConfig()) == []
+    strange = SampledRecords(list(map(greek, sample.queries)), list(map(greek, sample.positives)), sample.negatives)
+    (finding,) = judge_texts(measure_texts(model, strange, batch_size=8, token_budget=512), FinetuneConfig())
+    assert (finding.name, finding.severity) == ("unknown-tokens", Severity.CRITICAL)
+    assert "100 % of the tokens are unknown to the tokenizer (Greek 100 %)" in finding.what
 
 
 def test_small_micro_batches_are_advised_on_a_cpu_only(model, monkeypatch):

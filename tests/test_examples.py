@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebr.data.blank import is_blank
 from ebr.data.examples import (
     Example,
     connected_groups,
     find_training_files,
     lonely_rows,
-    read_pairs,
-    read_triplets,
+    read_examples,
     split_validation,
 )
 from ebr.errors import DataError
@@ -42,14 +42,14 @@ def jsonl(*records):
     return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
 
 
-def read(tmp_path, text, name="t.jsonl", reader=read_pairs):
-    return reader([write(tmp_path / name, text)])
+def read(tmp_path, text, name="t.jsonl"):
+    return read_examples([write(tmp_path / name, text)])
 
 
-def refusal(tmp_path, text, name="t.jsonl", reader=read_pairs):
+def refusal(tmp_path, text, name="t.jsonl"):
     """The lines of the error, the folder's name taken out."""
     with pytest.raises(DataError) as caught:
-        read(tmp_path, text, name, reader)
+        read(tmp_path, text, name)
     return str(caught.value).replace(f"{tmp_path}/", "").split("\n")
 
 
@@ -89,7 +89,7 @@ def test_texts_stay_as_they_were_written(tmp_path):
 
 def test_files_are_read_in_the_order_given(tmp_path):
     files = [write(tmp_path / f"{name}.jsonl", jsonl({"anchor": name, "positive": "p"})) for name in "ba"]
-    assert [example.query for example in read_pairs(files)] == ["b", "a"]
+    assert [example.query for example in read_examples(files)] == ["b", "a"]
 
 
 BAD = {
@@ -99,16 +99,13 @@ BAD = {
     '{"anchor": " ", "positive": "b"}': "'anchor' is empty; give a text or remove the record",
     '{"anchor": "a", "positive": ""}': "'positive' is empty; give a text or remove the record",
     '{"anchor": 3, "positive": "b"}': "'anchor' is int, not a text; put it in quotes",
-    '{"anchor": "a", "positive": ["b"]}': "'positive' is list, not a text; give a text",
+    '{"anchor": "a", "positive": {"t": "b"}}': "'positive' is dict, not a text; give a text",
+    '{"anchor": "a", "positive": []}': "'positive' is empty; every record needs at least one positive text",
     '{"anchor": "a", "positive": "b", "negative": ""}': "'negative' is empty; leave it out or give a text",
     '{"anchor": "a", "positive": "b", "negative": ["n", 3]}': "'negative'[1] is int, not a text; put it in quotes",
     '{"anchor": "a", "positive": "b", "negative": [" "]}': "'negative'[0] is empty; give a text or take it out of the list",
     '{"anchor": "a", "positive": "b", "negative": {"t": "n"}}': "'negative' is dict, not a text; give a text",
-    '{"query": "a", "pos": ["b"]}': "has 'query' and 'pos', which `ebr train` (train.py) reads; "
-    "this reader wants 'anchor', 'positive' and optionally 'negative'",
-    '{"anchor": "a", "pos": "b"}': "has 'pos'; the field is 'positive'",
     '{"anchor": "a", "positives": "b"}': "has 'positives'; the field is 'positive'",
-    '{"anchor": "a", "positive": "b", "neg": "n"}': "has 'neg'; the field is 'negative'",
     '{"anchor": "a", "positive": "b", "negatives": ["n"]}': "has 'negatives'; the field is 'negative'",
     '"a"': "is str, not an object like {…}",
     '{"anchor": "a\\ud83d", "positive": "b"}': "'anchor' holds half a character (a lone "
@@ -147,7 +144,7 @@ def test_all_problems_of_all_files_stand_in_one_report(tmp_path):
         write(tmp_path / "c.jsonl", b"\xff"),
     ]
     with pytest.raises(DataError) as caught:
-        read_pairs(files)
+        read_examples(files)
     head, *problems = str(caught.value).replace(f"{tmp_path}/", "").split("\n  ")
     assert head == "5 wrong records; nothing was read:"
     assert [problem.split(" ")[0].strip(":") for problem in problems] == [
@@ -187,24 +184,20 @@ def test_glob_and_single_file_are_found(tmp_path):
 
 
 def test_nothing_to_read_says_what_was_looked_for(tmp_path):
-    with pytest.raises(DataError, match=r"^data_path .*: holds no \.json or \.jsonl file$"):
+    with pytest.raises(DataError, match=r"^data_path .*: holds no \.json, \.jsonl, \.csv, \.tsv or \.parquet file$"):
         find_training_files(str(tmp_path))
     with pytest.raises(DataError, match=r"^data_path .*absent: is no file, folder or glob that matches"):
         find_training_files(str(tmp_path / "absent"))
 
 
 def test_nothing_to_read_names_the_option_that_the_user_typed(tmp_path):
-    with pytest.raises(DataError, match=r"^--train_dataset .*: holds no \.json or \.jsonl file$"):
+    with pytest.raises(DataError, match=r"^--train_dataset .*: holds no \.json, \.jsonl, \.csv, \.tsv or \.parquet file$"):
         find_training_files(str(tmp_path), option="--train_dataset")
     with pytest.raises(DataError, match=r"^--train_dataset .*absent: is no file, folder or glob"):
         find_training_files(str(tmp_path / "absent"), option="--train_dataset")
 
 
 # ---------------------------------------------------------------- query / pos / neg
-
-
-def triplets(tmp_path, text, name="t.jsonl"):
-    return read(tmp_path, text, name, read_triplets)
 
 
 TRIPLETS = [{"query": "a", "pos": ["b"]}, {"query": "c", "pos": ["d"], "neg": ["e", "f"]}]
@@ -221,36 +214,36 @@ TRIPLETS = [{"query": "a", "pos": ["b"]}, {"query": "c", "pos": ["d"], "neg": ["
     ],
 )
 def test_triplets_are_read_from_lines_and_from_an_array(tmp_path, text):
-    assert triplets(tmp_path, text) == TWO
+    assert read(tmp_path, text) == TWO
 
 
 @pytest.mark.parametrize(("pos", "wanted"), [("p", ("p",)), (["p"], ("p",)), (["p", "q"], ("p", "q"))])
 def test_pos_is_a_text_or_a_list_of_them(tmp_path, pos, wanted):
-    (example,) = triplets(tmp_path, jsonl({"query": "a", "pos": pos}))
+    (example,) = read(tmp_path, jsonl({"query": "a", "pos": pos}))
     assert example == Example("a", wanted)
 
 
 @pytest.mark.parametrize(("neg", "wanted"), [("n", ("n",)), (["n", "m"], ("n", "m")), ([], ()), (None, ())])
 def test_neg_is_a_text_a_list_or_nothing(tmp_path, neg, wanted):
-    (example,) = triplets(tmp_path, jsonl({"query": "a", "pos": ["b"], "neg": neg}))
+    (example,) = read(tmp_path, jsonl({"query": "a", "pos": ["b"], "neg": neg}))
     assert example == Example("a", ("b",), wanted)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\u3000"])
 def test_separator_inside_a_triplet_splits_no_record(tmp_path, separator):
     record = {"query": f"甲{separator}乙", "pos": [f"丙{separator}丁"], "neg": [f"{separator}戊"]}
-    (example,) = triplets(tmp_path, jsonl(record))
+    (example,) = read(tmp_path, jsonl(record))
     assert example == Example(f"甲{separator}乙", (f"丙{separator}丁",), (f"{separator}戊",))
 
 
 def test_chinese_texts_and_escapes_of_them_are_the_same(tmp_path):
     record = {"query": "打印机脱机", "pos": ["重启打印服务", "檢查無線網路"], "neg": ["墨盒可打印兩百頁 🖨"]}
     wanted = [Example("打印机脱机", ("重启打印服务", "檢查無線網路"), ("墨盒可打印兩百頁 🖨",))]
-    assert triplets(tmp_path, jsonl(record)) == triplets(tmp_path, json.dumps(record)) == wanted
+    assert read(tmp_path, jsonl(record)) == read(tmp_path, json.dumps(record)) == wanted
 
 
 def test_texts_of_a_triplet_stay_as_they_were_written_and_twice_stays_twice(tmp_path):
-    (example,) = triplets(tmp_path, jsonl({"query": " a ", "pos": ["b\n", "b\n"], "neg": "\tc"}))
+    (example,) = read(tmp_path, jsonl({"query": " a ", "pos": ["b\n", "b\n"], "neg": "\tc"}))
     assert example == Example(" a ", ("b\n", "b\n"), ("\tc",))
 
 
@@ -260,11 +253,11 @@ def test_texts_of_a_triplet_stay_as_they_were_written_and_twice_stays_twice(tmp_
         {"pos_scores": None, "neg_scores": []},
         {"prompt": "Represent this:", "type": "normal"},
         {"id": 7, "pos_id": ["x"], "neg_id": None},
-        {"Pos": 3, "title": None, "anchor": "known to both front ends"},
+        {"title": None, "anchor": None, "negative": None, "hard_neg": None},
     ],
 )
 def test_other_keys_of_a_triplet_are_passed_over(tmp_path, extra):
-    assert triplets(tmp_path, jsonl({**TRIPLETS[1], **extra})) == TWO[1:]
+    assert read(tmp_path, jsonl({**TRIPLETS[1], **extra})) == TWO[1:]
 
 
 # ---------------------------------------------------------------- teacher scores
@@ -272,7 +265,7 @@ def test_other_keys_of_a_triplet_are_passed_over(tmp_path, extra):
 
 def test_scores_of_a_triplet_stand_beside_its_texts(tmp_path):
     record = {"query": "a", "pos": ["b", "c"], "neg": ["d"], "pos_scores": [0.9, -3], "neg_scores": [1e-3], "neg_ranks": [4]}
-    (example,) = triplets(tmp_path, jsonl(record))
+    (example,) = read(tmp_path, jsonl(record))
     assert example == Example("a", ("b", "c"), ("d",), (0.9, -3.0), (0.001,))
     assert all(type(score) is float for score in example.positive_scores)
 
@@ -288,12 +281,12 @@ def test_one_text_may_have_its_score_bare_or_in_a_list(tmp_path, score):
     pair = {"anchor": "a", "positive": "b", "negative": "d", "positive_score": score, "negative_scores": score}
     triplet = {"query": "a", "pos": "b", "neg": ["d"], "pos_scores": score, "neg_scores": score}
     wanted = [Example("a", ("b",), ("d",), (2.0,), (2.0,))]
-    assert read(tmp_path, jsonl(pair)) == triplets(tmp_path, jsonl(triplet)) == wanted
+    assert read(tmp_path, jsonl(pair)) == read(tmp_path, jsonl(triplet)) == wanted
 
 
 @pytest.mark.parametrize("none", [{}, {"pos_scores": None, "neg_scores": None}, {"pos_scores": [], "neg_scores": []}])
 def test_no_score_null_and_an_empty_list_are_the_same(tmp_path, none):
-    assert triplets(tmp_path, jsonl({"query": "a", "pos": ["b"], "neg": ["c"], **none})) == [Example("a", ("b",), ("c",))]
+    assert read(tmp_path, jsonl({"query": "a", "pos": ["b"], "neg": ["c"], **none})) == [Example("a", ("b",), ("c",))]
 
 
 SCORED = '{"query": "a", "pos": ["b", "c"], "neg": ["d"], '
@@ -314,7 +307,7 @@ BAD_SCORES = {
 @pytest.mark.parametrize(("record", "problem"), BAD_SCORES.items())
 def test_wrong_score_is_named_by_line_and_place(tmp_path, record, problem):
     text = jsonl(TRIPLETS[1]) + "\n" + record
-    assert refusal(tmp_path, text, reader=read_triplets) == ["1 wrong record; nothing was read:", f"  t.jsonl:2: {problem}"]
+    assert refusal(tmp_path, text) == ["1 wrong record; nothing was read:", f"  t.jsonl:2: {problem}"]
 
 
 def test_wrong_score_of_a_pair_is_named_by_its_own_key(tmp_path):
@@ -361,12 +354,8 @@ BAD_TRIPLETS = {
     '{"query": "a", "pos": ["b"], "neg": 0}': "'neg' is int, not a text; put it in quotes",
     '{"query": "a", "pos": ["b"], "neg": ["n", " "]}': "'neg'[1] is empty; give a text or take it out of the list",
     '{"query": "a", "pos": ["b"], "neg": [{"text": "n"}]}': "'neg'[0] is dict, not a text; give a text",
-    '{"anchor": "a", "positive": "b"}': "has 'anchor' and 'positive', which `ebr finetune` (ebr_finetune.py) reads; "
-    "this reader wants 'query', 'pos' and optionally 'neg'",
-    '{"query": "a", "positive": ["b"]}': "has 'positive'; the field is 'pos'",
-    '{"query": "a", "anchor": "a", "positive": "b"}': "has 'positive'; the field is 'pos'",
+    '{"query": "a", "anchor": "a", "positive": "b"}': "has both 'anchor' and 'query', which mean the same; keep one of them",
     '{"query": "a", "positives": ["b"]}': "has 'positives'; the field is 'pos'",
-    '{"query": "a", "pos": ["b"], "negative": ["n"]}': "has 'negative'; the field is 'neg'",
     '{"query": "a", "pos": ["b"], "negatives": ["n"]}': "has 'negatives'; the field is 'neg'",
     '["a", "b"]': "is list, not an object like {…}",
     "null": "is NoneType, not an object like {…}",
@@ -377,18 +366,18 @@ BAD_TRIPLETS = {
 def test_wrong_triplet_is_named_by_line_and_by_index_with_how_to_mend_it(tmp_path, record, problem):
     good = jsonl(TRIPLETS[1])
     head = "1 wrong record; nothing was read:"
-    assert refusal(tmp_path, f"{good}\n\n{record}\n{good}", reader=read_triplets) == [head, f"  t.jsonl:3: {problem}"]
-    assert refusal(tmp_path, f"[{good}, {record}]", "t.json", read_triplets) == [head, f"  t.json: record 2: {problem}"]
+    assert refusal(tmp_path, f"{good}\n\n{record}\n{good}") == [head, f"  t.jsonl:3: {problem}"]
+    assert refusal(tmp_path, f"[{good}, {record}]", "t.json") == [head, f"  t.json: record 2: {problem}"]
 
 
 def test_all_wrong_lines_of_all_files_are_reported_at_once_and_a_separator_in_a_text_counts_no_line(tmp_path):
     above = jsonl({"query": "a\u2028b\x85c", "pos": ["d\u2029e"]})
     files = [
         write(tmp_path / "a.jsonl", "\ufeff" + above + '\n{"query": "中文", "pos": []}\n' + above + '\n{"query": "a"'),
-        write(tmp_path / "b.jsonl", jsonl({"pos": "p"}, TRIPLETS[0], {"anchor": "a", "positive": "p"})),
+        write(tmp_path / "b.jsonl", jsonl({"pos": "p"}, TRIPLETS[0], {"anchor": "a", "positives": "p"})),
     ]
     with pytest.raises(DataError) as caught:
-        read_triplets(files)
+        read_examples(files)
     head, *problems = str(caught.value).replace(f"{tmp_path}/", "").split("\n  ")
     assert head == "4 wrong records; nothing was read:"
     assert [problem.split(": ")[0] for problem in problems] == ["a.jsonl:2", "a.jsonl:4", "b.jsonl:1", "b.jsonl:3"]
@@ -397,21 +386,23 @@ def test_all_wrong_lines_of_all_files_are_reported_at_once_and_a_separator_in_a_
 @pytest.mark.parametrize("text", ["", "\ufeff\n", "[]"])
 def test_file_without_triplets_is_an_error(tmp_path, text):
     with pytest.raises(DataError, match=r"t\.jsonl: no records"):
-        triplets(tmp_path, text)
+        read(tmp_path, text)
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="["), min_size=1).filter(
+    lambda text: not is_blank(text)
+)
 
 
 @QUICK
 @given(st.lists(st.builds(Example, texts, st.lists(texts, min_size=1).map(tuple), st.lists(texts).map(tuple)), min_size=1))
 def test_what_is_written_as_triplets_is_read_back(tmp_path_factory, examples):
     records = [{"query": e.query, "pos": list(e.positives), "neg": list(e.negatives)} for e in examples]
-    assert triplets(tmp_path_factory.mktemp("t"), jsonl(*records)) == examples
+    assert read(tmp_path_factory.mktemp("t"), jsonl(*records)) == examples
 
 
 def test_sample_data_reads_whole():
-    examples = read_triplets([ROOT / "datasets" / "sample_data.jsonl"])
+    examples = read_examples([ROOT / "datasets" / "sample_data.jsonl"])
     assert len(examples) == 36
     assert examples[0].query == "打印机显示脱机如何恢复"
     assert [len(part) for part in (examples[0].positives, examples[0].negatives)] == [2, 1]

@@ -1,5 +1,6 @@
 """The leak check: every count by hand, planted copies always found, texts of another alphabet never."""
 
+import gzip
 import re
 import string
 
@@ -12,6 +13,7 @@ from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
 from ebr.data.leaks import LeakCheck, LeakedText, find_leaks
 from ebr.data.likeness import each_shingle, normal_form
+from ebr.workflow.leak_check import TrainingSource
 
 PASSAGE = "red leather shoes for children, with laces and a soft sole"
 
@@ -216,6 +218,15 @@ def test_at_most_ten_examples_are_shown_the_worst_first():
     assert counts(check) == (8, 3, 4, 3, 3)
 
 
+def test_training_records_of_every_layout_in_one_folder_are_looked_at(tmp_path):
+    (tmp_path / "a.json").write_text('[{"anchor": "q1", "positive": "p1"}]')
+    (tmp_path / "b.csv").write_text("query,pos\nq2,p2\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"query": "q3", "positive_passages": [{"title": "p", "text": "3"}]}'))
+    files, examples = TrainingSource(str(tmp_path)).read()
+    assert [file.name for file in files] == ["a.json", "b.csv", "c.jsonl.gz"]
+    assert examples == [Example("q1", ("p1",)), Example("q2", ("p2",)), Example("q3", ("p 3",))]
+
+
 def test_examples_are_read_once_in_a_stream():
     stream = (Example(f"query {row}", ("x",)) for row in range(100))
     assert find_leaks(stream, dataset_of(["query 99"], ["y"])).queries == 1
@@ -280,14 +291,14 @@ def test_near_queries_are_exactly_those_that_brute_force_finds(queries, training
 
 def test_real_sets_that_were_filtered_have_no_leak_and_their_own_queries_are_one():
     from ebr.data.evaluation_set import read_evaluation_set
-    from ebr.data.examples import read_triplets
+    from ebr.data.examples import read_examples
     from tests.conftest import SHARED_DATA
 
     folder = SHARED_DATA / "en_esci"
     if not folder.is_dir():
         pytest.skip("needs the data set en_esci beside the project")
     dataset = read_evaluation_set(folder / "eval")
-    examples = read_triplets([folder / "train.jsonl"])
+    examples = read_examples([folder / "train.jsonl"])
     assert find_leaks(examples, dataset).queries == 0
     row_of = {doc_id: row for row, doc_id in enumerate(dataset.doc_ids)}
     answers = [next(row_of[doc] for doc, grade in dataset.qrels[query].items() if grade > 0) for query in dataset.query_ids]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ebr import cli
 from ebr.config import FinetuneConfig, MiningConfig, TrainConfig
 from ebr.data.corpus import Document
-from ebr.data.examples import read_pairs, read_triplets
+from ebr.data.examples import read_examples
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest
 from ebr.data.likeness import is_near, normal_form, shingles
 from ebr.data.training_files import Negative, Record
@@ -619,8 +619,8 @@ def loaded(path):
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_mined_pairs_are_read_by_finetune(base, suffix, tmp_path, pairs_file):
     result = run(base, output_path=tmp_path / "out" / f"mined{suffix}", max_relative_score=1)
-    examples = read_pairs([result.path])
-    before = read_pairs([pairs_file])
+    examples = read_examples([result.path])
+    before = read_examples([pairs_file])
     assert [(one.query, one.positives) for one in examples] == [(one.query, one.positives) for one in before]
     assert all(after.negatives[:1] == one.negatives for after, one in zip(examples, before, strict=True))
     assert sum(len(one.negatives) for one in examples) == 30 + result.counts.n_mined > 30
@@ -639,7 +639,7 @@ def test_mined_pairs_are_read_by_finetune(base, suffix, tmp_path, pairs_file):
 
 def test_mined_triplets_are_read_by_train(base, triplets_file):
     result = run(base, data_path=str(triplets_file), max_relative_score=1, num_negatives=3)
-    before, after = read_triplets([triplets_file]), read_triplets([result.path])
+    before, after = read_examples([triplets_file]), read_examples([result.path])
     assert [(one.query, one.positives) for one in after] == [(one.query, one.positives) for one in before]
     assert all(new.negatives[: len(old.negatives)] == old.negatives for new, old in zip(after, before, strict=True))
     config = TrainConfig(
@@ -652,6 +652,36 @@ def test_mined_triplets_are_read_by_train(base, triplets_file):
     assert len(plan_finetune(config).train) > 20
     keys = ["query", "pos", "neg", "pos_scores", "neg_scores", "neg_ranks"]
     assert all(list(row) == keys and len(row["pos"]) == len(row["pos_scores"]) for row in loaded(result.path))
+
+
+FOREIGN = {
+    "n-tuples.csv": "query,positive,negative_1,negative_2\nred shoe,the red shoe,blue,green\nlamp,a lamp,blue,\n",
+    "swift.jsonl": '{"query": "red shoe", "response": "the red shoe"}\n{"query": "lamp", "response": "a lamp"}',
+    "tevatron.json": json.dumps(
+        {
+            "data": [
+                {"query": query, "positive_passages": [{"title": "", "text": text}], "negative_passages": []}
+                for query, text in (("red shoe", "the red shoe"), ("lamp", "a lamp"))
+            ]
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_records_of_other_tools_are_planned_by_both_front_ends_and_mined(base, name, tmp_path):
+    path = tmp_path / name
+    path.write_text(FOREIGN[name], encoding="utf-8")
+    common = {"output_dir": tmp_path / "saved", "finetune_type": "lora", "validation_split": 0}
+    pairs = plan_finetune(FinetuneConfig(model_name=base["model_path"], data_path=str(path), **common))
+    options = {"model_name_or_path": base["model_path"], "train_dataset": str(path), "batch_size": 2}
+    triplets = plan_finetune(TrainConfig(**common, **options))
+    assert pairs.train == triplets.train == read_examples([path])
+    result = run(base, data_path=str(path), max_relative_score=1)
+    mined = read_examples([result.path])
+    assert [(one.query, one.positives) for one in mined] == [("red shoe", ("the red shoe",)), ("lamp", ("a lamp",))]
+    assert all(after.negatives[: len(one.negatives)] == one.negatives for after, one in zip(mined, pairs.train, strict=True))
+    assert result.format.value == ("triplets" if name.startswith("tevatron") else "pairs")
 
 
 def test_train_mine_train(base, triplets_file, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from ebr.data.docstrings import parse_docstring, read_api_docs, source_files
 from ebr.data.evaluation_set import read_evaluation_set
-from ebr.data.examples import read_pairs
+from ebr.data.examples import read_examples
 from ebr.data.near_duplicates import Groups, jaccard, tokens
 from ebr.data.sample import build_sample
 from ebr.errors import DataError
@@ -230,7 +230,7 @@ def test_every_file_reads_back(forty_functions, tmp_path):
     root = tmp_path / "out"
     corpus = build(root)
     assert (corpus.n_train_pairs, corpus.n_eval_queries, corpus.n_eval_documents) == (10, 5, 15)
-    examples = read_pairs([corpus.training_file])
+    examples = read_examples([corpus.training_file])
     assert len(examples) == 10
     evaluation = read_evaluation_set(corpus.evaluation_dir)
     assert (len(evaluation.queries), len(evaluation.documents)) == (5, 15)
@@ -355,7 +355,7 @@ def test_the_committed_training_files_are_valid_distinct_and_in_three_scripts():
     pairs = json.loads((ROOT / "train_text/sample.json").read_text(encoding="utf-8"))
     lines = (ROOT / "datasets/sample_data.jsonl").read_text(encoding="utf-8").splitlines()
     triplets = [json.loads(line) for line in lines]
-    assert len(read_pairs([ROOT / "train_text/sample.json"])) == len(pairs) == len(triplets) == 36
+    assert len(read_examples([ROOT / "train_text/sample.json"])) == len(pairs) == len(triplets) == 36
     for rows in (
         [(record["anchor"], record["positive"]) for record in pairs],
         [(record["query"], *record["pos"], *record["neg"]) for record in triplets],

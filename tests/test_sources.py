@@ -13,7 +13,7 @@ from pydantic import Field
 from ebr.config.options import add_arguments, default_text
 from ebr.config.sources import SourceOptions
 from ebr.config.tuning import TuningOptions
-from ebr.data.examples import Example, read_pairs, split_validation
+from ebr.data.examples import Example, split_validation
 from ebr.data.sources import after_split, all_examples, all_files, prompts_of, read_sources, source_of
 from ebr.errors import ConfigError, DataError
 
@@ -49,7 +49,7 @@ def write(path, pairs):
 
 
 def test_each_source_has_its_records_its_weight_and_its_prompts(folder):
-    faq, logs = read_sources(folder / "sources.json", read_pairs)
+    faq, logs = read_sources(folder / "sources.json")
     assert (faq.name, faq.weight, faq.query_prompt, faq.passage_prompt) == ("faq.jsonl", 0.5, None, None)
     assert (logs.name, logs.weight, logs.query_prompt, logs.passage_prompt) == ("clicks", 1.0, "q: ", None)
     assert [example.query for example in faq.examples] == ["how to pay", "how to return"]
@@ -59,15 +59,15 @@ def test_each_source_has_its_records_its_weight_and_its_prompts(folder):
 def test_paths_in_a_file_are_relative_to_it_and_in_a_list_to_the_working_directory(folder, monkeypatch):
     elsewhere = folder / "logs"
     monkeypatch.chdir(elsewhere)
-    assert len(read_sources(folder / "sources.json", read_pairs)) == 2
+    assert len(read_sources(folder / "sources.json")) == 2
     with pytest.raises(DataError, match=r"sources: entry 1: data_path faq\.jsonl"):
-        read_sources(ENTRIES, read_pairs)
+        read_sources(ENTRIES)
     monkeypatch.chdir(folder)
-    assert read_sources(ENTRIES, read_pairs)[0].examples == read_sources(folder / "sources.json", read_pairs)[0].examples
+    assert read_sources(ENTRIES)[0].examples == read_sources(folder / "sources.json")[0].examples
 
 
 def test_rows_of_all_sources_stand_one_after_another(folder):
-    sources = read_sources(folder / "sources.json", read_pairs)
+    sources = read_sources(folder / "sources.json")
     assert [example.query for example in all_examples(sources)] == ["how to pay", "how to return", "pay"]
     assert source_of(sources) == [0, 0, 1]
 
@@ -75,9 +75,9 @@ def test_rows_of_all_sources_stand_one_after_another(folder):
 def test_a_run_depends_on_the_list_and_on_every_file_in_it(folder):
     names = ["sources.json", "faq.jsonl", "a.jsonl"]
     given = folder / "sources.json"
-    assert [path.name for path in all_files(given, read_sources(given, read_pairs))] == names
+    assert [path.name for path in all_files(given, read_sources(given))] == names
     entries = [{"data_path": str(folder / "faq.jsonl")}]
-    assert [path.name for path in all_files(entries, read_sources(entries, read_pairs))] == ["faq.jsonl"]
+    assert [path.name for path in all_files(entries, read_sources(entries))] == ["faq.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -105,20 +105,20 @@ def test_a_wrong_entry_is_named_by_file_and_number(folder, entry, said):
     file = folder / "wrong.json"
     file.write_text(json.dumps([{"data_path": "logs"}, entry]))
     with pytest.raises(DataError) as caught:
-        read_sources(file, read_pairs)
+        read_sources(file)
     assert f"{file}: entry 2: " in str(caught.value)
     assert said in str(caught.value)
 
 
 def test_every_wrong_entry_is_told_at_once(folder):
     with pytest.raises(DataError, match=r"(?s)^2 wrong sources.*entry 1: .*entry 3: "):
-        read_sources([{"weight": 1}, {"data_path": str(folder / "logs")}, {"data_path": "", "name": "b"}], read_pairs)
+        read_sources([{"weight": 1}, {"data_path": str(folder / "logs")}, {"data_path": "", "name": "b"}])
 
 
 def test_a_wrong_record_is_told_by_its_reader(folder):
     (folder / "faq.jsonl").write_text('{"anchor": "alone"}\n')
     with pytest.raises(DataError, match=r"faq\.jsonl:1: 'positive' is missing"):
-        read_sources(folder / "sources.json", read_pairs)
+        read_sources(folder / "sources.json")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_file_that_is_no_list_of_sources_is_refused(folder, text, said):
     if text is not None:
         file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=said) as caught:
-        read_sources(file, read_pairs)
+        read_sources(file)
     assert str(file) in str(caught.value)
 
 
@@ -160,11 +160,11 @@ def test_a_text_of_two_sources_stays_on_one_side():
 
 
 def test_a_source_has_its_own_prompts_and_else_the_runs(folder):
-    faq, logs = read_sources(folder / "sources.json", read_pairs)
+    faq, logs = read_sources(folder / "sources.json")
     run = {"query": "query: ", "document": "passage: "}
     assert prompts_of(faq, run) == run
     assert prompts_of(logs, run) == {"query": "q: ", "document": "passage: "}
-    (bare,) = read_sources([{"data_path": str(folder / "logs"), "query_prompt": "", "passage_prompt": ""}], read_pairs)
+    (bare,) = read_sources([{"data_path": str(folder / "logs"), "query_prompt": "", "passage_prompt": ""}])
     assert prompts_of(bare, run) == {"query": "", "document": ""}
 
 

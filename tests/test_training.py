@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -261,8 +262,6 @@ def test_gradient_checkpointing_changes_no_weight(config, tmp_path):
 
 
 def test_an_adapter_whose_base_has_moved_finds_it_again_by_its_name(config, tiny_model, tmp_path, monkeypatch):
-    import shutil
-
     from ebr.model.encoder import load_encoder
 
     shutil.copytree(tiny_model, tmp_path / "base")
@@ -284,6 +283,66 @@ def test_float16_without_a_gpu_is_refused_in_one_line_that_offers_bfloat16(confi
 def test_a_tracker_that_is_not_installed_is_refused_before_training(config):
     with pytest.raises(ConfigError, match=r"report_to: nosuchtracker is not installed here; there is .*tensorboard"):
         run(config, report_to=["nosuchtracker"])
+
+
+# ---------------------------------------------------------------- two models of one name
+
+
+def another_model(tiny_model, folder):
+    """The tiny model with other weights, in a folder."""
+    model = SentenceTransformer(tiny_model, device="cpu")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.01)
+    model.save_pretrained(str(folder))
+    return str(folder)
+
+
+def test_two_models_called_final_are_tuned_into_two_folders(config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "A" / "final")
+    first, _ = run(config, model_name=str(tmp_path / "A" / "final"), max_steps=2)
+    before = weights(first.model_path)
+    second, _ = run(config, model_name=another_model(tiny_model, tmp_path / "B" / "final"), max_steps=2)
+    assert [one.model_path.name for one in (first, second)] == ["A-final-peft-lora", "B-final-peft-lora"]
+    assert_same_weights(before, weights(first.model_path))
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def test_another_model_of_the_same_name_is_refused_before_anything_is_touched(config, tiny_model, tmp_path):
+    from ebr.workflow import check_training
+
+    shutil.copytree(tiny_model, tmp_path / "A" / "tiny")
+    result, _ = run(config, model_name=str(tmp_path / "A" / "tiny"), max_steps=2)
+    before, other = tree(result.model_path.parent), another_model(tiny_model, tmp_path / "B" / "tiny")
+    what = f"tuned from {tmp_path / 'A' / 'tiny'}, and a run of {other} would replace it; give another output_dir"
+    with pytest.raises(ConfigError, match=what):
+        run(config, model_name=other)
+    with pytest.raises(ConfigError, match=what):
+        check_training(FinetuneConfig(**{**config.to_json(), "model_name": other}), say=print)
+    assert tree(result.model_path.parent) == before
+    # The same model by another path replaces its own result.
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C" / "tiny").symlink_to(tmp_path / "A" / "tiny")
+    again, _ = run(config, model_name=str(tmp_path / "C" / "tiny"), max_steps=3)
+    assert (again.model_path, again.record.n_steps) == (result.model_path, 3)
+
+
+def test_interrupted_run_of_another_model_is_set_aside_and_not_taken_up(config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "A" / "tiny")
+    result, _ = run(config, model_name=str(tmp_path / "A" / "tiny"), max_steps=3)
+    work = result.model_path.with_name(result.model_path.name + ".run")
+    break_off_after(work, 3)
+    shutil.rmtree(result.model_path)
+    other = another_model(tiny_model, tmp_path / "B" / "tiny")
+    with pytest.raises(ConfigError, match="the base model's weights changed"):
+        run(config, model_name=other, max_steps=3, resume_from_checkpoint=True)
+    _, lines = run(config, model_name=other, max_steps=2)
+    aside = work.with_name(work.name + ".interrupted-1")
+    assert any(str(aside) in line for line in lines)
+    assert (aside / "checkpoint-3").is_dir()
 
 
 def test_a_failed_run_leaves_the_finished_model_of_the_run_before(config, monkeypatch):

@@ -1,12 +1,15 @@
 """Training records of either format: read, turned, written, read back."""
 
+import datetime
 import json
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebr.data.examples import Example, find_training_files, read_pairs, read_triplets
+from ebr.data.blank import is_blank
+from ebr.data.examples import Example, find_training_files, read_examples
 from ebr.data.training_files import (
     Negative,
     Record,
@@ -38,6 +41,72 @@ def test_the_keys_say_the_format_and_other_keys_are_kept(tmp_path):
     assert read_training_records([triplets]) == (TRIPLETS, [Record("q", ("x", "y"), ("n",), {"type": "qa", "prompt": "p: "})])
 
 
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+PASSAGES = {"positive_passages": [{"docid": "1", "title": "T", "text": "x"}], "negative_passages": [{"text": "n"}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "form", "wanted"),
+    [
+        ({"query": "q", "positive": "x", "id": 1}, PAIRS, Record("q", ("x",), (), {"id": 1})),
+        ({"anchor": "q", "pos": ["x", "y"], "id": 1}, TRIPLETS, Record("q", ("x", "y"), (), {"id": 1})),
+        (
+            {"anchor": "q", "positive": "x", "negative_2": "m", "negative_1": "n", "scores": [3, 2, 1]},
+            PAIRS,
+            Record("q", ("x",), ("n", "m"), {}),
+        ),
+        (
+            {"sentence1": "q", "sentence2": "x", "label": 1, "set": "s"},
+            PAIRS,
+            Record("q", ("x",), (), {"label": 1, "set": "s"}),
+        ),
+        ({"query_id": "7", "query": "q", **PASSAGES}, TRIPLETS, Record("q", ("T x",), ("n",), {"query_id": "7"})),
+        ({"query": "q", "response": "x", "rejected_response": ["n"]}, PAIRS, Record("q", ("x",), ("n",), {})),
+        (
+            {"messages": user("q"), "positive_messages": [user("x")], "negative_messages": [user("n")], "channel": "c"},
+            PAIRS,
+            Record("q", ("x",), ("n",), {"channel": "c"}),
+        ),
+    ],
+)
+def test_a_record_of_another_tool_is_written_as_what_it_is_nearest_to_with_its_other_keys(tmp_path, record, form, wanted):
+    path = lines(tmp_path / "x.jsonl", record)
+    assert read_training_records([path]) == (form, [wanted])
+    with training_file(tmp_path / "y.jsonl") as append:
+        append(to_object(wanted, form, [0.5] * len(wanted.positives), [Negative(text, 0.1, 1) for text in wanted.negatives]))
+    (before,), (after,) = read_examples([path]), read_examples([tmp_path / "y.jsonl"])
+    assert (after.query, after.positives, after.negatives) == (before.query, before.positives, before.negatives)
+    assert read_training_records([tmp_path / "y.jsonl"]) == (form, [wanted])
+
+
+def test_pairs_of_which_one_has_several_positives_are_triplets_and_none_is_lost(tmp_path):
+    path = lines(tmp_path / "x.jsonl", {"anchor": "a", "positive": "x"}, {"query": "b", "positive": ["y", "z"]})
+    assert read_training_records([path]) == (TRIPLETS, [Record("a", ("x",), (), {}), Record("b", ("y", "z"), (), {})])
+
+
+def test_layouts_that_are_nearest_to_one_format_may_stand_side_by_side(tmp_path):
+    path = lines(tmp_path / "x.jsonl", {"anchor": "a", "positive": "x"}, {"sentence1": "b", "sentence2": "y"})
+    assert read_training_records([path]) == (PAIRS, [Record("a", ("x",), (), {}), Record("b", ("y",), (), {})])
+    path = lines(tmp_path / "x.jsonl", {"query": "a", "pos": "x"}, {"query": "b", "response": "y"})
+    with pytest.raises(DataError, match=r"l:2: has 'query' and 'response', but the records before have 'query' and 'pos'"):
+        read_training_records([path])
+
+
+def test_a_labelled_list_is_no_list_of_positives_for_mining_either(tmp_path):
+    path = lines(tmp_path / "x.jsonl", {"anchor": "a", "positive": ["x", "n"], "scores": [0.9, 0.5]})
+    with pytest.raises(DataError, match="negatives among them"):
+        read_training_records([path])
+
+
+def test_what_json_has_no_form_for_is_written_as_text(tmp_path):
+    with training_file(tmp_path / "x.jsonl") as append:
+        append({"anchor": "a", "day": datetime.date(2026, 1, 2), "price": Decimal("1.50")})
+    assert json.loads((tmp_path / "x.jsonl").read_text()) == {"anchor": "a", "day": "2026-01-02", "price": "1.50"}
+
+
 def test_scores_of_before_are_forgotten(tmp_path):
     old = {
         "query": "q",
@@ -67,7 +136,7 @@ def test_mixed_formats_are_one_error_that_names_where_the_second_begins(tmp_path
         ({}, "has nothing"),
         ({"anchor": "a"}, "'positive' is missing"),
         ({"query": "a", "pos": []}, "'pos' is empty"),
-        ({"query": "a", "positive": "b"}, "has 'positive'; the field is 'pos'"),
+        ({"query": "a", "positives": "b"}, "has 'positives'; the field is 'pos'"),
         ({"positive": "b"}, "'anchor' is missing"),
     ],
 )
@@ -119,7 +188,9 @@ def test_an_object_has_its_texts_scores_ranks_and_whatever_else_stood_in_the_rec
     }
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="["), min_size=1).filter(
+    lambda text: not is_blank(text)
+)
 groups = st.lists(
     st.tuples(texts, st.lists(texts, min_size=1, max_size=3), st.lists(texts, max_size=2)), min_size=1, max_size=4
 )
@@ -153,7 +224,7 @@ def test_a_list_that_ran_beside_other_negatives_is_not_written():
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @given(written=groups)
 def test_what_is_written_is_what_training_reads(tmp_path_factory, suffix, written):
-    for form, read in ((PAIRS, read_pairs), (TRIPLETS, read_triplets)):
+    for form in (PAIRS, TRIPLETS):
         path = tmp_path_factory.mktemp("written") / f"file{suffix}"
         with training_file(path) as append:
             for query, positives, negatives in written:
@@ -161,7 +232,7 @@ def test_what_is_written_is_what_training_reads(tmp_path_factory, suffix, writte
                 record = Record(query, tuple(kept), (), {"id": 1})
                 append(to_object(record, form, [0.5] * len(kept), [Negative(text, 0.1, 1) for text in negatives]))
         n = 1 if form is PAIRS else None
-        assert read([path]) == [
+        assert read_examples([path]) == [
             Example(query, tuple(right[:n]), tuple(wrong), (0.5,) * len(right[:n]), (0.1,) * len(wrong))
             for query, right, wrong in written
         ]

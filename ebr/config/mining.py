@@ -25,8 +25,8 @@ class MiningConfig(Config):
     base_model_path: str | None = base_model_option()
     data_path: str = option(
         "./train_text",
-        "training records of either format: a file, a glob, or a folder (not its subfolders)",
-        "任一格式的训练数据：文件、通配符或目录（不含子目录）",
+        "training records as finetune and train read them: a file, a glob, or a folder (not its subfolders)",
+        "训练数据，与 finetune、train 相同：文件、通配符或目录（不含子目录）",
     )
     corpus: Path | None = option(
         None,

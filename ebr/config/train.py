@@ -38,8 +38,8 @@ _DEFAULTS = {
 }
 _HELP = {
     "data_path": (
-        "training records (.jsonl): one {query, pos: [...], neg: [...]} a line",
-        "训练数据（.jsonl）：每行一个 {query, pos: [...], neg: [...]}",
+        "training records {query, pos: [...], neg: [...]} (.json, .jsonl, .csv, .tsv, .parquet; .gz): a file, glob or folder",
+        "训练数据 {query, pos: [...], neg: [...]}（.json、.jsonl、.csv、.tsv、.parquet，可为 .gz）：文件、通配符或目录",
     ),
     "sources": (
         "several training sources instead of train_dataset: "

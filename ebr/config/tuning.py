@@ -40,8 +40,8 @@ class TuningOptions(Config):
     base_model_path: str | None = base_model_option()
     data_path: str = option(
         "./train_text",
-        "training records (.json, .jsonl): a file, a glob, or a folder (not its subfolders)",
-        "训练数据（.json、.jsonl）：文件、通配符或目录（不含子目录）",
+        "training records (.json, .jsonl, .csv, .tsv, .parquet; .gz): a file, a glob, or a folder (not its subfolders)",
+        "训练数据（.json、.jsonl、.csv、.tsv、.parquet，可为 .gz）：文件、通配符或目录（不含子目录）",
     )
     eval_dataset: Path | None = option(
         None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ebr.data.blank import is_blank
 from ebr.errors import DataError
 
 CORPUS_FILE = "corpus.jsonl"
@@ -40,7 +41,7 @@ def find_corpus(path: Path) -> Path:
 
 
 def read_corpus(file: Path) -> Iterator[Document]:
-    """The documents of a file, in its order; those without any text are passed over.
+    """The documents of a file, in its order; those without any text that can be seen are passed over.
 
     .jsonl: objects with 'text' and maybe 'title', as BEIR writes them. Any other suffix: one text a line, without titles.
     Raises one DataError that lists the wrong lines, the first 20 in full: at the end of the file, or at the twentieth.
@@ -58,7 +59,7 @@ def read_corpus(file: Path) -> Iterator[Document]:
                 if len(faults) == _FAULTS_SHOWN:
                     raise DataError("\n".join([*faults, "and perhaps more"])) from None
                 continue
-            if document.whole:
+            if not is_blank(document.whole):
                 yield document
     if faults:
         raise DataError("\n".join(faults))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ebr.data.blank import is_blank
 from ebr.errors import DataError
 
 QRELS_FILES = ("qrels.tsv", "qrels/test.tsv", "qrels.trec", "qrels.txt")
@@ -125,7 +126,8 @@ def _read_documents(path: Path, faults: _Faults) -> dict[str, str]:
         # BEIR's own sets hold documents with an empty text or a null title; a missing text is a slip.
         title, text = record.get("title") or "", record.get("text")
         if isinstance(title, str) and isinstance(text, str):
-            documents[doc_id] = f"{title} {text}".strip()
+            whole = f"{title} {text}".strip()
+            documents[doc_id] = "" if is_blank(whole) else whole
         else:
             faults.add(path, line, "'text' must be a string, and 'title' too where it is given")
     return documents
@@ -135,7 +137,7 @@ def _read_queries(path: Path, faults: _Faults) -> dict[str, str]:
     queries: dict[str, str] = {}
     for line, query_id, record in _identified_records(path, faults):
         text = record.get("text")
-        if isinstance(text, str) and text.strip():
+        if isinstance(text, str) and not is_blank(text):
             queries[query_id] = text.strip()
         else:
             faults.add(path, line, "'text' must be a string that is not empty")

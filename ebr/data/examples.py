@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ebr.data.fields import read_scores, read_text, read_texts, refuse_misspelt
 from ebr.data.likeness import normal_form
 from ebr.data.near_duplicates import Groups
+from ebr.data.record_files import SUFFIXES, each_record, is_named_like_records
+from ebr.data.record_layouts import layout_of
 from ebr.errors import DataError
 
 Parsed = TypeVar("Parsed")
 
-SUFFIXES = (".json", ".jsonl")
 # A manifest lies beside the training file that it describes; see ebr.data.files.manifest_path.
 _MANIFEST_SUFFIX = ".manifest.json"
 _MOST_PROBLEMS = 30
@@ -44,8 +43,9 @@ class Example:
 
 
 def find_training_files(data_path: str, *, option: str = "data_path") -> list[Path]:
-    """The .json and .jsonl files of a file, a glob, or a folder (not its subfolders), without manifests and hidden files.
+    """The files of records of a file, a glob, or a folder (not its subfolders), without manifests and hidden files.
 
+    A file that is named itself is taken whatever its name, of others those that is_named_like_records.
     option: what the user calls data_path. Raises DataError when there are none.
     """
     path = Path(data_path)
@@ -57,154 +57,83 @@ def find_training_files(data_path: str, *, option: str = "data_path") -> list[Pa
         for file in found
         # Hidden: what another program is still writing.
         if file.is_file()
-        and file.suffix.lower() in SUFFIXES
+        and is_named_like_records(file)
         and not file.name.endswith(_MANIFEST_SUFFIX)
         and not file.name.startswith(".")
     )
     if not files:
-        what = (
-            "holds no .json or .jsonl file"
-            if path.is_dir()
-            else "is no file, folder or glob that matches a .json or .jsonl file"
-        )
+        one = " or ".join([", ".join(SUFFIXES[:-1]), SUFFIXES[-1]])
+        what = f"holds no {one} file" if path.is_dir() else f"is no file, folder or glob that matches a {one} file"
         raise DataError(f"{option} {data_path}: {what}")
     return files
 
 
-def read_pairs(files: Sequence[Path]) -> list[Example]:
-    """Read anchor / positive / negative records: parse_pair says what a record is.
+# ---------------------------------------------------------------- reading
 
-    A file is a JSON array or JSON lines. Raises one DataError that lists every wrong record: nothing is trained on a
-    half-read set.
+
+def read_examples(files: Sequence[Path]) -> list[Example]:
+    """Every record of the files as an example: ebr.data.record_files says what a file is, parse_record what a record is.
+
+    Raises one DataError that lists every wrong record: nothing is trained on a half-read set.
     """
-    return read_objects(files, parse_pair)
-
-
-def read_triplets(files: Sequence[Path]) -> list[Example]:
-    """Read query / pos / neg records: parse_triplet says what a record is. Files and errors as in read_pairs."""
-    return read_objects(files, parse_triplet)
+    return read_objects(files, parse_record)
 
 
 def read_objects(files: Sequence[Path], parse: Callable[[dict[str, Any]], Parsed]) -> list[Parsed]:
-    """What parse makes of every record of the files, in order. Files and errors as in read_pairs; parse raises DataError."""
-    examples: list[Parsed] = []
-    problems: list[str] = []
+    """What parse makes of every record of the files, in order. Files and errors as in read_examples; parse raises DataError."""
+    parsed: list[Parsed] = []
+    problems = _Problems()
     for file in files:
-        for where, record in _records(file, problems):
-            _collect(where, record, parse, examples, problems)
-    if problems:
-        raise DataError(_report(problems))
-    if not examples:
+        for where, record in each_record(file):
+            try:
+                parsed.append(parse(_object(record)))
+            except DataError as error:
+                problems.add(where, error)
+    problems.raise_if_any()
+    if not parsed:
         raise DataError(f"{', '.join(map(str, files))}: no records")
-    return examples
+    return parsed
 
 
-# ---------------------------------------------------------------- one record
+def parse_record(record: dict[str, Any], *, with_scores: bool = True) -> Example:
+    """One record in a layout that ebr.data.record_layouts knows: anchor / positive / negative, query / pos / neg, or another.
 
-
-def parse_pair(record: dict[str, Any]) -> Example:
-    """One record with anchor, positive and an optional negative (a text or a list), each with scores or without.
-
-    Raises DataError; positive_score, negative_scores: what a teacher says of each, as `ebr mine` writes it.
+    Positives and negatives are a text or a list; one positive is needed. with_scores: read what a teacher says of them too.
+    Keys that mean nothing to training (prompt, type, id, …) are passed over. Raises DataError; a list's element is named by its
+    place, 'pos'[0] being the first.
     """
-    if "query" in record and "pos" in record and "anchor" not in record:
-        raise DataError(
-            "has 'query' and 'pos', which `ebr train` (train.py) reads; "
-            "this reader wants 'anchor', 'positive' and optionally 'negative'"
-        )
-    refuse_misspelt(record, {"negatives": "negative", "neg": "negative", "positives": "positive", "pos": "positive"})
-    query, positive = (read_text(f"'{key}'", record.get(key)) for key in ("anchor", "positive"))
-    negatives = read_texts("'negative'", record.get("negative"), empty="leave it out or give a text")
-    positive_scores = read_scores("'positive_score'", record.get("positive_score"), 1)
-    return Example(
-        query,
-        (positive,),
-        negatives,
-        positive_scores,
-        read_scores("'negative_scores'", record.get("negative_scores"), len(negatives)),
-    )
+    layout = layout_of(record)
+    layout.check(record)
+    query, positives = layout.read_query(record), layout.read_positives(record)
+    negatives = layout.read_negatives(record)
+    scores = layout.read_scores(record, len(positives), len(negatives)) if with_scores else ((), ())
+    return Example(query, positives, negatives, *scores)
 
 
-def parse_triplet(record: dict[str, Any]) -> Example:
-    """One record with query, pos (a text or a list, one at least) and an optional neg (likewise, none will do).
-
-    pos_scores, neg_scores: what a teacher says of each, as `ebr mine` and FlagEmbedding write it; none will do. Other keys
-    (prompt, type, id, …) are passed over. Raises DataError; a list's element is named by its place, 'pos'[0] being the first.
-    """
-    if "anchor" in record and "positive" in record and "query" not in record:
-        raise DataError(
-            "has 'anchor' and 'positive', which `ebr finetune` (ebr_finetune.py) reads; "
-            "this reader wants 'query', 'pos' and optionally 'neg'"
-        )
-    refuse_misspelt(record, {"negatives": "neg", "negative": "neg", "positives": "pos", "positive": "pos"})
-    query = read_text("'query'", record.get("query"))
-    needed = "every record needs at least one positive text"
-    positives = read_texts("'pos'", record.get("pos"), empty=needed)
-    if not positives:
-        raise DataError(f"'pos' is {'missing' if record.get('pos') is None else 'empty'}; {needed}")
-    negatives = read_texts("'neg'", record.get("neg"), empty="leave it out or give a text")
-    positive_scores = read_scores("'pos_scores'", record.get("pos_scores"), len(positives))
-    negative_scores = read_scores("'neg_scores'", record.get("neg_scores"), len(negatives))
-    return Example(query, positives, negatives, positive_scores, negative_scores)
+def _object(record: object) -> dict[str, Any]:
+    if isinstance(record, dict):
+        return record
+    raise record if isinstance(record, DataError) else DataError(f"is {type(record).__name__}, not an object like {{…}}")
 
 
-# ---------------------------------------------------------------- files
+class _Problems:
+    """Wrong records, gathered so that files are mended in one go; only the first few are kept as text."""
 
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._n_found = 0
 
-def _collect(
-    where: str, record: object, parse: Callable[[dict[str, Any]], Parsed], examples: list[Parsed], problems: list[str]
-) -> None:
-    if not isinstance(record, dict):
-        problems.append(f"{where}: is {type(record).__name__}, not an object like {{…}}")
-        return
-    try:
-        examples.append(parse(record))
-    except DataError as error:
-        problems.append(f"{where}: {error}")
+    def add(self, where: str, error: DataError) -> None:
+        self._n_found += 1
+        if len(self._shown) < _MOST_PROBLEMS:
+            self._shown.append(f"{where}: {error}")
 
-
-def _records(file: Path, problems: list[str]) -> Iterator[tuple[str, object]]:
-    """Every record with its place; what cannot be read goes to problems."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        problems.append(f"{file}:{line}: is not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8")
-        return
-    except OSError as error:
-        problems.append(f"{file}: cannot be read ({error.strerror})")
-        return
-    if text.lstrip().startswith("["):
-        yield from _array(file, text, problems)
-    else:
-        yield from _lines(file, text, problems)
-
-
-def _array(file: Path, text: str, problems: list[str]) -> Iterator[tuple[str, object]]:
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{file}: is not valid JSON ({error})")
-        return
-    for index, record in enumerate(records, start=1):
-        yield f"{file}: record {index}", record
-
-
-def _lines(file: Path, text: str, problems: list[str]) -> Iterator[tuple[str, object]]:
-    # Not str.splitlines(): U+2028 and U+0085 are legal inside a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{file}:{number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{file}:{number}: is not valid JSON ({error}); write one object a line, or one array a file")
-
-
-def _report(problems: Sequence[str]) -> str:
-    head = f"{len(problems)} wrong record{'s' if len(problems) > 1 else ''}; nothing was read:"
-    more = [f"… and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
-    return "\n  ".join([head, *problems[:_MOST_PROBLEMS], *more])
+    def raise_if_any(self) -> None:
+        if not self._n_found:
+            return
+        head = f"{self._n_found} wrong record{'s' if self._n_found > 1 else ''}; nothing was read:"
+        n_hidden = self._n_found - len(self._shown)
+        raise DataError("\n  ".join([head, *self._shown, *([f"… and {n_hidden} more"] if n_hidden else [])]))
 
 
 # ---------------------------------------------------------------- right answers

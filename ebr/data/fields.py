@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+import warnings
 
+from ebr.data.blank import is_blank
 from ebr.errors import DataError
 
-
-def refuse_misspelt(record: dict[str, Any], fields: Mapping[str, str]) -> None:
-    """fields: the right name by a wrong one. To pass over a wrong name would be to lose its texts. Raises DataError."""
-    for wrong, right in fields.items():
-        if wrong in record:
-            raise DataError(f"has {wrong!r}; the field is {right!r}")
+# Nearly every text does, and is neither blank nor a list: one look instead of two.
+_BEGINS_WITH_A_WORD = re.compile(r"[0-9A-Za-z\u4e00-\u9fff]")
 
 
 def read_texts(name: str, value: object, *, empty: str) -> tuple[str, ...]:
@@ -25,10 +24,8 @@ def read_texts(name: str, value: object, *, empty: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         return (read_text(name, value, empty=empty),)
-    return tuple(
-        read_text(f"{name}[{place}]", "" if text is None else text, empty="give a text or take it out of the list")
-        for place, text in enumerate(value)
-    )
+    mend = "give a text or take it out of the list"
+    return tuple([read_text(f"{name}[{place}]", "" if text is None else text, empty=mend) for place, text in enumerate(value)])
 
 
 def read_text(name: str, value: object, *, empty: str = "give a text or remove the record") -> str:
@@ -38,13 +35,35 @@ def read_text(name: str, value: object, *, empty: str = "give a text or remove t
     if not isinstance(value, str):
         mend = "give a text" if isinstance(value, (list, dict)) else "put it in quotes"
         raise DataError(f"{name} is {type(value).__name__}, not a text; {mend}")
-    if not value.strip():
-        raise DataError(f"{name} is empty; {empty}")
+    if not _BEGINS_WITH_A_WORD.match(value):
+        if is_blank(value):
+            raise DataError(f"{name} is empty; {empty}")
+        if _is_written_list(value.strip()):
+            raise DataError(f"{name} is a list written as text; write it as a JSON list")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"{name} holds half a character (a lone \\ud800–\\udfff escape); repair the text") from None
     return value
+
+
+def _is_written_list(text: str) -> bool:
+    """Whether a text is a list of texts as JSON, or as Python prints it: what a table has where a list was meant."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return False
+    for parse in (json.loads, _literal):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    return False
+
+
+def _literal(text: str) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of "\d" and the like in somebody's text
+        return ast.literal_eval(text)
 
 
 def read_scores(name: str, value: object, n_texts: int) -> tuple[float, ...]:
@@ -55,7 +74,9 @@ def read_scores(name: str, value: object, n_texts: int) -> tuple[float, ...]:
     if len(scores) != n_texts:
         given = f"{len(scores)} score{'s' if len(scores) > 1 else ''}"
         raise DataError(f"{name} has {given} for {n_texts} text{'' if n_texts == 1 else 's'}; give one for each, or none")
-    return tuple(_score(f"{name}[{place}]" if isinstance(value, list) else name, score) for place, score in enumerate(scores))
+    if not isinstance(value, list):
+        return (_score(name, value),)
+    return tuple([_score(f"{name}[{place}]", score) for place, score in enumerate(scores)])
 
 
 def _score(name: str, value: object) -> float:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ebr.data.blank import is_blank
 from ebr.errors import DataError
 
 
@@ -28,7 +29,7 @@ def read_queries(path: Path) -> list[Query]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"queries_path {path}: cannot be read ({error}); give a file of texts in UTF-8") from None
     read = _json_query if path.suffix.lower() in {".jsonl", ".ndjson"} else _plain_query
-    queries = [read(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    queries = [read(path, number, line) for number, line in enumerate(lines, start=1) if not is_blank(line)]
     first: dict[str, int] = {}
     for place, query in enumerate(queries, start=1):
         if first.setdefault(query.id, place) != place:
@@ -50,7 +51,7 @@ def _json_query(path: Path, number: int, line: str) -> Query:
     except ValueError as error:
         raise DataError(f"{path}:{number}: is not JSON ({error})") from None
     text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise DataError(f"{path}:{number}: needs 'text', the words to search for, in a JSON object")
     named = next((record[key] for key in ("_id", "id") if record.get(key) is not None), number)
     return Query(str(named), text)

@@ -10,6 +10,7 @@ from typing import overload
 
 import pyarrow as pa
 
+from ebr.data.blank import is_blank
 from ebr.data.cutting import Limits, parquet_pieces, piece_digest, text_pieces
 from ebr.data.records import find_records, read_records
 from ebr.data.table_files import (
@@ -220,7 +221,7 @@ class _Parsed:
 
 def _reasons(texts: Sequence[str | None], keys: Sequence[str | None] | None, schema: Schema) -> dict[int, str]:
     """Row → what it lacks."""
-    reasons = {row: f"{schema.text_column} is empty" for row, text in enumerate(texts) if text is None or not text.strip()}
+    reasons = {row: f"{schema.text_column} is empty" for row, text in enumerate(texts) if text is None or is_blank(text)}
     for row, key in enumerate(keys or ()):
         if not key:
             reasons.setdefault(row, f"{schema.key_column} is empty")

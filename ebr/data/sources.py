@@ -5,17 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebr.data.examples import Example, find_training_files
+from ebr.data.examples import Example, find_training_files, read_examples
 from ebr.errors import DataError
 
 Given = Path | Sequence[Mapping[str, Any]]
 """A JSON file that lists the sources, or the list itself."""
-Read = Callable[[Sequence[Path]], list[Example]]
 
 MOST_WEIGHT = 1000.0
 _KEYS = ("data_path", "weight", "query_prompt", "passage_prompt", "name")
@@ -49,12 +48,12 @@ class _Entry:
     passage_prompt: str | None
 
 
-def read_sources(given: Given, read: Read) -> list[Source]:
+def read_sources(given: Given) -> list[Source]:
     """Read every source of a JSON list of {"data_path", "weight", "query_prompt", "passage_prompt", "name"}.
 
     given: the list, or the file that holds it; a relative data_path is relative to that file's folder. Only data_path, as
-    find_training_files takes it, is needed; a source without a name is called by its data_path. read: files → examples.
-    Raises one DataError that lists every wrong entry, or that of `read`.
+    find_training_files takes it, is needed; a source without a name is called by its data_path.
+    Raises one DataError that lists every wrong entry, or that of read_examples.
     """
     where, folder, entries = _entries(given)
     found: list[_Entry] = []
@@ -70,7 +69,9 @@ def read_sources(given: Given, read: Read) -> list[Source]:
         head = f"{len(problems)} wrong source{'s' if len(problems) > 1 else ''}; nothing was read:"
         raise DataError("\n  ".join([head, *problems[:_MOST_PROBLEMS], *more]))
     return [
-        Source(entry.name, entry.files, tuple(read(entry.files)), entry.weight, entry.query_prompt, entry.passage_prompt)
+        Source(
+            entry.name, entry.files, tuple(read_examples(entry.files)), entry.weight, entry.query_prompt, entry.passage_prompt
+        )
         for entry in found
     ]
 

@@ -6,38 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ebr.data.examples import parse_pair, parse_triplet, read_objects
+from ebr.data.examples import parse_record, read_objects
 from ebr.data.likeness import normal_form
+from ebr.data.record_layouts import Layout, RecordFormat, layout_of
 from ebr.errors import DataError
 
 _DIGITS = 6
 
 
-class RecordFormat(str, Enum):
-    """How a record spells its query, its positives and its negatives."""
-
-    PAIRS = "pairs"
-    TRIPLETS = "triplets"
-
-    @property
-    def keys(self) -> tuple[str, str, str]:
-        """Where the query, the positives and the negatives stand."""
-        return ("anchor", "positive", "negative") if self is RecordFormat.PAIRS else ("query", "pos", "neg")
-
-    @property
-    def score_keys(self) -> tuple[str, str, str]:
-        """Where the positives' scores, the negatives' and the negatives' ranks stand; FlagEmbedding's names for triplets."""
-        if self is RecordFormat.PAIRS:
-            return "positive_score", "negative_scores", "negative_ranks"
-        return "pos_scores", "neg_scores", "neg_ranks"
-
-
-# Scores of before would be taken for those of the new lists.
-_OWN_KEYS = {key for form in RecordFormat for key in (*form.keys, *form.score_keys)}
 # Lists under such keys run beside the texts: FlagEmbedding's pos_id and neg_id.
 _BESIDE_POSITIVES, _BESIDE_NEGATIVES = ("pos_", "positive_"), ("neg_", "negative_")
 
@@ -63,48 +42,43 @@ class Negative:
 
 
 def read_training_records(files: Sequence[Path]) -> tuple[RecordFormat, list[Record]]:
-    """Every record of the files in their order, and the one format that all have.
+    """Every record of the files in their order, and the format of ours that all have, or that theirs is nearest to.
 
-    The first record's keys say which: 'anchor' or 'positive', or 'query' or 'pos'. Raises one DataError that lists every wrong
-    record; a second format is named once, where it begins.
+    The first record's keys say which; pairs of which one has several positives are triplets, for a pair has room for one.
+    Raises one DataError that lists every wrong record; a second format is named once, where it begins.
     """
     reader = _Reader()
     records = read_objects(files, reader.parse)
-    return reader.format or RecordFormat.PAIRS, records
+    has_lists = any(len(record.positives) > 1 for record in records)
+    return RecordFormat.TRIPLETS if has_lists else reader.format, records
 
 
 class _Reader:
     """Parses records of the format that the first one has."""
 
     def __init__(self) -> None:
-        self.format: RecordFormat | None = None
+        self._first: Layout | None = None
         self._is_mixed = False
 
+    @property
+    def format(self) -> RecordFormat:
+        return RecordFormat.PAIRS if self._first is None else self._first.format
+
     def parse(self, record: dict[str, Any]) -> Record:
-        found = _format_of(record)
-        self.format = self.format or found
-        if found is not self.format and not self._is_mixed:
+        layout = layout_of(record)
+        self._first = self._first or layout
+        if layout.format is not self.format and not self._is_mixed:
             self._is_mixed = True
-            raise DataError(f"has {_named(found)}, but the records before have {_named(self.format)}; give files of one format")
+            raise DataError(
+                f"has {_named(layout)}, but the records before have {_named(self._first)}; give files of one format"
+            )
         # Scores are of the lists as they were; what is read here gets new ones.
-        record = {key: value for key, value in record.items() if key not in found.score_keys}
-        example = parse_pair(record) if found is RecordFormat.PAIRS else parse_triplet(record)
-        rest = {key: value for key, value in record.items() if key not in _OWN_KEYS}
-        return Record(example.query, example.positives, example.negatives, rest)
+        example = parse_record(record, with_scores=False)
+        return Record(example.query, example.positives, example.negatives, {key: record[key] for key in layout.rest})
 
 
-def _format_of(record: dict[str, Any]) -> RecordFormat:
-    for place in (0, 1):
-        for form in RecordFormat:
-            if form.keys[place] in record:
-                return form
-    keys = ", ".join(repr(key) for key in list(record)[:5]) or "nothing"
-    pairs, triplets = _named(RecordFormat.PAIRS), _named(RecordFormat.TRIPLETS)
-    raise DataError(f"has {keys}; a record has {pairs}, or {triplets}")
-
-
-def _named(form: RecordFormat) -> str:
-    return " and ".join(repr(key) for key in form.keys[:2])
+def _named(layout: Layout) -> str:
+    return f"{layout.query.key!r} and {layout.positives.key!r}"
 
 
 def as_format(records: Sequence[Record], was: RecordFormat, wanted: RecordFormat) -> list[Record]:
@@ -192,9 +166,10 @@ def training_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _json(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False)
+    # A table's dates and decimals have no form in JSON: they are written as text.
+    text = json.dumps(record, ensure_ascii=False, default=str)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a character in a key that nobody checked
-        return json.dumps(record)
+        return json.dumps(record, default=str)
     return text

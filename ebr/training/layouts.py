@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ebr.data.files import FOLDER_MANIFEST, read_json, write_json
+from ebr.data.files import FOLDER_MANIFEST, read_json, read_manifest, write_json
 from ebr.errors import ConfigError
 from ebr.training.checkpoints import NAME, step_of, whole_checkpoints
 
@@ -24,6 +26,9 @@ PARTIAL = ".partial"
 RUN = "ebr_run.json"
 """Says that the files around it are a run's, and whether it is finished."""
 _FILES = {HISTORY, STEPS, EPOCHS, SUMMARY, WATCH, CHECK, CHECK_PAGE, TRACKING, PARTIAL, RUN}
+_WORD = r"(adapter|best|checkpoint|epoch|final|last|latest|merged|model|out|output|result|run|step|weight|\d+)s?"
+_SAYS_NOTHING = re.compile(rf"{_WORD}([-_.]{_WORD})*", re.IGNORECASE)
+"""Names that a model's folder has because of its place, not because of the model: final, best_model, checkpoint-epoch-2."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class Layout:
                 f"output_dir: {self.work} holds {', '.join(strange[:3])}, but not of a run of ours ({RUN} is absent); "
                 "move that, or choose another folder"
             )
+
+    def check_base(self, model_name: str, base_sha256: str, *, is_adapter: bool) -> None:
+        """Refuse to replace the model that another base was tuned into, or the base of an adapter. Raises ConfigError.
+
+        The same base has the same name, the same place or the same weights.
+        """
+        if is_adapter and _place(model_name) == self.final.resolve():
+            raise ConfigError(f"output_dir: the adapter would replace {self.final}, its own base; give another output_dir")
+        made = (read_manifest(self.final) or {}) if self.final.is_dir() else {}
+        former = made.get("base_model")
+        is_same = former == model_name or made.get("base_sha256") == base_sha256
+        if former is None or is_same or _place(model_name) in (_place(former), self.final.resolve()):
+            return
+        raise ConfigError(
+            f"output_dir: {self.final} holds a model that was tuned from {former}, and a run of {model_name} would replace it; "
+            "give another output_dir"
+        )
 
     def begin(self) -> str | None:
         """Make room for a new run. An interrupted run is set aside, never deleted: returns one line that says so."""
@@ -95,6 +117,11 @@ class Layout:
         write_json(self.work / RUN, {"finished": finished})
 
 
+def _place(name: str) -> Path:
+    """Where a model lies, if its name is a path."""
+    return Path(name).expanduser().resolve()
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / RUN).is_file()
 
@@ -125,6 +152,15 @@ def _move(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in _products(source):
         shutil.move(path, target / path.name)
+
+
+def telling_name(parts: Sequence[str]) -> str:
+    """The last part of a model's path or hub id, with those before it as long as it says nothing: A/final → A-final."""
+    start = len(parts) - 1
+    while start > 0 and _SAYS_NOTHING.fullmatch(parts[start]):
+        start -= 1
+    named = (part.strip("/\\:") for part in parts[start:])
+    return "-".join(part for part in named if part)
 
 
 def pair_layout(output_dir: Path, model_short_name: str, finetune_type: str) -> Layout:

@@ -99,10 +99,11 @@ class Lengths:
 class TextFigures:
     """Figures of the sampled records. unknown: by script, the tokens that the tokenizer cannot spell, of n_tokens in all.
 
-    tokens_a_character: how many tokens a character takes, without the special ones. positions: what the model has; None where
-    it does not say. The share of a batch's tokens that is padding is padding_stock when each column is padded to its longest
-    text, as stock sentence-transformers does; padding_ours when the texts are sorted and cut into micro-batches; padding_small
-    when those are of SMALL_BUDGET tokens, None but on a CPU: a GPU would stand idle.
+    Both are of the texts themselves, without their prompts and special tokens, as is tokens_a_character: how many tokens a
+    character takes. positions: what the model has; None where it does not say. The share of a batch's tokens that is padding is
+    padding_stock when each column is padded to its longest text, as stock sentence-transformers does; padding_ours when the
+    texts are sorted and cut into micro-batches; padding_small when those are of SMALL_BUDGET tokens, None but on a CPU: a GPU
+    would stand idle.
     """
 
     queries: Lengths
@@ -162,7 +163,7 @@ def measure_texts(
 
 @dataclass(frozen=True)
 class _Spelt:
-    """Texts as a tokenizer spells them; n_tokens: without the special ones."""
+    """Texts as a tokenizer spells them. lengths: with the prompt and the special tokens; all else without."""
 
     lengths: Ints
     unknown: Counter[str]
@@ -171,29 +172,34 @@ class _Spelt:
 
 
 def _spell(tokenizer: Any, texts: Sequence[str], prompt: str) -> _Spelt:  # noqa: ANN401
-    """Tokenise whole texts, some at a time, and look at what became an unknown token."""
-    whole = [(prompt + text)[:_MOST_CHARACTERS] for text in texts]
-    strange, unknown = _unknown_id(tokenizer), Counter[str]()
+    """Tokenise whole texts behind their prompt, some at a time, and look at what became an unknown token."""
+    whole = [text[: max(0, _MOST_CHARACTERS - len(prompt))] for text in texts]
+    strange, unknown = tokenizer.unk_token_id, Counter[str]()
     lengths: list[int] = []
     for start in range(0, len(whole), _AT_ONCE):
         chunk = whole[start : start + _AT_ONCE]
-        ids = _encoded(tokenizer, chunk)["input_ids"]
+        ids = _encoded(tokenizer, [prompt + text for text in chunk])["input_ids"]
         lengths += map(len, ids)
         unknown += _unspelt(tokenizer, [text for text, row in zip(chunk, ids, strict=True) if strange in row], strange)
-    n_special = tokenizer.num_special_tokens_to_add() * len(whole)
+    n_prompt = len(_encoded(tokenizer, [prompt], add_special_tokens=False)["input_ids"][0]) if prompt else 0
+    n_around = (tokenizer.num_special_tokens_to_add() + n_prompt) * len(whole)
     counts = np.array(lengths, dtype=np.int64)
-    return _Spelt(counts, unknown, max(0, int(counts.sum()) - n_special), sum(map(len, whole)))
+    return _Spelt(counts, unknown, max(0, int(counts.sum()) - n_around), sum(map(len, whole)))
 
 
 def _unspelt(tokenizer: Any, texts: Sequence[str], strange: int) -> Counter[str]:  # noqa: ANN401
-    """By script, how often the texts, which all have it, have the token of this id."""
+    """By script, how often the texts themselves hold what the tokenizer cannot spell; strange: the id of the unknown token.
+
+    A token that the tokenizer's template puts around every text, or that the text calls by name, may be the same one.
+    """
     found: Counter[str] = Counter()
     if not texts:
         return found
     fast = bool(getattr(tokenizer, "is_fast", False))
-    encoded = _encoded(tokenizer, texts, return_offsets_mapping=fast)
-    offsets = encoded["offset_mapping"] if fast else [None] * len(texts)
-    for text, row, spans in zip(texts, encoded["input_ids"], offsets, strict=True):
+    bare = [text.replace(tokenizer.unk_token, " ") for text in texts]
+    encoded = _encoded(tokenizer, bare, add_special_tokens=False, return_offsets_mapping=fast)
+    offsets = encoded["offset_mapping"] if fast else [None] * len(bare)
+    for text, row, spans in zip(bare, encoded["input_ids"], offsets, strict=True):
         for place, token in enumerate(row):
             if token == strange:
                 start, end = spans[place] if spans is not None else (0, len(text))
@@ -203,12 +209,6 @@ def _unspelt(tokenizer: Any, texts: Sequence[str], strange: int) -> Counter[str]
 
 def _encoded(tokenizer: Any, texts: Sequence[str], **more: bool) -> Any:  # noqa: ANN401
     return tokenizer(list(texts), padding=False, truncation=False, verbose=False, return_attention_mask=False, **more)
-
-
-def _unknown_id(tokenizer: Any) -> int:  # noqa: ANN401
-    """The id of the unknown token; -1 where there is none, or where the token that ends a text bears its name, as in GPT-2."""
-    unknown = tokenizer.unk_token_id
-    return -1 if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else int(unknown)
 
 
 def _script(text: str) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
-from ebr.data.examples import Example, parse_pair, parse_triplet, read_objects, split_validation
+from ebr.data.examples import Example, split_validation
 from ebr.data.sources import after_split, source_of
 from ebr.errors import DataError
 from ebr.workflow.diagnosis import diagnose, save_check
@@ -36,15 +35,16 @@ class _Material:
 def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     """Check a run without starting it, and save what was found, one page, in the run's folder: summary() is that page.
 
-    The records may be of either format, whichever front end the config belongs to. Loads the model, and trains nothing.
+    Loads the model, and trains nothing.
     Raises EBRError subclasses for what no run could begin with: files that cannot be read, options that contradict each other.
     """
+    from ebr.model.encoder import fingerprint
     from ebr.training.arguments import count_steps
     from ebr.training.doctor import CheckReport
     from ebr.training.run import check_machine, prepare_model
 
     config.check()
-    _, examples, sources = read_records(config, _read_either)
+    _, examples, sources = read_records(config)
     train, validation, more = _split(examples, config)
     more += _loss_findings(train, validation, config)
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
@@ -52,6 +52,7 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     layout = layout_of(config)
     layout.check()
     model = load_for_training(config)
+    layout.check_base(config.model_name, fingerprint(model), is_adapter=config.finetune_type != "full")
     prepare_model(model, config)
     of_train = after_split(examples, source_of(sources), validation)[0] if sources else []
     of_each = rows_of_each(sources, of_train)
@@ -63,14 +64,6 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     report = CheckReport.of([*more, *report.findings], report.facts)
     say(f"saved in {save_check(report, layout.work)}")
     return report
-
-
-def _read_either(files: Sequence[Path]) -> list[Example]:
-    return read_objects(files, lambda record: (parse_triplet if _is_triplet(record) else parse_pair)(record))
-
-
-def _is_triplet(record: Mapping[str, Any]) -> bool:
-    return not {"anchor", "positive"} & record.keys() and bool({"query", "pos"} & record.keys())
 
 
 def _split(examples: list[Example], config: FinetuneConfig) -> tuple[list[Example], list[Example], list[Finding]]:

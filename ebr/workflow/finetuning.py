@@ -91,6 +91,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         say(leak_line(leaks, ""))
     model = load_for_training(config)
     base_sha256 = fingerprint(model)
+    plan.layout.check_base(config.model_name, base_sha256, is_adapter=config.finetune_type != "full")
     prepare_model(model, config)
     info = model_info(model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from ebr.config.options import Language
 from ebr.data.evaluation_set import EvaluationSet
-from ebr.data.examples import Example, find_training_files
+from ebr.data.examples import Example, find_training_files, read_examples
 from ebr.data.files import hash_files, read_manifest
 from ebr.data.sources import all_examples, all_files, read_sources
-from ebr.data.training_files import read_training_records
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,19 +43,14 @@ class TrainingSource:
     sources: str = ""
 
     def read(self) -> tuple[list[Path], list[Example]]:
-        """The files, and every example of them, of either format. Raises DataError."""
+        """The files, and every example of them. Raises DataError."""
         if self.sources:
             given = json.loads(self.sources)
             given = Path(given) if isinstance(given, str) else given
-            sources = read_sources(given, _read_examples)
+            sources = read_sources(given)
             return all_files(given, sources), all_examples(sources)
         files = find_training_files(self.data_path, option="train_data")
-        return files, _read_examples(files)
-
-
-def _read_examples(files: Sequence[Path]) -> list[Example]:
-    _, records = read_training_records(files)
-    return [Example(record.query, record.positives, record.negatives) for record in records]
+        return files, read_examples(files)
 
 
 @dataclass(frozen=True)

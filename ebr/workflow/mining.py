@@ -16,8 +16,9 @@ from ebr.config import MiningConfig
 from ebr.data.corpus import count_texts, find_corpus, read_corpus
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
+from ebr.data.record_layouts import RecordFormat
 from ebr.data.terminal_text import one_line
-from ebr.data.training_files import Record, RecordFormat, as_format, read_training_records, to_object, training_file
+from ebr.data.training_files import Record, as_format, read_training_records, to_object, training_file
 from ebr.errors import ConfigError, DataError
 from ebr.workflow.speech import Say
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
-from ebr.data.examples import Example, find_training_files, lonely_rows, read_pairs, read_triplets, split_validation
+from ebr.data.examples import Example, find_training_files, lonely_rows, read_examples, split_validation
 from ebr.data.sources import Source, after_split, all_examples, all_files, read_sources, source_of
 from ebr.errors import DataError
 
@@ -55,8 +55,8 @@ class FinetunePlan:
 def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     """Read and check everything that a run needs, and train nothing.
 
-    The class of the config says which front end it is: TrainConfig reads query / pos / neg and writes to output_dir itself,
-    FinetuneConfig reads anchor / positive / negative and writes to a folder named after the model.
+    The class of the config says which front end it is: TrainConfig writes to output_dir itself, FinetuneConfig to a folder
+    named after the model. Both read the same records.
     """
     from ebr.training.arguments import count_steps
     from ebr.training.checkpoints import find_checkpoint
@@ -64,7 +64,7 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     from ebr.training.run import check_machine
 
     config.check()
-    files, examples, sources = read_records(config, read_triplets if isinstance(config, TrainConfig) else read_pairs)
+    files, examples, sources = read_records(config)
     train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
     sides = after_split(examples, source_of(sources), validation) if sources else ([], [])
     of_each = rows_of_each(sources, sides[0])
@@ -85,15 +85,13 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     )
 
 
-def read_records(
-    config: FinetuneConfig, read: Callable[[Sequence[Path]], list[Example]]
-) -> tuple[list[Path], list[Example], list[Source]]:
+def read_records(config: FinetuneConfig) -> tuple[list[Path], list[Example], list[Source]]:
     """The files that a run depends on, every example of them, and the sources where there are several."""
     if config.sources is not None:
-        sources = read_sources(config.sources, read)
+        sources = read_sources(config.sources)
         return all_files(config.sources, sources), all_examples(sources), sources
     files = find_training_files(config.data_path, option=config.spelling("data_path"))
-    return files, read(files), []
+    return files, read_examples(files), []
 
 
 def rows_of_each(sources: Sequence[Source], of_train: Sequence[int]) -> list[tuple[int, float]]:
@@ -103,12 +101,14 @@ def rows_of_each(sources: Sequence[Source], of_train: Sequence[int]) -> list[tup
 
 def layout_of(config: FinetuneConfig) -> Layout:
     """Where the front end that the config belongs to writes."""
-    from ebr.model.encoder import resolve_model
-    from ebr.training.layouts import pair_layout, triplet_layout
+    from ebr.model.encoder import Origin, resolve_model
+    from ebr.training.layouts import pair_layout, telling_name, triplet_layout
 
     if isinstance(config, TrainConfig):
         return triplet_layout(config.output_dir)
-    return pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)
+    source = resolve_model(config.model_name)
+    parts = Path(source.location).parts if source.origin is Origin.FOLDER else source.name.split("/")
+    return pair_layout(config.output_dir, telling_name(parts), config.finetune_type)
 
 
 def _count_negatives(examples: list[Example]) -> int:
