@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebr.config import IndexConfig
+from ebr.data.blank import is_blank
 from ebr.data.files import read_manifest
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, DataError, ModelError
@@ -106,7 +107,7 @@ class TextIndex:
         if isinstance(texts, str):
             raise DataError(f"texts: is one text; give a list of texts, like [{texts[:40]!r}]")
         for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise DataError(f"texts: number {number} is {text!r}; there is nothing to search for")
         if not texts:
             return []
