@@ -31,6 +31,23 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 @dataclass(frozen=True)
+class BaseRecord:
+    """The base under the adapter of a loaded model. name: as it was found; sha256: its fingerprint."""
+
+    name: str
+    sha256: str
+
+
+_BASE = "_ebr_base"
+
+
+def base_of(encoder: SentenceTransformer) -> BaseRecord | None:
+    """The base under the adapter that a loaded model carries; None for a model that was loaded whole."""
+    record: BaseRecord | None = encoder.__dict__.get(_BASE)
+    return record
+
+
+@dataclass(frozen=True)
 class AdaptedEncoder:
     """A base with an adapter in its layers, that of a file added to no weight yet; tuner merges it."""
 
@@ -93,9 +110,10 @@ def attach(encoder: SentenceTransformer, adapter: LoraAdapter, base: ModelSource
     transformer.requires_grad_(False).eval()
     if adapter.is_encoder:
         encoder = _with_modules_of(adapter, encoder, trust_remote_code=trust_remote_code)
-        return AdaptedEncoder(encoder, tuner, base, base_sha256)
-    log.info("%s holds no modules.json: pooling, prompts and lengths are taken from the base", adapter.folder)
-    _take_tokenizer(adapter, encoder, trust_remote_code=trust_remote_code)
+    else:
+        log.info("%s holds no modules.json: pooling, prompts and lengths are taken from the base", adapter.folder)
+        _take_tokenizer(adapter, encoder, trust_remote_code=trust_remote_code)
+    encoder.__dict__[_BASE] = BaseRecord(base.name, base_sha256)
     return AdaptedEncoder(encoder, tuner, base, base_sha256)
 
 

@@ -12,7 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from ebr.errors import ModelError
 from ebr.model.adapter_files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
-from ebr.model.peft_import import LoraConfig, LoraLayer, bitsandbytes_hidden, set_peft_model_state_dict
+from ebr.model.peft_import import (
+    LoraConfig,
+    LoraLayer,
+    bitsandbytes_hidden,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 
 
 def attach_lora(
@@ -23,7 +29,6 @@ def attach_lora(
     target_modules: names, or ends of names, of layers; None = every linear layer that takes part in an embedding.
     Raises ModelError when no layer fits.
     """
-    _refuse_adapter(model)
     # Dense layers behind the transformer would otherwise stay trainable.
     model.requires_grad_(False)
     targets = list(target_modules) if target_modules else used_linear_layers(model)
@@ -33,24 +38,49 @@ def attach_lora(
     except ValueError as error:
         names = sorted({name.rsplit(".", 1)[-1] for name in used_linear_layers(model)})
         raise ModelError(f"target_modules {' '.join(targets)}: {error}; this model has {' '.join(names)}") from None
+    _train_what_is_read(model)
+
+
+def adapter_settings(model: SentenceTransformer) -> LoraConfig | None:
+    """The settings of the adapter that a loaded model carries; None without one."""
+    settings: dict[str, LoraConfig] = getattr(getattr(model[0], "model", None), "peft_config", None) or {}
+    return next(iter(settings.values()), None)
+
+
+def continue_lora(model: SentenceTransformer, *, dropout: float) -> None:
+    """Make the adapter that a loaded model carries trainable again, with its own rank, scale and layers; all else is frozen."""
+    settings = adapter_settings(model)
+    assert settings is not None
+    model.requires_grad_(False)
+    transformer = model[0].model
+    settings.inference_mode, settings.lora_dropout = False, dropout
+    own = {tensor.data_ptr() for tensor in get_peft_model_state_dict(transformer, save_embedding_layers=False).values()}
+    for name, parameter in transformer.named_parameters():
+        # Copies of a base's layer that was trained whole lie beside it, as original_module.
+        parameter.requires_grad_(parameter.data_ptr() in own and ".original_module." not in name)
+    for layer in transformer.modules():
+        if isinstance(layer, LoraLayer):
+            kept = torch.nn.Dropout(dropout) if dropout else torch.nn.Identity()
+            layer.lora_dropout.update({adapter: kept for adapter in layer.active_adapters if adapter in layer.lora_dropout})
+    _train_what_is_read(model)
+
+
+def _train_what_is_read(model: SentenceTransformer) -> None:
+    """In float32; of LoRA only the layers that an embedding passes through."""
     used = _layers_of_an_embedding(model)
     for name, parameter in model[0].model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             # No gradient would ever come to the others, and several processes would wait for it.
-            parameter.requires_grad_(name.split(".lora_")[0] in used)
+            parameter.requires_grad_(".lora_" not in name or name.split(".lora_")[0] in used)
 
 
 def train_every_weight(model: SentenceTransformer) -> None:
     """Make every weight trainable but those of a pooler (BERT's), whose output no embedding reads."""
-    _refuse_adapter(model)
+    if adapter_settings(model) is not None:
+        raise ModelError("model_name: is an adapter, of which only the adapter can be tuned; merge it first, with ebr merge")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not _is_pooler(name))
-
-
-def _refuse_adapter(model: SentenceTransformer) -> None:
-    if getattr(model[0].model, "peft_config", None):
-        raise ModelError("model_name: is a tuned adapter; tune its base instead, or merge the adapter first")
 
 
 def used_linear_layers(model: SentenceTransformer) -> list[str]:

@@ -20,7 +20,7 @@ from datasets import Dataset
 from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
-from ebr.model.adapters import attach_lora, check_finite, train_every_weight, trainable_share
+from ebr.model.adapters import adapter_settings, attach_lora, check_finite, continue_lora, train_every_weight, trainable_share
 from ebr.model.encoder import fingerprint, set_prompts
 from ebr.model.quantization import check_bitsandbytes
 from ebr.training import checkpoints
@@ -71,6 +71,10 @@ def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
     if config.finetune_type == "full":
         train_every_weight(model)
         return
+    if adapter_settings(model) is not None:
+        _refuse_another_adapter(model, config)
+        continue_lora(model, dropout=config.lora_dropout)
+        return
     attach_lora(
         model,
         r=config.lora_r,
@@ -78,6 +82,21 @@ def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
         dropout=config.lora_dropout,
         target_modules=config.target_modules,
     )
+
+
+def _refuse_another_adapter(model: SentenceTransformer, config: FinetuneConfig) -> None:
+    """An adapter that is tuned further keeps its form: options that ask for another would be ignored. Raises ConfigError."""
+    settings = adapter_settings(model)
+    assert settings is not None
+    has = {"lora_r": settings.r, "lora_alpha": settings.lora_alpha, "target_modules": None}
+    for name, value in has.items():
+        if config[name] not in (type(config).model_fields[name].default, value):
+            what = f"has {value}" if value is not None else "has its own layers"
+            raise ConfigError(
+                f"{config.spelling(name)} {config[name]}: the adapter {config.model_name} {what}; leave it out, or merge the "
+                "adapter and tune the merged model"
+            )
+    log.info("tuning goes on with the adapter of %s: rank %d, alpha %s", config.model_name, settings.r, settings.lora_alpha)
 
 
 def check_machine(config: FinetuneConfig) -> None:
