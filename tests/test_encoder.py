@@ -97,6 +97,40 @@ def test_prompts_fall_back_from_the_role_to_both_to_the_models_own(tiny_model, o
     assert (prompt_for(model, Role.QUERY), prompt_for(model, Role.DOCUMENT)) == expected
 
 
+def test_prompts_of_other_tasks_stay(tiny_model, pairs_file, tmp_path):
+    from ebr.config import FinetuneConfig
+    from ebr.workflow import train_sentence_transformer as fine_tune
+
+    base = SentenceTransformer(tiny_model, device="cpu")
+    base.prompts = {"query": "ask: ", "passage": "text: ", "STS": "like: ", "Clustering": "sort: "}
+    base.save_pretrained(str(tmp_path / "base"))
+    config = FinetuneConfig(
+        model_name=str(tmp_path / "base"), data_path=str(pairs_file), output_dir=tmp_path / "saved", max_steps=1,
+        max_seq_length=16, report_to=["none"], query_prompt="q: ",
+    )  # fmt: skip
+    tuned = SentenceTransformer(str(fine_tune(config, say=lambda _: None).model_path), device="cpu")
+    assert tuned.prompts == {
+        "query": "q: ", "document": "text: ", "passage": "text: ", "STS": "like: ", "Clustering": "sort: ",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["document", "passage", "corpus"])
+def test_a_document_prompt_is_found_by_any_of_its_names(tiny_model, tmp_path, name):
+    """Beside a passage prompt the library puts an empty one for documents, and would take that."""
+    base = SentenceTransformer(tiny_model, device="cpu")
+    base.prompts = {"query": "ask: ", name: "text: "}
+    base.save_pretrained(str(tmp_path / "base"))
+    model = load_encoder(str(tmp_path / "base"))
+    assert (prompt_for(model, Role.QUERY), prompt_for(model, Role.DOCUMENT)) == ("ask: ", "text: ")
+
+
+def test_a_default_prompt_is_for_texts_whose_role_has_none_of_its_own_not_even_an_empty_one(tiny_model):
+    model = load_encoder(tiny_model)
+    model.default_prompt_name = "both"
+    model.prompts = {"query": "", "both": "any: "}
+    assert (prompt_for(model, Role.QUERY), prompt_for(model, Role.DOCUMENT)) == ("", "any: ")
+
+
 def test_adapters_attach_to_every_linear_layer_that_an_embedding_passes_and_not_to_the_pooler(tiny_model):
     # Two layers of query, key, value, attention output, intermediate, output; 'dense' alone would name the pooler's too.
     dense = {

@@ -273,10 +273,11 @@ def quiet_files() -> Iterator[None]:
 def prompt_for(model: SentenceTransformer, role: Role) -> str:
     """The prompt that the model was saved with for texts of this role; '' when it has none."""
     names = ("query",) if role is Role.QUERY else _DOCUMENT_PROMPTS
-    for name in (*names, model.default_prompt_name):
-        if name is not None and name in model.prompts:
-            return model.prompts[name] or ""
-    return ""
+    there = [model.prompts[name] or "" for name in names if name in model.prompts]
+    if not there and model.default_prompt_name is not None:
+        return model.prompts.get(model.default_prompt_name) or ""
+    # sentence-transformers puts an empty document prompt beside a passage prompt that was saved, and then takes that.
+    return next(filter(None, there), "")
 
 
 def set_prompts(
@@ -288,8 +289,8 @@ def set_prompts(
     """
     query = _first(query_prompt, prompt, prompt_for(model, Role.QUERY))
     document = _first(passage_prompt, prompt, prompt_for(model, Role.DOCUMENT))
-    others = {name: text for name, text in model.prompts.items() if name not in _DOCUMENT_PROMPTS}
-    model.prompts = {**others, "query": query, "document": document}
+    also = {name: document for name in _DOCUMENT_PROMPTS if name in model.prompts}
+    model.prompts = {**model.prompts, **also, "query": query, "document": document}
     # A default prompt would also go before texts whose role nobody named, unlike in training.
     model.default_prompt_name = None
 

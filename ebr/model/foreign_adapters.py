@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from safetensors.torch import load_file
@@ -27,6 +27,7 @@ from ebr.model.peft_import import (
 
 log = logging.getLogger(__name__)
 
+_WITHOUT_WEIGHTS = "places without weights"
 _PART_OF_LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|magnitude_vector)")
 
 
@@ -236,18 +237,22 @@ def _check_places(
     missing = sorted(set(required) - set(local.values()))
     problems = [
         f"{len(keys)} {what}: {_first(keys)}"
-        for what, keys in (("weights without a place", lost), ("of another shape", bent), ("places without weights", missing))
+        for what, keys in (("weights without a place", lost), ("of another shape", bent), (_WITHOUT_WEIGHTS, missing))
         if keys
     ]
     if problems:
         raise _misfit(adapter, problems)
 
 
-def _misfit(adapter: LoraAdapter, problems: Iterable[str]) -> ModelError:
-    return ModelError(
-        f"{adapter.weights}: does not fit this base ({'; '.join(problems)}); "
-        "base_model_path must be the model that the adapter was trained on"
+def _misfit(adapter: LoraAdapter, problems: Sequence[str]) -> ModelError:
+    # Where everything that it holds has a place, the base is not to blame.
+    is_cut = all(_WITHOUT_WEIGHTS in problem for problem in problems)
+    mend = (
+        "its file is not whole: copy it again"
+        if is_cut
+        else "base_model_path must be the model that the adapter was trained on"
     )
+    return ModelError(f"{adapter.weights}: does not fit this base ({'; '.join(problems)}); {mend}")
 
 
 def _first(keys: list[str]) -> str:
