@@ -25,7 +25,7 @@ from ebr.training.disk import Checkpoints, DiskNeeds, disk_needs
 from ebr.training.doctor import Severity
 from ebr.training.layouts import RUN, WATCH, pair_layout
 from ebr.training.run_findings import judge_disk
-from ebr.workflow import check_training, rescue, speech, train_sentence_transformer
+from ebr.workflow import check_training, finetuning, rescue, speech, train_sentence_transformer
 from ebr.workflow.rescue import FinishedModel
 from tests.conftest import REPO
 
@@ -39,7 +39,8 @@ def full(*args, **kwargs):
 
 @pytest.fixture(autouse=True)
 def no_other_place(monkeypatch, tmp_path):
-    """The temporary folder and the home of these tests are their own."""
+    """The temporary folder and the home of these tests are their own, and nobody sits at the terminal."""
+    monkeypatch.setattr(finetuning, "terminal", lambda: None)
     for name in ("tmp", "home"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
