@@ -26,5 +26,9 @@ class MissingPackageError(EBRError, ImportError):
     """An optional package is absent; the message carries the command that installs it."""
 
 
+class SaveError(EBRError, OSError):
+    """A result cannot be written where it belongs; the message says where it is instead, and how to go on."""
+
+
 class Interrupted(EBRError):
     """The user stopped a run; the message says what was saved and how to go on."""

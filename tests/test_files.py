@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from ebr.data.files import (
     FOLDER_MANIFEST,
+    as_os_error,
+    free_bytes,
     hash_file,
     hash_files,
     manifest_path,
     read_json,
     read_manifest,
+    size_of,
     write_aside,
     write_folder_aside,
     write_json,
 )
+from tests.conftest import REPO
 
 
 def tree(folder):
@@ -57,6 +66,87 @@ def test_error_before_anything_is_written_leaves_no_file(tmp_path):
     with pytest.raises(ValueError), write_aside(tmp_path / "out.txt"):
         raise ValueError
     assert tree(tmp_path) == {}
+
+
+def with_a_limit(action, n_bytes=100_000):
+    """Run an action in a process that may write no file larger than so many bytes; returns what it printed."""
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, resource.RLIM_INFINITY))\n{action}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr
+
+
+WRITERS = {
+    "safetensors": "from safetensors.torch import save_file; save_file({'a': torch.zeros(10**6)}, f'{aside}/a')",
+    "torch": "torch.save({'a': torch.zeros(10**6)}, f'{aside}/a')",
+    "tokenizers": (
+        "from tokenizers import Tokenizer, models; "
+        "Tokenizer(models.WordLevel({f'word {n}': n for n in range(20_000)}, unk_token='word 0')).save(f'{aside}/a')"
+    ),
+    "python": "(aside / 'a').write_text('a' * 10**6)",
+    "pyarrow": "import pyarrow; sink = pyarrow.OSFile(f'{aside}/a', 'wb'); sink.write(b'a' * 10**6)",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_file_that_does_not_fit_is_an_os_error_that_says_where_whichever_library_wrote(tmp_path, writer):
+    said = with_a_limit(f"""
+import torch
+from pathlib import Path
+from ebr.data.files import write_folder_aside
+try:
+    with write_folder_aside(Path({str(tmp_path)!r}) / "model") as aside:
+        {WRITERS[writer]}
+except OSError as error:
+    print(type(error).__name__, error.filename, error.strerror)
+""")
+    assert said.startswith(f"OSError {tmp_path / 'model'} "), said
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+        (Exception("No space left on device (os error 28)"), errno.ENOSPC),
+        (Exception('I/O error: Read-only file system (os error 30) at path "/a/.tmp1"'), errno.EROFS),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), errno.EIO),
+        (RuntimeError("[enforce fail at inline_container.cc:471] . PytorchStreamWriter failed writing file"), errno.EIO),
+        (RuntimeError("basic_ios::clear: iostream error"), errno.EIO),
+        (RuntimeError("CUDA out of memory"), None),
+        (ValueError("no such option"), None),
+    ],
+)
+def test_failed_writes_are_told_from_other_errors(error, number):
+    found = as_os_error(error)
+    assert (found and found.errno) == number
+
+
+def test_error_that_says_where_or_has_no_number_stays_as_it_is(tmp_path):
+    for error in (OSError(errno.ENOSPC, "full", "elsewhere"), OSError("odd")):
+        with pytest.raises(OSError) as caught, write_aside(tmp_path / "out.txt"):
+            raise error
+        assert caught.value is error
+
+
+def test_free_bytes_are_those_of_the_nearest_folder_that_is_there(tmp_path, monkeypatch):
+    asked = []
+
+    def usage(path):
+        asked.append(path)
+        return SimpleNamespace(total=100, free=7)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert free_bytes(tmp_path / "a" / "b") == 7
+    assert asked == [tmp_path]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=0))
+    assert free_bytes(tmp_path) is None
+
+
+def test_size_of_a_folder_is_that_of_all_its_files(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "x").write_bytes(b"123")
+    (tmp_path / "a" / "b" / "y").write_bytes(b"4567")
+    assert (size_of(tmp_path / "a"), size_of(tmp_path / "a" / "x"), size_of(tmp_path / "none")) == (7, 3, 0)
 
 
 def test_aside_is_hidden_from_whoever_lists_tables(tmp_path):

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.errors import ConfigError, Interrupted, ModelError
-from ebr.workflow import train_sentence_transformer
+from ebr.workflow import finetuning, train_sentence_transformer
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国"]
 
@@ -354,6 +354,7 @@ def test_a_failed_run_leaves_the_finished_model_of_the_run_before(config, monkey
         raise OSError("no space left")
 
     monkeypatch.setattr(model_folder, "write_json", disk_full)
+    monkeypatch.setattr(finetuning, "terminal", lambda: None)
     with pytest.raises(OSError, match="no space"):
         run(config, seed=3)
     assert_same_weights(before, weights(result.model_path))

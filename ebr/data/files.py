@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,11 +18,46 @@ from ebr.errors import DataError
 
 FOLDER_MANIFEST = "ebr_manifest.json"
 _CHUNK = 1 << 20
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""In what safetensors and tokenizers say of a file that cannot be written: the system's number; their errors are no OSError."""
+_TORCH_ERRORS = ("inline_container.cc", "iostream error", "iostream_category error")
+"""In the plain RuntimeErrors of torch.save, when a file does not take all that is written."""
 
 
 def _partial() -> str:
     # Two machines of a cluster may write one file at once, with one process number.
     return f"partial-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def as_os_error(error: BaseException) -> OSError | None:
+    """The failed write that a library's error stands for; None for an error of any other kind.
+
+    A full disk is an OSError to Python alone: safetensors, tokenizers and torch have errors of their own.
+    """
+    if isinstance(error, OSError):
+        return error
+    if found := _RUST_ERROR.search(str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if isinstance(error, RuntimeError) and any(part in str(error) for part in _TORCH_ERRORS):
+        return OSError(errno.EIO, "the disk did not take all of it")
+    return None
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be written, without the file: `No space left on device`."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A write that fails is an OSError that says where, whichever library wrote."""
+    try:
+        yield
+    except Exception as error:
+        failure = as_os_error(error)
+        if failure is None or failure.errno is None or failure.filename is not None:
+            raise
+        raise OSError(failure.errno, failure.strerror, str(path)) from error
 
 
 @contextmanager
@@ -29,9 +66,10 @@ def write_aside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{_partial()}{path.suffix}")
     try:
-        yield aside
-        flush(aside)
-        aside.replace(path)
+        with _naming(path):
+            yield aside
+            flush(aside)
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -43,10 +81,11 @@ def write_files_aside(folder: Path) -> Iterator[Path]:
     aside = folder / f".{_partial()}"
     aside.mkdir()
     try:
-        yield aside
-        for file in sorted(aside.iterdir()):
-            flush(file)
-            file.replace(folder / file.name)
+        with _naming(folder):
+            yield aside
+            for file in sorted(aside.iterdir()):
+                flush(file)
+                file.replace(folder / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -60,12 +99,13 @@ def write_folder_aside(folder: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        yield aside
-        for file in aside.rglob("*"):
-            flush(file)
-        if folder.exists():
-            folder.replace(old)
-        aside.replace(folder)
+        with _naming(folder):
+            yield aside
+            for file in aside.rglob("*"):
+                flush(file)
+            if folder.exists():
+                folder.replace(old)
+            aside.replace(folder)
     finally:
         if old.exists() and not folder.exists():
             old.replace(folder)
@@ -78,6 +118,22 @@ def flush(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Bytes that may still be written where a folder lies or will lie; None where the file system does not say."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    try:
+        usage = shutil.disk_usage(there)
+    except OSError:
+        return None
+    return usage.free if usage.total else None  # some network file systems say 0 of 0
 
 
 def cache_home() -> Path:

@@ -22,7 +22,7 @@ _BUDGET_S = 1.5
 _TOKENS_MEASURED = {"cuda": 8_192}
 _TOKENS_MEASURED_ELSE = 512
 _MOST_PASSES = 5
-_ADAM_BYTES = 8
+ADAM_BYTES = 8
 """AdamW keeps two float32 figures a trainable weight."""
 _SECOND_FORWARD = 4 / 3
 """A step is a forward pass and a backward pass of twice its cost; one more forward pass makes four parts of three."""
@@ -113,7 +113,7 @@ def estimate_cost(
     return Cost(
         weights=sum(parameter.nbytes for parameter in model.parameters()),
         trained=sum(
-            parameter.nbytes + _ADAM_BYTES * parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+            parameter.nbytes + ADAM_BYTES * parameter.numel() for parameter in model.parameters() if parameter.requires_grad
         ),
         a_token=a_token,
         second_a_token=second_a_token,
@@ -193,7 +193,7 @@ def _of_adapter(model: SentenceTransformer, config: FinetuneConfig) -> int:
     """Bytes of an adapter with its gradients and optimiser: a row and a column of rank r for each linear layer, in float32."""
     linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
     n_weights = sum(config.lora_r * (module.in_features + module.out_features) for module in linear)
-    return n_weights * (2 * 4 + _ADAM_BYTES)
+    return n_weights * (2 * 4 + ADAM_BYTES)
 
 
 # ---------------------------------------------------------------- measuring

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
-from ebr.data.files import read_json, write_json
+from ebr.data.files import read_json, reason_of, write_json
 from ebr.training.batches import BatchMaker
 from ebr.training.layouts import EPOCHS, STEPS
 from ebr.training.processes import Processes
@@ -25,6 +26,20 @@ from ebr.training.sampling import EpochBatches
 
 _ROUND = 1e-6
 """An epoch is a float in the trainer's state."""
+
+Failed = Callable[[OSError], None]
+"""Hears of a log that could not be written: a full disk costs the log, not the run."""
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _write(path: Path, record: object, failed: Failed) -> None:
+    try:
+        write_json(path, record)
+    except OSError as error:
+        failed(error)
 
 
 class EpochClock(TrainerCallback):
@@ -72,12 +87,60 @@ class ProgressBar(TrainerCallback):
 class LogFile(TrainerCallback):
     """Keeps the whole history on disk, so that a crash leaves it readable."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, failed: Failed = _raise) -> None:
         self.path = path
+        self.failed = failed
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Rewrite the file: a history is small, and a half-written one would be useless."""
-        write_json(self.path, state.log_history)
+        _write(self.path, state.log_history, self.failed)
+
+
+class Tracker(TensorBoardCallback):
+    """TensorBoard's files, as far as they can be written."""
+
+    tb_writer: Any
+
+    def __init__(self, folder: Path, failed: Failed) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.failed = failed
+        self._folder = folder
+        super().__init__()
+        self._SummaryWriter = None  # or the stock one would begin another where ours was given up
+        with self._as_far_as_it_goes():
+            self.tb_writer = SummaryWriter(log_dir=str(folder))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """The options."""
+        with self._as_far_as_it_goes():
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """The figures."""
+        with self._as_far_as_it_goes():
+            super().on_log(args, state, control, logs=logs, **kwargs)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """The end of the file."""
+        with self._as_far_as_it_goes():
+            super().on_train_end(args, state, control, **kwargs)
+
+    @contextmanager
+    def _as_far_as_it_goes(self) -> Iterator[None]:
+        """Its writer has a thread of its own, which is dead after the first failure."""
+        try:
+            yield
+        except OSError as error:
+            self.tb_writer = None
+            self.failed(OSError(error.errno, reason_of(error), str(self._folder)))
 
 
 class StepJournal(TrainerCallback):
@@ -88,9 +151,16 @@ class StepJournal(TrainerCallback):
     """
 
     def __init__(
-        self, folder: Path, model_info: Mapping[str, Any], steps_per_epoch: int, n_steps: int, processes: Processes
+        self,
+        folder: Path,
+        model_info: Mapping[str, Any],
+        steps_per_epoch: int,
+        n_steps: int,
+        processes: Processes,
+        failed: Failed = _raise,
     ) -> None:
         self.folder = folder
+        self.failed = failed
         self.model_info = model_info
         self.steps_per_epoch = steps_per_epoch
         self.interval = max(50, n_steps // 100)
@@ -158,8 +228,8 @@ class StepJournal(TrainerCallback):
                 record["loss"] = loss
             self._losses.clear()
         if self.processes.is_main:
-            write_json(self.folder / STEPS, {"model_info": self.model_info, "steps": self.records})
-            write_json(self.folder / EPOCHS, self.epochs())
+            _write(self.folder / STEPS, {"model_info": self.model_info, "steps": self.records}, self.failed)
+            _write(self.folder / EPOCHS, self.epochs(), self.failed)
 
     def epochs(self) -> list[dict[str, Any]]:
         """Average loss and number of steps of each epoch."""

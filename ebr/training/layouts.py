@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ebr.data.files import FOLDER_MANIFEST, read_json, read_manifest, write_json
+from ebr.data.files import FOLDER_MANIFEST, read_json, read_manifest, size_of, write_json
 from ebr.errors import ConfigError
 from ebr.training.checkpoints import NAME, step_of, whole_checkpoints
 
@@ -75,7 +75,7 @@ class Layout:
         """Make room for a new run. An interrupted run is set aside, never deleted: returns one line that says so."""
         notice = None
         self.check()
-        if _is_run(self.work) and not _is_finished(self.work) and whole_checkpoints(self.work):
+        if self._could_be_lost():
             names = (self.work.with_name(f"{self.work.name}.interrupted-{number}") for number in count(1))
             aside = next(name for name in names if not name.exists() and not name.is_symlink())
             _move(self.work, aside)
@@ -84,6 +84,16 @@ class Layout:
             _remove(path)
         self._note(finished=False)
         return notice
+
+    def _could_be_lost(self) -> bool:
+        return _is_run(self.work) and not _is_finished(self.work) and bool(whole_checkpoints(self.work))
+
+    def own_bytes(self, checkpoint: Path | None = None) -> int:
+        """Bytes of what a run deletes or takes over at its beginning. checkpoint: where it goes on from; None = nowhere."""
+        run = self.work if checkpoint is None else checkpoint.resolve().parent
+        if checkpoint is None and self._could_be_lost():
+            return 0  # it is set aside, and stays
+        return sum(map(size_of, _products(run)))
 
     def go_on(self, checkpoint: Path) -> Path:
         """Take up the run that a checkpoint belongs to, and return where the checkpoint is then.

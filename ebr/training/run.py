@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
-from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
@@ -27,14 +27,14 @@ from ebr.training import checkpoints
 from ebr.training.arguments import steps_per_epoch, training_arguments
 from ebr.training.batches import BatchMaker
 from ebr.training.engine import Engine, Mixture, Say, build_engine, made_fast, probe
-from ebr.training.journal import Brake, EpochClock, EpochSaver, LogFile, ProgressBar, StepJournal
+from ebr.training.journal import Brake, EpochClock, EpochSaver, LogFile, ProgressBar, StepJournal, Tracker
 from ebr.training.layouts import HISTORY, TRACKING, WATCH
 from ebr.training.memory import HostWatch
 from ebr.training.named_losses import check_dims
 from ebr.training.processes import ALONE, Processes
 from ebr.training.recovery import Recovery
 from ebr.training.sampling import EpochBatches, is_needed
-from ebr.training.trainer import EmbeddingTrainer, Evaluate, RetrievalEvaluator
+from ebr.training.trainer import EmbeddingTrainer, Evaluate, RetrievalEvaluator, evaluation_folder
 from ebr.training.watch import TrainingWatch, Warned
 
 log = logging.getLogger(__name__)
@@ -142,17 +142,14 @@ def fine_tune(
     engine = build_engine(model, train, validation, config, processes=processes, mixture=mixture, say=say)
     watch = _watch(model, config, work, say)
     trainer = _build(engine, len(validation), config, work, record, evaluate, processes, mixture, watch, say)
-    with trainer.brake.armed(), made_fast(model, config):
+    with trainer.brake.armed(), made_fast(model, config), evaluation_folder(work) if evaluate else nullcontext():
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if trainer.brake.pulled and trainer.state.global_step < trainer.state.max_steps:
-        newest = checkpoints.whole_checkpoints(work)[-1]
-        raise Interrupted(
-            f"stopped after step {trainer.state.global_step}; saved in {newest}\ngo on with --resume_from_checkpoint true"
-        )
     state = trainer.state
+    if trainer.brake.pulled and state.global_step < state.max_steps:
+        raise Interrupted(_stopped(work, state.global_step))
     best = config.early_stopping_patience and state.best_global_step
-    if best:
-        trainer.load_best()
+    if best and not trainer.load_best():
+        best = None
     check_finite(model)
     trainable, total = trainable_share(model)
     return TrainingRecord(
@@ -166,6 +163,21 @@ def fine_tune(
         duration_s=time.monotonic() - started,
         warnings=tuple(watch.findings),
         recoveries=tuple(trainer.recovery.events),
+    )
+
+
+def _stopped(work: Path, step: int) -> str:
+    """What there is to go on from after the brake."""
+    whole = checkpoints.whole_checkpoints(work)
+    go_on = "go on with --resume_from_checkpoint true"
+    if not whole:
+        return (
+            f"stopped after step {step}; its checkpoint could not be written and there is no other: make room, and start again"
+        )
+    if checkpoints.step_of(whole[-1]) == step:
+        return f"stopped after step {step}; saved in {whole[-1]}\n{go_on}"
+    return (
+        f"stopped after step {step}, whose checkpoint could not be written; the newest is {whole[-1]}\nmake room, and {go_on}"
     )
 
 
@@ -212,7 +224,7 @@ def _build(
     trainer = EmbeddingTrainer(
         run_record=record,
         checkpoints_kept=config.save_total_limit,
-        journal=StepJournal(work, model_info(model, config), per_epoch, n_steps, processes),
+        journal=StepJournal(work, model_info(model, config), per_epoch, n_steps, processes, watch.log_unwritten),
         epoch_saver=EpochSaver(config.save_on_epoch_end),
         brake=Brake(processes),
         processes=processes,
@@ -224,8 +236,9 @@ def _build(
             say=say,
             meets=engine.loss.gather_from is not None,
         ),
+        watch=watch,
         sampler=sampler,
-        callbacks=[*_callbacks(config, work, batches, sampler, processes), watch],
+        callbacks=_callbacks(config, work, batches, sampler, processes, watch),
         model=model,
         args=training_arguments(
             config, work, n_steps, device=model.device, validates=n_validation > 0, retrieves=evaluate is not None
@@ -268,15 +281,18 @@ def model_info(model: SentenceTransformer, config: FinetuneConfig) -> dict[str, 
 
 
 def _callbacks(
-    config: FinetuneConfig, work: Path, batches: BatchMaker, sampler: EpochBatches | None, processes: Processes
+    config: FinetuneConfig,
+    work: Path,
+    batches: BatchMaker,
+    sampler: EpochBatches | None,
+    processes: Processes,
+    watch: TrainingWatch,
 ) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [EpochClock(batches, sampler)]
     if processes.is_main:
-        callbacks += [ProgressBar(), LogFile(work / HISTORY)]
+        callbacks += [ProgressBar(), LogFile(work / HISTORY, watch.log_unwritten)]
     if processes.is_main and "tensorboard" in config.report_to:
-        from torch.utils.tensorboard import SummaryWriter
-
-        callbacks.append(TensorBoardCallback(SummaryWriter(log_dir=str(work / TRACKING))))
+        callbacks.append(Tracker(work / TRACKING, watch.log_unwritten))
     if config.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold))
     return callbacks

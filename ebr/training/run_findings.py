@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.training.cost import Cost, Workload, duration_text, size_text, ways_to_fit
+from ebr.training.disk import Checkpoints, DiskNeeds
 from ebr.training.doctor import Finding, Severity
 from ebr.training.record_findings import percent
 from ebr.training.text_figures import SMALL_BUDGET, Lengths, TextFigures
@@ -241,6 +242,42 @@ def _memory(cost: Cost, ways: Sequence[str], config: FinetuneConfig) -> Iterator
         "a smaller batch does not help: one text needs this much, and batches are cut into micro-batches already",
         helps,
     )
+
+
+def judge_disk(needs: DiskNeeds, config: FinetuneConfig) -> list[Finding]:
+    """Findings about the room for checkpoints and for the finished model."""
+    if needs.holds_all or needs.free is None:
+        return []
+    elsewhere = f"make room, or give an {config.spelling('output_dir')} on another disk"
+    free = f"{size_text(needs.free)} free in {needs.folder}"
+    if not needs.holds_the_model:
+        return [
+            Finding(
+                "disk-short",
+                Severity.CRITICAL,
+                f"the finished model takes about {size_text(needs.finished)}, {free}",
+                "a run would not begin: at its end the model would have nowhere to go",
+                elsewhere,
+            )
+        ]
+    checkpoints = needs.checkpoints.count + needs.checkpoints.one_more
+    return [
+        Finding(
+            "disk-tight",
+            Severity.WARNING,
+            f"about {size_text(needs.most)} needed at the fullest moment ({checkpoints:,} checkpoints of "
+            f"{size_text(needs.checkpoint)} each, {size_text(needs.finished)} for the finished model), {free}",
+            "checkpoints that find no room are left out: a run that is interrupted goes back further, or to its start",
+            "; or ".join([*_fewer_checkpoints(needs.checkpoints, config), elsewhere]),
+        )
+    ]
+
+
+def _fewer_checkpoints(checkpoints: Checkpoints, config: FinetuneConfig) -> list[str]:
+    """The options that leave fewer of them standing."""
+    options = {"save_on_epoch_end": (0, checkpoints.of_epochs > 0), "save_total_limit": (1, config.save_total_limit > 1)}
+    ways = ", ".join(f"{config.spelling(name)} {value}" for name, (value, helps) in options.items() if helps)
+    return [f"fewer checkpoints ({ways})"] if ways else []
 
 
 def _time(cost: Cost, config: FinetuneConfig) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ Figures = Mapping[str, float]
 
 LOSS_AT_ZERO, OVERFITTING, NOT_FINITE = "loss-at-zero", "overfitting", "not-finite"
 EXPLODING, DEAD, SLOW = "exploding-gradient", "dead-adapter", "slow-steps"
+NO_CHECKPOINT, NO_LOG, NO_BEST = "checkpoint-not-written", "log-not-written", "best-weights-lost"
 
 # In a pass of GradScaler's search for a scale, infinite gradients are how it finds one.
 _SCALE_SEARCH_STEPS = 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from ebr.errors import ModelError
+from ebr.data.files import as_os_error, reason_of
 from ebr.model.adapters import ADAPTER_WEIGHTS, load_adapter_weights
 from ebr.model.encoder import quiet_files
 from ebr.model.half_base import as_loaded
@@ -25,6 +25,8 @@ from ebr.training.layouts import PARTIAL
 from ebr.training.processes import Processes
 from ebr.training.recovery import Recovery
 from ebr.training.sampling import EpochBatches
+from ebr.training.symptoms import NO_BEST, NO_CHECKPOINT
+from ebr.training.watch import TrainingWatch
 
 Evaluate = Callable[[SentenceTransformer, int], dict[str, float]]
 """(model, optimiser step) → metrics by name; 'ndcg@10' among them."""
@@ -45,6 +47,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         brake: Brake,
         processes: Processes,
         recovery: Recovery,
+        watch: TrainingWatch,
         sampler: EpochBatches | None,
         callbacks: Sequence[TrainerCallback],
         **kwargs: Any,  # noqa: ANN401
@@ -56,9 +59,12 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         self.brake = brake
         self.processes = processes
         self.recovery = recovery
+        self.watch = watch
         self.sampler = sampler
         self._bounds = torch.zeros(3, dtype=torch.float64)  # since the last log, by steps: floor, chance, and how many steps
-        super().__init__(callbacks=[*callbacks, journal, epoch_saver, brake], **kwargs)
+        self._best: tuple[int, list[tuple[torch.Tensor, torch.Tensor]]] | None = None
+        self._model_failure: OSError | None = None
+        super().__init__(callbacks=[*callbacks, watch, journal, epoch_saver, brake], **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: making one encodes rows before training begins."""
@@ -158,14 +164,44 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         epoch, self.epoch_saver.due = self.epoch_saver.due, None
         name = checkpoints.epoch_name(epoch) if epoch else checkpoints.step_name(step)
         self.journal.write()
-        with quiet_files(), as_loaded(self.model):
-            super()._save_checkpoint(model, trial)
-        self.processes.wait()  # each writes its own random state
+        failure = self._written_aside(model, trial)
+        # Each process writes its own random state; without one of them a checkpoint is not whole.
+        if not self.processes.any(failure is not None) and self.processes.is_main:
+            aside = folder / PARTIAL / checkpoints.step_name(step)
+            failure = _failure(lambda: checkpoints.put_in_place(aside, folder / name, self.run_record, step))
+        is_lost = self.processes.any(failure is not None)
+        self._keep_best(step, is_lost=is_lost)
         if self.processes.is_main:
-            checkpoints.put_in_place(folder / PARTIAL / checkpoints.step_name(step), folder / name, self.run_record, step)
-            shutil.rmtree(folder / PARTIAL)
-            checkpoints.keep_newest(folder, self.checkpoints_kept, self.state.best_global_step)
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+            if is_lost:
+                self._do_without(name, failure)
+            else:
+                checkpoints.keep_newest(folder, self.checkpoints_kept, self.state.best_global_step)
         self.processes.wait()
+
+    def _written_aside(self, model: torch.nn.Module, trial: object) -> OSError | None:
+        """Write a checkpoint under PARTIAL; returns what kept it from being whole."""
+        save = super()._save_checkpoint
+        self._model_failure = None
+        with quiet_files(), as_loaded(self.model):
+            failure = _failure(lambda: save(model, trial))
+        return self._model_failure or failure
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What fails here is told in _written_aside: under early stopping the other processes wait behind it for this one."""
+        save = super().save_model
+        self._model_failure = _failure(lambda: save(output_dir, _internal_call))
+
+    def _do_without(self, name: str, failure: OSError | None) -> None:
+        """A checkpoint that could not be written ends no run; no older one makes room for it."""
+        why = reason_of(failure) if failure else "in another process"
+        self.watch.unwritten(NO_CHECKPOINT, f"{name} could not be written ({why}); the older ones stay, and the run goes on")
+
+    def _keep_best(self, step: int, *, is_lost: bool) -> None:
+        """Early stopping goes back to the best weights: without their checkpoint, they stay in memory."""
+        if step == self.state.best_global_step:
+            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+            self._best = (step, [(weight, weight.detach().to("cpu", copy=True)) for weight in trained]) if is_lost else None
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         if not (Path(checkpoint_path) / ADAPTER_WEIGHTS).is_file():
@@ -178,12 +214,32 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     def _load_best_model(self) -> None:
         """Left to load_best: the stock way logs a failure, and goes on with the last weights."""
 
-    def load_best(self) -> None:
-        """Go back to the weights of the best step. Raises ModelError when its checkpoint is gone."""
-        best = checkpoints.checkpoint_at(Path(self.args.output_dir), self.state.best_global_step)
-        if best is None:
-            raise ModelError(f"{self.args.output_dir}: the checkpoint of the best step, {self.state.best_global_step}, is gone")
-        self._load_from_checkpoint(str(best))
+    def load_best(self) -> bool:
+        """Go back to the weights of the best step; False where neither a checkpoint nor memory has them: the last ones stay."""
+        step = self.state.best_global_step
+        if self._best and self._best[0] == step:
+            for weight, best in self._best[1]:
+                weight.data.copy_(best)
+            return True
+        checkpoint = checkpoints.checkpoint_at(Path(self.args.output_dir), step)
+        if checkpoint is None:
+            what = f"the weights of step {step}, the best, are in no checkpoint; those of the last step were kept"
+            self.watch.unwritten(NO_BEST, what)
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        return True
+
+
+def _failure(write: Callable[[], None]) -> OSError | None:
+    """What kept something from being written; None = nothing did. Any other error is raised."""
+    try:
+        write()
+    except Exception as error:
+        failure = as_os_error(error)
+        if failure is None:
+            raise
+        return failure
+    return None
 
 
 class RetrievalEvaluator(SentenceEvaluator):
@@ -197,8 +253,20 @@ class RetrievalEvaluator(SentenceEvaluator):
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
         """Metrics by name."""
-        if output_path:
-            with suppress(OSError):
-                Path(output_path).rmdir()  # made for a table that is not written
         with as_served(model):
             return self.evaluate(model, steps)
+
+
+@contextmanager
+def evaluation_folder(work: Path) -> Iterator[None]:
+    """The folder that the stock trainer makes at each evaluation, for tables that are not written here.
+
+    It is there while the block runs: a disk that has filled up meanwhile would not take it, and end the run.
+    """
+    folder = work / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # somebody's own folder of that name
+            folder.rmdir()

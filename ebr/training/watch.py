@@ -12,7 +12,7 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ebr.config.objective import INFO_NCE, LOSSES
-from ebr.data.files import read_json, write_json
+from ebr.data.files import read_json, reason_of, write_json
 from ebr.training import symptoms
 from ebr.training.symptoms import ExplodingGradient, LossAtZero, NotFinite, Overfitting, Symptom, ZeroGradient
 
@@ -37,6 +37,11 @@ ADVICE: Mapping[str, Sequence[str]] = {
         "look for another program that uses the machine, for swapping, for a hot or throttled processor",
         "lower {dataloader_num_workers} if memory is short",
     ),
+    symptoms.NO_CHECKPOINT: (
+        "make room on the disk of {output_dir}", "lower {save_total_limit}", "raise {save_on_epoch_end}, or set it to 0",
+    ),
+    symptoms.NO_LOG: ("make room on the disk of {output_dir}",),
+    symptoms.NO_BEST: ("make room on the disk of {output_dir}", "train again, to the step that was best: {max_steps}"),
 }  # fmt: skip
 """What to do about each symptom, in the order to try it; options by their own names, in braces."""
 _OF_ADAPTERS, _OF_QLORA = ("{lora_dropout}", "{target_modules}"), "qlora"
@@ -110,6 +115,17 @@ class TrainingWatch(TrainerCallback):
         self.say, self.spelling, self.finetune_type, self.loss = say, spelling, finetune_type, loss
         self.embed_probe, self.path, self.clock = embed_probe, path, clock
         self.findings: list[Warned] = []
+        self._state: TrainerState | None = None
+
+    def unwritten(self, name: str, what: str) -> None:
+        """A file of the run could not be written, and the run goes on without: said once a kind, as all else is."""
+        if self._state is None or self._state.is_world_process_zero:
+            self._note(name, self._state.global_step if self._state else 0, what, self._warn)
+
+    def log_unwritten(self, error: OSError) -> None:
+        """The same of a log, which is tried again whenever there is more to write."""
+        place = Path(error.filename).name if error.filename else "a log"
+        self.unwritten(symptoms.NO_LOG, f"{place} could not be written ({reason_of(error)}); the run goes on without")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Look at the figures from before a resume as well; what they show was said then."""
@@ -120,7 +136,7 @@ class TrainingWatch(TrainerCallback):
         self._frozen: symptoms.FrozenVectors | None = None
         self._logged = 0  # the step of the latest training log
         self._since = self.clock()
-        self.findings = []
+        self._state = state
         if not state.is_world_process_zero:
             return
         self._take_up(state.global_step)
@@ -185,8 +201,7 @@ class TrainingWatch(TrainerCallback):
 
     def _keep(self, finding: Warned) -> None:
         self.findings.append(finding)
-        if self.path:
-            write_json(self.path, [kept.to_json() for kept in self.findings])
+        self._write()
 
     def _warn(self, finding: Warned) -> None:
         self._keep(finding)
@@ -196,5 +211,15 @@ class TrainingWatch(TrainerCallback):
         """The findings of the steps before a resume; those of steps that are done again are found again."""
         if self.path and self.path.is_file():
             before = [Warned.from_json(record) for record in read_json(self.path)]
-            self.findings = [finding for finding in before if finding.step <= step]
+            kept = [finding for finding in before if finding.step <= step]
+            # What could not be written before the first step is known already, and may be in the file.
+            self.findings = [*kept, *(finding for finding in self.findings if finding not in kept)]
+            self._write()
+
+    def _write(self) -> None:
+        if not self.path:
+            return
+        try:
             write_json(self.path, [kept.to_json() for kept in self.findings])
+        except OSError as error:
+            self.log_unwritten(error)

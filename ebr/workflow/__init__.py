@@ -5,7 +5,8 @@ Heavy rooms are imported inside the verbs: what is only planned, refused or aske
 
 from ebr.workflow.check import check_training
 from ebr.workflow.evaluation import compare_models, evaluate_retrieval, plan_evaluation
-from ebr.workflow.finetuning import FinetuneResult, relaunch_on_every_gpu, train_sentence_transformer
+from ebr.workflow.finetuning import relaunch_on_every_gpu, train_sentence_transformer
+from ebr.workflow.finishing import FinetuneResult
 from ebr.workflow.indexing import build_index, plan_index
 from ebr.workflow.inference import InferenceResult, plan_inference, run_batch_inference
 from ebr.workflow.merging import MergeResult, merge_adapter, plan_merge

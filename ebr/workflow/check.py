@@ -40,6 +40,7 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     """
     from ebr.model.encoder import fingerprint
     from ebr.training.arguments import count_steps
+    from ebr.training.disk import disk_needs
     from ebr.training.doctor import CheckReport
     from ebr.training.run import check_machine, prepare_model
 
@@ -60,7 +61,8 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
         say(f"warning: {text}")
     n_steps = count_steps(len(train), config, of_each=of_each)
     material = _Material(train, validation, dataset, n_steps)
-    report = diagnose(material, model, config)
+    disk = disk_needs(model, config, layout, n_train=len(train), n_steps=n_steps, of_each=of_each)
+    report = diagnose(material, model, config, disk=disk)
     report = CheckReport.of([*more, *report.findings], report.facts)
     say(f"saved in {save_check(report, layout.work)}")
     return report

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ebr.data.leaks import LeakCheck
     from ebr.training.cost import Cost
+    from ebr.training.disk import DiskNeeds
     from ebr.training.doctor import CheckReport, Fact
     from ebr.training.record_findings import RecordFigures
     from ebr.training.run_findings import RunFigures
@@ -61,16 +62,18 @@ def diagnose(
     *,
     leaks: LeakCheck | None = None,
     room: int | None = None,
+    disk: DiskNeeds | None = None,
 ) -> CheckReport:
     """Check what a run is about to do. model: prepared, as it will be trained; it and every random state stay as they are.
 
-    leaks: of the plan's records and evaluation set where they are counted already. room: free bytes; None = as the system says.
+    leaks: of the plan's records and evaluation set where they are counted already. room: free bytes of memory; None = as the
+    system says. disk: what the run will write; None = nothing is said of it.
     """
     from ebr.training.cost import estimate_cost, token_budget_of
     from ebr.training.doctor import CheckReport
     from ebr.training.engine import made_fast
     from ebr.training.record_findings import judge_records
-    from ebr.training.run_findings import RunFigures, judge_cost, judge_options, judge_texts
+    from ebr.training.run_findings import RunFigures, judge_cost, judge_disk, judge_options, judge_texts
     from ebr.training.text_figures import measure_texts, sample_records
 
     if leaks is None and plan.dataset is not None:
@@ -79,6 +82,8 @@ def diagnose(
     run = RunFigures.of(len(plan.train), plan.n_steps, config, n_processes)
     findings = [*judge_records(counted, plan.train, config), *judge_options(run, config)]
     facts = _plan_facts(plan, run, leaks)
+    if disk is not None:
+        findings += judge_disk(disk, config)
     sample = sample_records(plan.train, config.neg_nums, _rng(config))
     texts = measure_texts(model, sample, batch_size=config.train_batch_size, token_budget=token_budget_of(model, config))
     if texts is not None:
@@ -86,6 +91,8 @@ def diagnose(
             cost = estimate_cost(model, sample.passages, run.workload(texts, config), config, room=room)
         findings += [*judge_texts(texts, config), *judge_cost(cost, model, config)]
         facts += [*_text_facts(texts), *(_cost_facts(cost, run, config) if cost else [])]
+    if disk is not None:
+        facts.append(_disk_fact(disk))
     return CheckReport.of(findings, facts)
 
 
@@ -220,3 +227,23 @@ def _cost_facts(cost: Cost, run: RunFigures, config: FinetuneConfig) -> list[Fac
             f"{config.train_batch_size:,} records, about {cost.batch:,} tokens: {size_text(batch)} of activations, {fits}",
         ),
     ]
+
+
+def _disk_fact(disk: DiskNeeds) -> Fact:
+    from ebr.training.cost import size_text
+    from ebr.training.doctor import Fact
+
+    values = {
+        "checkpoints": disk.checkpoints.count,
+        "checkpoint": disk.checkpoint,
+        "finished": disk.finished,
+        "most": disk.most,
+        "free": disk.free,
+    }
+    free = "free space not known" if disk.free is None else f"{size_text(disk.free)} free"
+    return Fact(
+        "disk",
+        values,
+        f"{disk.checkpoints.count:,} checkpoints of {size_text(disk.checkpoint)} each, {size_text(disk.finished)} for the "
+        f"finished model; {free}",
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,65 +17,36 @@ from ebr.data.sources import prompts_of
 from ebr.errors import first_line
 from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.evaluation import dataset_origin, report_facts
+from ebr.workflow.finishing import FinetuneResult, TrainedModel
 from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
-from ebr.workflow.model_folder import REPORT, model_manifest, save_model, write_summary
+from ebr.workflow.model_folder import model_manifest
 from ebr.workflow.planning import FinetunePlan, plan_finetune
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Ask, Say, terminal
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.data.leaks import LeakCheck
     from ebr.inference.engines import RetrievalEncoder
-    from ebr.retrieval.evaluation import Comparison
     from ebr.retrieval.report import Measured, Report
+    from ebr.training.disk import DiskNeeds
     from ebr.training.doctor import CheckReport
     from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
-    from ebr.training.run import TrainingRecord
 
 _K = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
-_METRIC_MEANINGS = (
-    "nDCG@10: quality of the first ten, 1 = the best possible order; MRR@10: 1 / rank of the first right document;",
-    "Recall@k: share of the right documents that are among the first k. All 0..1, higher is better.",
-)
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """A finished fine-tuning run."""
-
-    model_path: Path
-    record: TrainingRecord
-    comparison: Comparison | None
-    loss_curve: Path | None
-    report: Path | None = None
-    """The evidence, as a page: base against tuned."""
-
-    def summary(self) -> str:
-        """What was made, where, and whether it is better."""
-        record = self.record
-        share = record.trainable_parameters / record.all_parameters
-        how = f"best: step {record.weights_step}, " if record.weights_step != record.n_steps else ""
-        lines = [
-            f"model       {self.model_path}",
-            f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
-            *(f"warning     {warning.line()}" for warning in record.warnings),
-            *(f"memory      {line}" for line in record.recoveries),
-            *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
-            *([f"report      {self.report}"] if self.report else []),
-        ]
-        return "\n".join([*lines, "", self.comparison.table(), "", *_METRIC_MEANINGS] if self.comparison else lines)
-
-
-def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> FinetuneResult:
+def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask: Ask | None = None) -> FinetuneResult:
     """Fine-tune a model, evaluate it before and after where there is an evaluation set, and save it.
 
     A FinetuneConfig trains on pairs, a TrainConfig on queries with lists of passages: see plan_finetune. The finished folder
     loads with plain SentenceTransformer(folder). Started by torchrun or accelerate, the processes share the work; the first
-    one speaks, evaluates and writes.
-    Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind.
+    one speaks, evaluates and writes. ask: where else to save a finished model that cannot be written; None = whoever sits at
+    the terminal, if anybody does.
+    Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind; SaveError
+    when the finished model cannot be written where it belongs, with where it lies instead.
     """
     from ebr.model.encoder import fingerprint
     from ebr.training.processes import join_processes
@@ -96,7 +68,12 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
     info = model_info(model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    check = _checked(plan, model, config, processes, leaks, say) if processes.is_main else None
+    mixture = _mixture(plan, model)
+    disk = _disk_needs(plan, model, config, processes, mixture)
+    check = None
+    if processes.is_main:
+        check = _checked(plan, model, config, processes, leaks, disk, say)
+        disk.check()
     data_sha256 = hash_files(plan.files)
     run = run_record(model, config, data_sha256, processes)
     resume_from = _begin_or_go_on(plan, run, processes, say)
@@ -115,40 +92,22 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print) -> F
         resume_from=resume_from,
         evaluate=judge,
         processes=processes,
-        mixture=_mixture(plan, model),
+        mixture=mixture,
         say=say,
     )
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
-    if processes.is_main:
-        manifest = model_manifest(model, config, plan, base_sha256, data_sha256)
-        result, failure = _finished(plan, model, config, record, manifest, judge, leaks)
-    processes.leave()
+    try:
+        if processes.is_main:
+            manifest = model_manifest(model, config, plan, base_sha256, data_sha256)
+            trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
+            make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
+            result, failure = trained.finish(make_report, ask or terminal(), say)
+    finally:
+        processes.leave()
     if failure:
-        say(f"the model is saved in {plan.layout.final}, but its report could not be made; ebr evaluate makes one")
+        say(f"the model is saved in {result.model_path}, but its report could not be made; ebr evaluate makes one")
         raise failure
     return result
-
-
-def _finished(
-    plan: FinetunePlan,
-    model: SentenceTransformer,
-    config: FinetuneConfig,
-    record: TrainingRecord,
-    manifest: Mapping[str, Any],
-    judge: _Judge | None,
-    leaks: LeakCheck | None,
-) -> tuple[FinetuneResult, Exception | None]:
-    """Save the model with its evidence, and end the run's folder; with what kept the report from being made."""
-    final, report, failure = plan.layout.final, None, None
-    try:
-        report = judge.report(model, str(final), manifest, leaks) if judge else None
-    except Exception as error:  # hours of training are not lost to a page about them
-        failure = error
-    comparison = report.main.contrasts[0].comparison if report else None
-    curve = save_model(model, config, final, record, report, manifest)
-    write_summary(plan, config, record, comparison)
-    plan.layout.end()
-    return FinetuneResult(final, record, comparison, curve, final / REPORT if report else None), failure
 
 
 def _checked(
@@ -157,17 +116,36 @@ def _checked(
     config: FinetuneConfig,
     processes: Processes,
     leaks: LeakCheck | None,
+    disk: DiskNeeds,
     say: Say,
 ) -> CheckReport | None:
     """The check before training, said; None where it cannot be made, which ends no run."""
     try:
-        check = diagnose(plan, model, config, processes.count, leaks=leaks)
+        check = diagnose(plan, model, config, processes.count, leaks=leaks, disk=disk)
     except Exception as error:  # a model of another make, whatever it raises
         say(f"training check: could not be made ({first_line(error)}); the run goes on")
         return None
     for line in check.lines():
         say(line)
     return check
+
+
+def _disk_needs(
+    plan: FinetunePlan, model: SentenceTransformer, config: FinetuneConfig, processes: Processes, mixture: Mixture | None
+) -> DiskNeeds:
+    from ebr.training.disk import disk_needs
+
+    n_train = len(plan.train)
+    return disk_needs(
+        model,
+        config,
+        plan.layout,
+        n_train=n_train,
+        n_steps=plan.n_steps,
+        n_processes=processes.count,
+        of_each=mixture.of_each(n_train) if mixture else (),
+        checkpoint=plan.checkpoint,
+    )
 
 
 def _mixture(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None:

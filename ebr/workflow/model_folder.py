@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
-from ebr.data.files import FOLDER_MANIFEST, write_folder_aside, write_json
+from ebr.data.files import FOLDER_MANIFEST, as_os_error, write_folder_aside, write_json
 from ebr.workflow.planning import FinetunePlan
 from ebr.workflow.speech import library_versions
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TRAINING_CONFIG = "training_config.json"
 REPORT = "report.html"
+LOSS_CURVE = "loss_curve.png"
 
 
 def model_manifest(
@@ -66,37 +67,48 @@ def save_model(
     record: TrainingRecord,
     report: Report | None,
     manifest: Mapping[str, Any],
-) -> Path | None:
-    """Write the finished folder whole, then swap it with the one before; returns where the loss curve is."""
+) -> Exception | None:
+    """Write the finished folder whole, then swap it with the one before; returns what kept a page or picture from being made.
+
+    Raises OSError when it cannot be written.
+    """
     from ebr.model.encoder import save_encoder
     from ebr.retrieval.report import write_report
     from ebr.training.layouts import HISTORY
     from ebr.visualization.loss_plot import draw_loss_curve
 
+    failure = None
     with write_folder_aside(folder) as aside:
         save_encoder(model, aside)
         write_json(aside / HISTORY, record.history)
         write_json(aside / TRAINING_CONFIG, _rerun(config).model_dump(mode="json", by_alias=True))
-        if report:
-            write_json(aside / "evaluation.json", report.main.contrasts[0].comparison.to_json())
-            write_report(aside, report, "en")
-        drawn = draw_loss_curve(_plain_history(record.history), aside / "loss_curve.png")
+        try:
+            if report:
+                write_json(aside / "evaluation.json", report.main.contrasts[0].comparison.to_json())
+                write_report(aside, report, "en")
+            draw_loss_curve(_plain_history(record.history), aside / LOSS_CURVE)
+        except Exception as error:  # hours of training are not lost to a page about them
+            if as_os_error(error):
+                raise
+            failure = error
         write_json(aside / FOLDER_MANIFEST, manifest)
-    return folder / "loss_curve.png" if drawn else None
+    return failure
 
 
 def _plain_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key.replace("eval_ndcg@10", "ndcg_at_10"): value for key, value in entry.items()} for entry in history]
 
 
-def write_summary(plan: FinetunePlan, config: FinetuneConfig, record: TrainingRecord, comparison: Comparison | None) -> None:
-    """One JSON that says what a finished run did."""
+def write_summary(
+    plan: FinetunePlan, config: FinetuneConfig, folder: Path, record: TrainingRecord, comparison: Comparison | None
+) -> None:
+    """One JSON that says what a finished run did; folder: where its model is."""
     from ebr.training.layouts import SUMMARY
 
     write_json(
         plan.layout.work / SUMMARY,
         {
-            "model_path": str(plan.layout.final),
+            "model_path": str(folder),
             "base_model": config.model_name,
             "finetune_type": config.finetune_type,
             "n_train": len(plan.train),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
@@ -9,6 +10,22 @@ from pathlib import Path
 
 Say = Callable[[str], None]
 """Where a verb's lines for people go; the shell and the notebook pass print."""
+
+
+Ask = Callable[[str], str]
+"""A question → the user's answer; empty when there is none."""
+
+
+def terminal() -> Ask | None:
+    """Whoever sits at the terminal; None where nobody does."""
+    return _answer if sys.stdin is not None and sys.stdin.isatty() else None
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question)
+    except (EOFError, KeyboardInterrupt):  # no answer either, and no reason to lose what the question is about
+        return ""
 
 
 def library_versions() -> dict[str, str]:

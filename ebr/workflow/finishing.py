@@ -1,0 +1,98 @@
+"""The end of a fine-tuning: the model saved with its evidence, the run's folder marked finished, and what there is to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebr.config import FinetuneConfig
+from ebr.data.files import reason_of
+from ebr.workflow.model_folder import LOSS_CURVE, REPORT, save_model, write_summary
+from ebr.workflow.planning import FinetunePlan
+from ebr.workflow.rescue import FinishedModel
+from ebr.workflow.speech import Ask, Say
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from ebr.retrieval.evaluation import Comparison
+    from ebr.retrieval.report import Report
+    from ebr.training.run import TrainingRecord
+
+_METRIC_MEANINGS = (
+    "nDCG@10: quality of the first ten, 1 = the best possible order; MRR@10: 1 / rank of the first right document;",
+    "Recall@k: share of the right documents that are among the first k. All 0..1, higher is better.",
+)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A finished fine-tuning run."""
+
+    model_path: Path
+    record: TrainingRecord
+    comparison: Comparison | None
+    loss_curve: Path | None
+    report: Path | None = None
+    """The evidence, as a page: base against tuned."""
+
+    def summary(self) -> str:
+        """What was made, where, and whether it is better."""
+        record = self.record
+        share = record.trainable_parameters / record.all_parameters
+        how = f"best: step {record.weights_step}, " if record.weights_step != record.n_steps else ""
+        lines = [
+            f"model       {self.model_path}",
+            f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
+            *(f"warning     {warning.line()}" for warning in record.warnings),
+            *(f"memory      {line}" for line in record.recoveries),
+            *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
+            *([f"report      {self.report}"] if self.report else []),
+        ]
+        return "\n".join([*lines, "", self.comparison.table(), "", *_METRIC_MEANINGS] if self.comparison else lines)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model in memory, and what its folder says of it. n_bytes: about what the folder takes."""
+
+    model: SentenceTransformer
+    config: FinetuneConfig
+    plan: FinetunePlan
+    record: TrainingRecord
+    manifest: Mapping[str, Any]
+    n_bytes: int
+
+    def finish(
+        self, make_report: Callable[[], Report] | None, ask: Ask | None, say: Say
+    ) -> tuple[FinetuneResult, Exception | None]:
+        """Save the model with its evidence, and end the run's folder; with what kept a page or picture from being made.
+
+        ask: see FinishedModel. Raises SaveError.
+        """
+        report, failures = None, list[Exception]()
+        try:
+            report = make_report() if make_report else None
+        except Exception as error:  # hours of training are not lost to a page about them
+            failures.append(error)
+
+        def save(folder: Path) -> None:
+            if failure := save_model(self.model, self.config, folder, self.record, report, self.manifest):
+                failures.append(failure)
+
+        folder = FinishedModel(save, self.plan.layout, self.record, self.n_bytes).saved(ask, say)
+        comparison = report.main.contrasts[0].comparison if report else None
+        self._end_run(folder, comparison, say)
+        curve, page = (path if path.is_file() else None for path in (folder / LOSS_CURVE, folder / REPORT))
+        return FinetuneResult(folder, self.record, comparison, curve, page), next(iter(failures), None)
+
+    def _end_run(self, folder: Path, comparison: Comparison | None, say: Say) -> None:
+        """The last files of the run's folder; the model is whole without them."""
+        try:
+            write_summary(self.plan, self.config, folder, self.record, comparison)
+            self.plan.layout.end()
+        except OSError as error:
+            place = error.filename or self.plan.layout.work
+            say(f"warning: the model is saved, but {place} could not be written ({reason_of(error)})")
