@@ -40,7 +40,8 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from ebr.model.attention import this_machine
-from ebr.model.encoder import load_encoder, resolve_model
+from ebr.model.encoder import load_encoder
+from ebr.model.origin import resolve_model
 
 RUN = Path(__file__).with_name("train_run.py")
 EMBEDDED, DECODER = "all-MiniLM-L6-v2", "decoder"

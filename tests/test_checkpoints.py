@@ -12,6 +12,7 @@ import pytest
 
 from ebr.data.files import FOLDER_MANIFEST
 from ebr.errors import ConfigError
+from ebr.model.origin import telling_name
 from ebr.training.checkpoints import (
     MARK,
     check_same_run,
@@ -25,7 +26,7 @@ from ebr.training.checkpoints import (
     step_of,
     whole_checkpoints,
 )
-from ebr.training.layouts import RUN, Layout, pair_layout, telling_name, triplet_layout
+from ebr.training.layouts import RUN, Layout, pair_layout, triplet_layout
 
 RECORD = {
     "data_sha256": "d1",

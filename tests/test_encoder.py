@@ -8,10 +8,12 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from ebr.errors import ModelError
-from ebr.model import encoder, origin
+from ebr.model import origin
 from ebr.model.adapters import attach_lora, load_adapter_weights, used_linear_layers
-from ebr.model.encoder import Origin, Role, load_encoder, prompt_for, resolve_model, set_prompts
+from ebr.model.encoder import Role, load_encoder, prompt_for, set_prompts
+from ebr.model.identity import fingerprint
 from ebr.model.lengths import position_limit
+from ebr.model.origin import Origin, resolve_model
 
 
 def test_a_local_folder_wins_over_the_embedded_model_of_the_same_name(tiny_model, tmp_path, monkeypatch):
@@ -170,6 +172,6 @@ def test_a_dense_module_behind_the_transformer_is_frozen(tiny_model):
 def test_equal_weights_have_equal_fingerprints_wherever_they_lie(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "elsewhere")
     first, second = load_encoder(tiny_model), load_encoder(str(tmp_path / "elsewhere"))
-    assert encoder.fingerprint(first) == encoder.fingerprint(second)
+    assert fingerprint(first) == fingerprint(second)
     next(second.parameters()).data[0, 0] += 1e-3
-    assert encoder.fingerprint(first) != encoder.fingerprint(second)
+    assert fingerprint(first) != fingerprint(second)

@@ -20,7 +20,8 @@ from ebr.inference import engines
 from ebr.inference import settings as compute_settings
 from ebr.inference.engines import LocalEngine, RetrievalEncoder, TextsTooLarge
 from ebr.inference.settings import ComputeSettings, apply_settings, copy_in, settings_of
-from ebr.model.encoder import Role, fingerprint, load_encoder
+from ebr.model.encoder import Role, load_encoder
+from ebr.model.identity import fingerprint
 from ebr.model.lengths import set_lengths
 
 QUICK = settings(deadline=None, max_examples=25, database=None)

@@ -15,7 +15,7 @@ from ebr.config import FinetuneConfig, MergeConfig
 from ebr.data.files import hash_file, write_json
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.model import merging as merging_model
-from ebr.model.encoder import fingerprint
+from ebr.model.identity import fingerprint
 from ebr.workflow import plan_merge
 from ebr.workflow import train_sentence_transformer as fine_tune
 from tests.lora_adapters import PROMPTS, QUERY, TEXTS, WEIGHTS, config_of, merge, refuse, rewrite, save_tuned, tuned, vectors

@@ -19,7 +19,7 @@ from ebr.errors import ModelError
 from ebr.model.adapter_files import LoraAdapter
 from ebr.model.foreign_adapters import attach_adapter
 from ebr.model.identity import fingerprint
-from ebr.model.origin import ADAPTER_CONFIG, ModelSource, is_embedded, looks_like_hub_id, resolve_model
+from ebr.model.origin import ADAPTER_CONFIG, ModelSource, is_embedded, looks_like_hub_id, resolve_model, weight_files_digest
 from ebr.model.peft_import import LoraModel
 from ebr.model.tokenizer import end_with_eos
 
@@ -117,15 +117,18 @@ def attach(encoder: SentenceTransformer, adapter: LoraAdapter, base: ModelSource
     return AdaptedEncoder(encoder, tuner, base, base_sha256)
 
 
-def other_base_note(adapter: LoraAdapter, base_sha256: str, name: str) -> str:
+def other_base_note(adapter: LoraAdapter, base_sha256: str, base: ModelSource) -> str:
     """What is to be said of a base that is not the one that an adapter of ours was trained on; '' of any other."""
     record = read_manifest(adapter.folder) or {}
-    known, options = record.get("base_sha256"), record.get("config")
-    # The fingerprint of a quantised base is another one, and differs between processors.
-    quantised = isinstance(options, dict) and options.get("finetune_type") == "qlora"
-    if known in (None, base_sha256) or quantised:
+    options = record.get("config")
+    if isinstance(options, dict) and options.get("finetune_type") == "qlora":
+        # What a quantised base's weights come to differs between devices; its files do not.
+        known, found = record.get("base_files_sha256"), weight_files_digest(base) if "base_files_sha256" in record else None
+    else:
+        known, found = record.get("base_sha256"), base_sha256
+    if known is None or found is None or known == found:
         return ""
-    return f"{name} is not the base that the adapter was trained on: its weights differ"
+    return f"{base.name} is not the base that the adapter was trained on: its weights differ"
 
 
 # ---------------------------------------------------------------- how to embed

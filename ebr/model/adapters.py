@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.pytorch_utils import Conv1D
 
 from ebr.errors import ModelError
-from ebr.model.adapter_files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
+from ebr.model.adapter_files import ADAPTER_WEIGHTS
 from ebr.model.peft_import import (
     LoraConfig,
     LoraLayer,

@@ -23,15 +23,10 @@ from ebr.errors import EBRError, ModelError, first_line
 from ebr.model import quantization
 from ebr.model.adapted import AdaptedEncoder, attach, base_source, has_base_inside, other_base_note
 from ebr.model.adapter_files import LoraAdapter, find_adapter
-from ebr.model.identity import fingerprint as fingerprint
 from ebr.model.kind import TRUST_HINT, check_trust, refuse_other_families, warn_of_unused_code
 from ebr.model.lengths import keep_within_positions, set_lengths
 from ebr.model.loading import check_weights, watch_loading
-from ebr.model.origin import ADAPTER_CONFIG as ADAPTER_CONFIG
-from ebr.model.origin import ModelSource as ModelSource
-from ebr.model.origin import Origin as Origin
-from ebr.model.origin import adapter_folder
-from ebr.model.origin import resolve_model as resolve_model
+from ebr.model.origin import ADAPTER_CONFIG, ModelSource, adapter_folder, resolve_model
 from ebr.model.plain import plain_encoder
 from ebr.model.tokenizer import PUT_TOKENIZER, check_tokenizer, ensure_padding
 from ebr.model.weight_files import check_files
@@ -101,7 +96,7 @@ def load_encoder(
         else:
             adapter = find_adapter(folder, option="model")
             adapted = load.adapted(adapter, base_model_path)
-            if note := other_base_note(adapter, adapted.base_sha256, adapted.base.name):
+            if note := other_base_note(adapter, adapted.base_sha256, adapted.base):
                 log.warning("%s: %s; its vectors are those of no model that was ever trained", name, note)
             model = adapted.encoder
             _pool_by(model, pooling, name)

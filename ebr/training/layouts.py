@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -26,9 +24,6 @@ PARTIAL = ".partial"
 RUN = "ebr_run.json"
 """Says that the files around it are a run's, and whether it is finished."""
 _FILES = {HISTORY, STEPS, EPOCHS, SUMMARY, WATCH, CHECK, CHECK_PAGE, TRACKING, PARTIAL, RUN}
-_WORD = r"(adapter|best|checkpoint|epoch|final|last|latest|merged|model|out|output|result|run|step|weight|\d+)s?"
-_SAYS_NOTHING = re.compile(rf"{_WORD}([-_.]{_WORD})*", re.IGNORECASE)
-"""Names that a model's folder has because of its place, not because of the model: final, best_model, checkpoint-epoch-2."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +57,9 @@ class Layout:
         if is_adapter and _place(model_name) == self.final.resolve():
             raise ConfigError(f"output_dir: the adapter would replace {self.final}, its own base; give another output_dir")
         made = (read_manifest(self.final) or {}) if self.final.is_dir() else {}
-        former = made.get("base_model")
-        is_same = former == model_name or made.get("base_sha256") == base_sha256
+        # An adapter that was tuned further began as another adapter of its base.
+        former = made.get("start_model", made.get("base_model"))
+        is_same = former == model_name or made.get("start_sha256", made.get("base_sha256")) == base_sha256
         if former is None or is_same or _place(model_name) in (_place(former), self.final.resolve()):
             return
         raise ConfigError(
@@ -162,15 +158,6 @@ def _move(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in _products(source):
         shutil.move(path, target / path.name)
-
-
-def telling_name(parts: Sequence[str]) -> str:
-    """The last part of a model's path or hub id, with those before it as long as it says nothing: A/final → A-final."""
-    start = len(parts) - 1
-    while start > 0 and _SAYS_NOTHING.fullmatch(parts[start]):
-        start -= 1
-    named = (part.strip("/\\:") for part in parts[start:])
-    return "-".join(part for part in named if part)
 
 
 def pair_layout(output_dir: Path, model_short_name: str, finetune_type: str) -> Layout:

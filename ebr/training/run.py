@@ -21,7 +21,8 @@ from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
 from ebr.model.adapters import adapter_settings, attach_lora, check_finite, continue_lora, train_every_weight, trainable_share
-from ebr.model.encoder import fingerprint, set_prompts
+from ebr.model.encoder import COSINE, set_prompts
+from ebr.model.identity import architecture, fingerprint
 from ebr.model.quantization import check_bitsandbytes
 from ebr.training import checkpoints
 from ebr.training.arguments import steps_per_epoch, training_arguments
@@ -61,12 +62,19 @@ class TrainingRecord:
 
 
 def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
-    """Seed, settle the prompts and what is trained, so that the same seed starts from the same weights.
+    """Seed, settle the prompts, the similarity and what is trained, so that the same seed starts from the same weights.
 
     Raises ConfigError for dimensions that the model does not have, ModelError for layers that it does not have.
     """
     set_seed(config.seed)
     set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
+    if model.similarity_fn_name != COSINE:
+        log.warning(
+            "%s was made for similarity by %s; it is tuned for the cosine, and saved so",
+            config.model_name,
+            model.similarity_fn_name,
+        )
+        model.similarity_fn_name = COSINE
     check_dims(config.matryoshka_dims, model.get_embedding_dimension())
     if config.finetune_type == "full":
         train_every_weight(model)
@@ -200,6 +208,7 @@ def run_record(
         "config": config.to_json(),
         "data_sha256": data_sha256,
         "base_sha256": fingerprint(model),
+        "architecture": architecture(model),
         "processes": processes.count,
     }
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ebr.data.files import as_os_error, reason_of
-from ebr.model.adapters import ADAPTER_WEIGHTS, load_adapter_weights
+from ebr.model.adapter_files import ADAPTER_WEIGHTS
+from ebr.model.adapters import load_adapter_weights
 from ebr.model.encoder import quiet_files
 from ebr.model.half_base import as_loaded
 from ebr.model.serving import as_served

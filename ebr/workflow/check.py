@@ -38,7 +38,7 @@ def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
     Loads the model, and trains nothing.
     Raises EBRError subclasses for what no run could begin with: files that cannot be read, options that contradict each other.
     """
-    from ebr.model.encoder import fingerprint
+    from ebr.model.identity import fingerprint
     from ebr.training.arguments import count_steps
     from ebr.training.disk import disk_needs
     from ebr.training.doctor import CheckReport

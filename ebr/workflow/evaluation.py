@@ -257,7 +257,8 @@ def _facts(model: SentenceTransformer) -> dict[str, Any]:
     from ebr.workflow.model_folder import encoder_facts
 
     facts = encoder_facts(model)
-    facts.pop("versions")
+    for name in ("versions", "architecture", "tokenizer_sha256"):
+        facts.pop(name)
     return facts
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
 
+_NO_NEWS = {"config", "versions", "kind", "architecture", "tokenizer_sha256"}
+"""Of a manifest, what a report says elsewhere or not at all."""
 _K = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
 
@@ -48,7 +50,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind; SaveError
     when the finished model cannot be written where it belongs, with where it lies instead.
     """
-    from ebr.model.encoder import fingerprint
+    from ebr.model.encoder import similarity_of
+    from ebr.model.identity import fingerprint
     from ebr.training.processes import join_processes
     from ebr.training.run import fine_tune, model_info, prepare_model, run_record
 
@@ -62,8 +65,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     if leaks is not None:
         say(leak_line(leaks, ""))
     model = load_for_training(config)
-    base_sha256 = fingerprint(model)
-    plan.layout.check_base(config.model_name, base_sha256, is_adapter=config.finetune_type != "full")
+    start_sha256, similarity = fingerprint(model), similarity_of(model)
+    plan.layout.check_base(config.model_name, start_sha256, is_adapter=config.finetune_type != "full")
     prepare_model(model, config)
     info = model_info(model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]
@@ -81,7 +84,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
         save_check(check, plan.layout.work)
     judge = _Judge(plan.dataset, config, say) if plan.dataset else None
     if judge and processes.is_main:
-        judge.begin(model, {"model_sha256": base_sha256})
+        judge.begin(model, {"model_sha256": start_sha256}, similarity)
     record = fine_tune(
         model,
         plan.train,
@@ -98,7 +101,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     try:
         if processes.is_main:
-            manifest = model_manifest(model, config, plan, base_sha256, data_sha256)
+            manifest = model_manifest(model, config, plan, start_sha256, data_sha256)
             trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
             make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
             result, failure = trained.finish(make_report, ask or terminal(), say)
@@ -233,9 +236,9 @@ class _Judge:
         self.say(f"step {step}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
         return evaluation.means()
 
-    def begin(self, model: SentenceTransformer, facts: Mapping[str, Any]) -> None:
-        """Measure the base, as it will be tuned."""
-        self.base = self._measure(self.config.model_name, model, facts)
+    def begin(self, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str) -> None:
+        """Measure the base, with the prompts and lengths of tuning and by the similarity that it was made for."""
+        self.base = self._measure(self.config.model_name, model, facts, similarity)
         self.say(f"base: nDCG@10 {self.base.evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
 
     def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck | None) -> Report:
@@ -244,7 +247,7 @@ class _Judge:
         from ebr.retrieval.report import Report
 
         assert self.base is not None  # begin comes first
-        known = {key: value for key, value in facts.items() if key not in ("config", "versions", "kind")}
+        known = {key: value for key, value in facts.items() if key not in _NO_NEWS}
         tuned = self._measure(name, model, known)
         # A model tuned in place has the name of its base.
         names = replace(tuned, name=f"{name} (tuned)") if name == self.base.name else tuned
@@ -252,14 +255,17 @@ class _Judge:
         note = CHOSEN_HERE.text() if self.config.early_stopping_patience else ""
         return Report(main, None, leaks, note, report_facts(self.config.to_json()))
 
-    def _measure(self, name: str, model: SentenceTransformer, facts: Mapping[str, Any]) -> Measured:
+    def _measure(
+        self, name: str, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str | None = None
+    ) -> Measured:
         from ebr.model.serving import as_served
         from ebr.retrieval.evidence import measure_encoder
 
         with as_served(model):
-            return measure_encoder(name, self._encoder(model), self.dataset, k=_K, seed=self.config.seed, facts=facts)
+            encode = self._encoder(model, similarity)
+            return measure_encoder(name, encode, self.dataset, k=_K, seed=self.config.seed, facts=facts)
 
-    def _encoder(self, model: SentenceTransformer) -> RetrievalEncoder:
+    def _encoder(self, model: SentenceTransformer, similarity: str | None = None) -> RetrievalEncoder:
         from ebr.inference.engines import RetrievalEncoder
 
-        return RetrievalEncoder(model, batch_size=self.config.eval_batch_size)
+        return RetrievalEncoder(model, batch_size=self.config.eval_batch_size, similarity=similarity)

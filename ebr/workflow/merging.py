@@ -159,7 +159,7 @@ def _merged(plan: MergePlan, say: Say) -> tuple[SentenceTransformer, str]:
     from ebr.model.merging import merge_layers, unmerged
 
     adapted = unmerged(plan.config.base_model_path, plan.adapter, trust_remote_code=plan.config.trust_remote_code)
-    if note := other_base_note(plan.adapter, adapted.base_sha256, plan.config.base_model_path):
+    if note := other_base_note(plan.adapter, adapted.base_sha256, adapted.base):
         say(f"warning: {note}")
     merged = merge_layers(adapted.tuner)
     adapted.encoder[0].model = merged.bfloat16() if plan.precision == "bfloat16" else merged

@@ -94,7 +94,7 @@ class MiningResult:
 
 def plan_mining(config: MiningConfig) -> MiningPlan:
     """Read and check the records and the corpus, and mine nothing. Raises EBRError subclasses that say what to mend."""
-    from ebr.model.encoder import resolve_model
+    from ebr.model.origin import resolve_model
 
     config.check()
     files = find_training_files(config.data_path)

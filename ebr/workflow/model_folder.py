@@ -24,14 +24,22 @@ LOSS_CURVE = "loss_curve.png"
 
 
 def model_manifest(
-    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, base_sha256: str, data_sha256: str
+    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, start_sha256: str, data_sha256: str
 ) -> dict[str, Any]:
-    """Where a tuned model comes from, and what whoever uses it must know."""
+    """Where a tuned model comes from, and what whoever uses it must know. start_sha256: of the model before it was tuned."""
+    from ebr.model.adapted import base_of
+    from ebr.model.origin import resolve_model, weight_files_digest
+
+    base = base_of(model)  # under an adapter that was tuned further
+    name = base.name if base else config.model_name
+    quantised = config.finetune_type == "qlora"
     return {
         "kind": "model",
         "config": _rerun(config).to_json(),
-        "base_model": config.model_name,
-        "base_sha256": base_sha256,
+        "base_model": name,
+        "base_sha256": base.sha256 if base else start_sha256,
+        **({"base_files_sha256": weight_files_digest(resolve_model(name))} if quantised else {}),
+        **({"start_model": config.model_name, "start_sha256": start_sha256} if base else {}),
         "data_sha256": data_sha256,
         "n_train": len(plan.train),
         "n_validation": len(plan.validation),
@@ -41,10 +49,14 @@ def model_manifest(
 
 def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
     """What every manifest of a model says of it: its weights' hash, and how it embeds."""
-    from ebr.model.encoder import fingerprint, pooling_name
+    from ebr.model.encoder import pooling_name, similarity_of
+    from ebr.model.identity import architecture, fingerprint, tokenizer_digest
 
     return {
         "model_sha256": fingerprint(model),
+        "architecture": architecture(model),
+        "tokenizer_sha256": tokenizer_digest(model),
+        "similarity": similarity_of(model),
         "pooling": pooling_name(model),
         "prompts": model.prompts,
         "max_seq_length": model.max_seq_length,

@@ -101,14 +101,12 @@ def rows_of_each(sources: Sequence[Source], of_train: Sequence[int]) -> list[tup
 
 def layout_of(config: FinetuneConfig) -> Layout:
     """Where the front end that the config belongs to writes."""
-    from ebr.model.encoder import Origin, resolve_model
-    from ebr.training.layouts import pair_layout, telling_name, triplet_layout
+    from ebr.model.origin import resolve_model
+    from ebr.training.layouts import pair_layout, triplet_layout
 
     if isinstance(config, TrainConfig):
         return triplet_layout(config.output_dir)
-    source = resolve_model(config.model_name)
-    parts = Path(source.location).parts if source.origin is Origin.FOLDER else source.name.split("/")
-    return pair_layout(config.output_dir, telling_name(parts), config.finetune_type)
+    return pair_layout(config.output_dir, resolve_model(config.model_name).short_name, config.finetune_type)
 
 
 def _count_negatives(examples: list[Example]) -> int:

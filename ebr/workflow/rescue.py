@@ -125,7 +125,7 @@ def _is_empty(folder: Path) -> bool:
 
 def _new_folder(place: Path, final: Path) -> Path:
     """A name that says what it is, and that nothing has."""
-    from ebr.training.layouts import telling_name
+    from ebr.model.origin import telling_name
 
     name = f"ebr-saved-{telling_name(final.resolve().parts)}"
     names = (place / (name if number == 1 else f"{name}-{number}") for number in count(1))
