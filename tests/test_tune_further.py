@@ -170,3 +170,54 @@ def test_qlora_goes_on_on_a_quantised_base(tiny_model, pairs_file, tmp_path, bit
     before, after = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
     assert all(not torch.equal(before[key], after[key]) for key in before)
     assert base_of(load_encoder(str(second))).sha256 == read_manifest(second)["base_sha256"]
+
+
+# What a tuned model records of the one that it began as
+
+
+def test_a_model_made_for_inner_products_is_judged_by_them_tuned_for_cosines_and_saved_so(
+    tiny_model, pairs_file, evaluation_folder, tmp_path, caplog
+):
+    base = SentenceTransformer(tiny_model, device="cpu")
+    dot = SentenceTransformer(modules=[base[0], base[1]], device="cpu", similarity_fn_name="dot")
+    dot.save_pretrained(str(tmp_path / "dot"))
+    options = {"eval_dataset": evaluation_folder, "finetune_type": "lora"}
+    done = fine_tune(config(tmp_path / "dot", pairs_file, tmp_path / "tuned", **options), say=silent)
+    assert any("it is tuned for the cosine, and saved so" in record.getMessage() for record in caplog.records)
+    assert SentenceTransformer(str(done.model_path), device="cpu").similarity_fn_name == "cosine"
+    alone = evaluate_retrieval(
+        EvaluationConfig(
+            models=[str(tmp_path / "dot")], eval_dataset=evaluation_folder, output_dir=tmp_path / "r", max_seq_length=16
+        ),
+        say=silent,
+    )
+    change = done.comparison.changes[0]
+    assert change.base == pytest.approx(alone.report.main.measured[0].evaluation.mean(change.metric))
+
+
+def test_a_run_is_not_resumed_with_another_configuration_of_the_same_weights(tiny_decoder, pairs_file, tmp_path):
+    base = tmp_path / "base"
+    load_encoder(tiny_decoder).save_pretrained(str(base))
+    half = config(base, pairs_file, tmp_path / "saved", max_steps=2, save_steps=1)
+    fine_tune(half, say=silent)
+    (run,) = tmp_path.glob("saved/*.run")
+    file = base / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "is_causal": False}))
+    with pytest.raises(ConfigError, match="is_causal was None, is False"):
+        fine_tune(half.model_copy(update={"resume_from_checkpoint": run / "checkpoint-1"}), say=silent)
+
+
+def test_a_quantised_base_whose_files_have_changed_since_is_said(tiny_model, pairs_file, tmp_path, caplog):
+    pytest.importorskip("bitsandbytes")
+    base = tmp_path / "base"
+    SentenceTransformer(tiny_model, device="cpu").save_pretrained(str(base))
+    options = {"finetune_type": "qlora", "quantization_bits": 8}
+    tuned = fine_tune(config(base, pairs_file, tmp_path / "tuned", **options), say=silent).model_path
+    caplog.clear()
+    load_encoder(str(tuned))
+    assert not [record for record in caplog.records if "is not the base" in record.getMessage()]
+    model = SentenceTransformer(str(base), device="cpu")
+    next(model.parameters()).data.add_(0.01)
+    model.save_pretrained(str(base))
+    load_encoder(str(tuned))
+    assert [record for record in caplog.records if "is not the base that the adapter was trained on" in record.getMessage()]
