@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebr.data.blank import is_blank
 from ebr.data.embeddings import read_embeddings
 from ebr.errors import DataError
 from ebr.inference.ledger import Ledger
@@ -395,7 +396,7 @@ def expected(tables):
     for number, rows in enumerate(tables):
         for line, row in enumerate(rows, start=2):
             cells = row.split("|")
-            if len(cells) == 3 and cells[1].strip() and cells[1] != "\\N":
+            if len(cells) == 3 and not is_blank(cells[1]) and cells[1] != "\\N":
                 texts.append(cells[1])
             else:
                 bad.append((f"{number}.csv", line))
