@@ -29,7 +29,8 @@ from ebr.inference.engines import LocalEngine
 from ebr.inference.precision import choose_settings
 from ebr.inference.settings import DTYPES, settings_of
 from ebr.model.attention import this_machine
-from ebr.model.encoder import Role, load_encoder
+from ebr.model.encoder import load_encoder
+from ebr.model.prompts import Role
 
 CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))
 STOCK_BATCH = 32

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ebr.errors import DataError
-from ebr.inference.engines import TextsTooLarge
+from ebr.inference.unfit import TOO_LARGE, UnfitTexts
 
 DIM = 5
 
@@ -61,7 +61,7 @@ class FakeEngine:
         indices = [index for index, text in enumerate(texts) if text in self.too_large]
         if indices:
             vectors[indices] = np.nan
-            raise TextsTooLarge(indices, vectors)
+            raise UnfitTexts(dict.fromkeys(indices, TOO_LARGE), vectors)
         return vectors
 
     def encode(self, texts):

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from ebr.cli import main
 from ebr.data.files import write_json
 from ebr.errors import ModelError
-from ebr.model.encoder import load_encoder, pooling_name, save_encoder
+from ebr.model.encoder import load_encoder, save_encoder
+from ebr.model.pooling import pooling_name
 from tests.lora_adapters import PROMPTS, QUERY, WEIGHTS, merge, rewrite, save_tuned, tuned, vectors
 from tests.test_foreign_adapters import PREFIXES
 

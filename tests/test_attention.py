@@ -25,7 +25,8 @@ from ebr.model.attention import (
     set_attention,
     unpadded_attention,
 )
-from ebr.model.encoder import Role, load_encoder
+from ebr.model.encoder import load_encoder
+from ebr.model.prompts import Role
 
 TEXTS = [
     "a red shoe",

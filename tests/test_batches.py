@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ebr.data.examples import Example
-from ebr.model.batching import Prepared, Tokens
+from ebr.model.batching import Tokens
+from ebr.model.text_reader import Prepared
 from ebr.training.batches import BatchMaker, Noise, text_key
 
 TRAIN = [

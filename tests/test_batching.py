@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from ebr.model import batching
+from ebr.model import batching, text_reader
 from ebr.model.batching import (
-    TextReader,
     Tokens,
     cache_bytes,
     cost_of,
@@ -23,6 +22,7 @@ from ebr.model.batching import (
     token_budget_batches,
     tokenize,
 )
+from ebr.model.text_reader import TextReader
 
 QUICK = settings(deadline=None, max_examples=100, database=None)
 TEXTS = ["a red shoe", "the", "这是一个大国的人民，我们", "buy a small blue lamp and a green book, please!", "x" * 300, "🙂 é"]
@@ -113,13 +113,13 @@ def test_a_text_without_a_token_becomes_one_of_padding(tiny_decoder):
 
 def test_each_text_is_tokenized_once(model, monkeypatch):
     seen = []
-    plain = batching.tokenize
+    plain = text_reader.tokenize
 
     def counted(tokenizer, texts, *rest):
         seen.extend(texts)
         return plain(tokenizer, texts, *rest)
 
-    monkeypatch.setattr(batching, "tokenize", counted)
+    monkeypatch.setattr(text_reader, "tokenize", counted)
     reader = TextReader(model, "document", "")
     prepared = reader.prepare(TEXTS)
     for batch in token_budget_batches(prepared.lengths, 64):

@@ -12,6 +12,7 @@ from ebr.data.embeddings import read_embeddings
 from ebr.errors import DataError
 from ebr.inference.dedup import Dedup, DistinctEncoder, RowDigests
 from ebr.inference.store import VectorStore, row_digest, text_digest
+from ebr.inference.unfit import TOO_LARGE
 from ebr.inference.worker import _Turns
 from tests.embedding_runs import Run, everything, write_table
 from tests.shard_engines import FakeEngine, vectors_of
@@ -54,7 +55,7 @@ def test_repeated_texts_are_encoded_once_and_all_rows_get_their_vector(store, de
     encoded = encoder.encode(TEXTS, RowDigests.of(TEXTS, None), nothing)
     assert engine.seen == (TEXTS if dedup == "none" else ["a", "b", "c"])
     assert encoded.vectors.tobytes() == vectors_of(TEXTS).tobytes()
-    assert (encoded.n_encoded, encoded.n_reused, encoded.n_changed, encoded.too_large) == (n_encoded, 0, 0, [])
+    assert (encoded.n_encoded, encoded.n_reused, encoded.n_changed, encoded.unfit) == (n_encoded, 0, 0, {})
 
 
 def test_global_dedup_asks_the_engine_for_what_no_shard_had(store):
@@ -87,7 +88,7 @@ def test_every_row_of_a_text_that_is_too_large_is_told_and_the_store_never_has_i
     encoder = DistinctEncoder(FakeEngine(too_large=["b"]), dedup, store)
     for _ in range(2):
         encoded = encoder.encode(TEXTS, RowDigests.of(TEXTS, None), nothing)
-        assert encoded.too_large == [1, 4]
+        assert encoded.unfit == {1: TOO_LARGE, 4: TOO_LARGE}
         assert np.isnan(encoded.vectors[[1, 4]]).all()
         assert encoded.vectors[[0, 2, 3, 5]].tobytes() == vectors_of(["a", "a", "c", "a"]).tobytes()
     assert text_digest("b") not in store.get([text_digest(text) for text in "abc"])

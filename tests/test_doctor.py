@@ -56,7 +56,8 @@ class Plan:
 @pytest.fixture(scope="module")
 def model(tiny_model):
     from ebr.model.adapters import attach_lora
-    from ebr.model.encoder import load_encoder, set_prompts
+    from ebr.model.encoder import load_encoder
+    from ebr.model.prompts import set_prompts
 
     loaded = load_encoder(tiny_model, max_seq_length=64)
     set_prompts(loaded, prompt=None, query_prompt=None, passage_prompt=None)

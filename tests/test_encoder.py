@@ -10,10 +10,11 @@ from sentence_transformers import SentenceTransformer
 from ebr.errors import ModelError
 from ebr.model import origin
 from ebr.model.adapters import attach_lora, load_adapter_weights, used_linear_layers
-from ebr.model.encoder import Role, load_encoder, prompt_for, set_prompts
+from ebr.model.encoder import load_encoder
 from ebr.model.identity import fingerprint
 from ebr.model.lengths import position_limit
 from ebr.model.origin import Origin, resolve_model
+from ebr.model.prompts import Role, prompt_for, set_prompts
 
 
 def test_a_local_folder_wins_over_the_embedded_model_of_the_same_name(tiny_model, tmp_path, monkeypatch):

@@ -18,11 +18,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from ebr.errors import DataError, ModelError
 from ebr.inference import engines
 from ebr.inference import settings as compute_settings
-from ebr.inference.engines import LocalEngine, RetrievalEncoder, TextsTooLarge
+from ebr.inference.engines import LocalEngine, RetrievalEncoder
 from ebr.inference.settings import ComputeSettings, apply_settings, copy_in, settings_of
-from ebr.model.encoder import Role, load_encoder
+from ebr.inference.unfit import TOO_LARGE, UnfitTexts
+from ebr.model.encoder import load_encoder
 from ebr.model.identity import fingerprint
 from ebr.model.lengths import set_lengths
+from ebr.model.prompts import Role
 
 QUICK = settings(deadline=None, max_examples=25, database=None)
 TEXTS = [
@@ -230,13 +232,13 @@ def test_texts_that_do_not_fit_alone_are_named_at_the_end_with_all_the_other_vec
     expected = engine_of(model).encode(texts)
     engine = engine_of(model, token_budget=400)
     with_room_for(engine, 30)
-    with pytest.raises(TextsTooLarge, match=r"2 texts do not fit .* \(the first is text 1\); lower max_seq_length") as caught:
+    with pytest.raises(UnfitTexts, match=r"^text 1 does not fit .*; lower max_seq_length \(2 texts get no vector\)$") as caught:
         engine.encode(texts)
-    assert caught.value.indices == [1, 3]
+    assert caught.value.reasons == dict.fromkeys([1, 3], TOO_LARGE)
     assert np.isnan(caught.value.vectors[[1, 3]]).all()
     assert np.abs(caught.value.vectors[[0, 2, 4]] - expected[[0, 2, 4]]).max() < 1e-6
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert (copy.indices, str(copy)) == ([1, 3], str(caught.value))
+    assert (copy.reasons, str(copy)) == (caught.value.reasons, str(caught.value))
 
 
 def test_texts_too_large_are_counted_across_blocks_and_no_other_vector_moves(model, monkeypatch):
@@ -245,20 +247,20 @@ def test_texts_too_large_are_counted_across_blocks_and_no_other_vector_moves(mod
     monkeypatch.setattr(engines, "_TEXTS_AT_ONCE", 4)  # blocks of 4, 4 and 2
     engine = engine_of(model, token_budget=400)
     with_room_for(engine, 30)
-    with pytest.raises(TextsTooLarge, match=r"3 texts do not fit .* \(the first is text 1\)") as caught:
+    with pytest.raises(UnfitTexts, match=r"^text 1 does not fit .* \(3 texts get no vector\)$") as caught:
         engine.encode(texts)
-    assert caught.value.indices == [1, 6, 9]
+    assert list(caught.value.reasons) == [1, 6, 9]
     assert np.isnan(caught.value.vectors[[1, 6, 9]]).all()
     fitted = [0, 2, 3, 4, 5, 7, 8]
     assert np.abs(caught.value.vectors[fitted] - expected[fitted]).max() < 1e-6
-    with pytest.raises(TextsTooLarge, match=r"the first is text 5\)"):
+    with pytest.raises(UnfitTexts, match=r"^text 5 does not fit .*; lower max_seq_length$"):
         engine.encode([*["red"] * 5, "国" * 50])
 
 
 def test_many_texts_too_large_do_not_wear_the_budget_down_to_nothing(model):
     engine = engine_of(model, token_budget=400, batch_size=1)
     with_room_for(engine, 30)
-    with pytest.raises(TextsTooLarge):
+    with pytest.raises(UnfitTexts):
         engine.encode(["国" * 50] * 20 + ["red"])
     assert engine.settings.token_budget == 51  # one less than the 52 tokens of such a text
 
@@ -295,7 +297,7 @@ def test_a_shortage_that_stays_ends_the_run_and_rejects_no_text(model):
     without_memory_for_a_while(engine, 100)
     with pytest.raises(ModelError, match=r"out of memory .* free memory and run the same command again") as caught:
         engine.encode(["red"])
-    assert not isinstance(caught.value, TextsTooLarge)
+    assert not isinstance(caught.value, UnfitTexts)
     assert 2 <= len(waits) <= 5
     assert sum(waits) < 60
 
@@ -306,7 +308,7 @@ def test_a_text_longer_than_any_that_fitted_is_too_large_without_a_wait(model, n
     engine = engine_of(model, sleep=waits.append)
     engine.encode(["red shoe"] * n_texts)  # more tokens in one pass than the long text has, and no proof that it fits
     with_room_for(engine, 30)
-    with pytest.raises(TextsTooLarge):
+    with pytest.raises(UnfitTexts):
         engine.encode(["国" * 40])
     assert waits == []
 
@@ -359,7 +361,7 @@ def test_an_overflow_in_a_later_block_is_named_by_its_place_among_all_texts(mode
 def test_rows_of_texts_too_large_are_not_taken_for_an_overflow(model):
     engine = engine_of(model, batch_size=1)
     with_room_for(engine, 30)
-    with pytest.raises(TextsTooLarge):
+    with pytest.raises(UnfitTexts):
         engine.encode(["red", "国" * 40])
 
 

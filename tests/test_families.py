@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from ebr.errors import ModelError
 from ebr.model.adapters import attach_lora, used_linear_layers
-from ebr.model.encoder import load_encoder, pooling_name, save_encoder
+from ebr.model.encoder import load_encoder, save_encoder
+from ebr.model.pooling import pooling_name
 
 TEXTS = ["buy a red shoe", "the lamp", "这是一个大国", "a"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.2}

@@ -9,7 +9,8 @@ from ebr.data.embeddings import read_embeddings
 from ebr.data.files import read_manifest
 from ebr.errors import ConfigError, DataError
 from ebr.inference.engines import LocalEngine
-from ebr.model.encoder import Role, load_encoder
+from ebr.model.encoder import load_encoder
+from ebr.model.prompts import Role
 from ebr.workflow import plan_inference, run_batch_inference
 
 TEXTS = ["a red shoe", "the", "这是一个大国的人民，我们", "buy a small blue lamp and a green book, please!", "x" * 300]

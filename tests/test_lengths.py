@@ -17,7 +17,7 @@ from ebr.errors import ModelError
 from ebr.model.encoder import load_encoder
 from ebr.model.lengths import kept_length, position_limit, set_lengths
 from ebr.workflow import build_index, evaluate_retrieval, open_index, run_batch_inference
-from ebr.workflow.evaluation import load_for_evaluation
+from ebr.workflow.evaluated_models import load_for_evaluation
 
 LONG = "red shoe " * 60
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

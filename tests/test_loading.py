@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from ebr.data.files import write_json
 from ebr.errors import ModelError
-from ebr.model.encoder import load_encoder, pooling_name
+from ebr.model.encoder import load_encoder
+from ebr.model.pooling import pooling_name
 from tests.lora_adapters import TEXTS
 
 WEIGHTS = "model.safetensors"

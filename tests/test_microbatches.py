@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ebr.model.adapters import attach_lora, train_every_weight
-from ebr.model.batching import TextReader
 from ebr.model.dropout import light_dropout
 from ebr.model.encoder import load_encoder
 from ebr.model.lora_linear import fused_lora
+from ebr.model.text_reader import TextReader
 from ebr.training.batches import TextGroup
 from ebr.training.microbatches import Embedder
 from ebr.training.objectives import InfoNCE, Targets

@@ -237,7 +237,7 @@ def test_another_tokenizer_is_another_model(tiny_model, table, tmp_path):
     AutoTokenizer.from_pretrained(folder, do_lower_case=False).save_pretrained(folder)
     lines = []
     embed(folder, table, said=lines.append)
-    assert any("another tokenizer_sha256: everything is embedded anew" in line for line in lines)
+    assert any("another spelling_sha256: everything is embedded anew" in line for line in lines)
     with pytest.raises(ModelError, match="its tokenizer differs"):
         open_index(index).search(["a"])
 
@@ -270,7 +270,7 @@ def test_an_index_of_before_that_records_no_architecture_is_searched_by_its_weig
     record = read_manifest(index)
     write_json(
         index / "ebr_manifest.json",
-        {name: value for name, value in record.items() if name not in ("architecture", "tokenizer_sha256")},
+        {name: value for name, value in record.items() if name not in ("architecture", "spelling_sha256")},
     )
     open_index(index).search(["a"])
 

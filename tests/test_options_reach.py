@@ -10,7 +10,7 @@ import pytest
 
 from ebr.config import FinetuneConfig, VisualizationConfig
 from ebr.data.embeddings import write_embeddings
-from ebr.model.encoder import pooling_name
+from ebr.model.pooling import pooling_name
 from ebr.training import arguments, engine
 from ebr.training import run as training
 from ebr.training.processes import ALONE, Processes

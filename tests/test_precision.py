@@ -19,8 +19,9 @@ from ebr.inference.engines import LocalEngine
 from ebr.inference.precision import Trial, choose_settings, memory_path
 from ebr.inference.settings import settings_of
 from ebr.model.attention import Machine, cpu_flags
-from ebr.model.encoder import Role, load_encoder
+from ebr.model.encoder import load_encoder
 from ebr.model.identity import fingerprint
+from ebr.model.prompts import Role
 
 TEXTS = [f"a {size} {colour} {thing}" for size in ("small", "large") for colour in ("red", "blue") for thing in ("cup", "lamp")]
 PLAIN = Machine("an old processor", 2, frozenset({"avx2"}))

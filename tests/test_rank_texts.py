@@ -10,7 +10,8 @@ import ebr
 from ebr.data.evaluation_set import read_evaluation_set
 from ebr.errors import DataError, ModelError
 from ebr.inference.engines import RetrievalEncoder
-from ebr.model.encoder import load_encoder, save_encoder, set_prompts
+from ebr.model.encoder import load_encoder, save_encoder
+from ebr.model.prompts import set_prompts
 from ebr.retrieval.evaluation import evaluate_encoder
 from ebr.workflow import Ranking, compare_models, rank_texts
 

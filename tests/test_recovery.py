@@ -13,8 +13,8 @@ from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
 from ebr.errors import ModelError
 from ebr.model.adapters import train_every_weight
-from ebr.model.batching import TextReader
 from ebr.model.encoder import load_encoder
+from ebr.model.text_reader import TextReader
 from ebr.training import microbatches, recovery
 from ebr.training.batches import Batch, TextGroup
 from ebr.training.microbatches import Embedder

@@ -13,7 +13,8 @@ from ebr.data.files import read_manifest, write_json
 from ebr.data.queries import Query, read_queries
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.inference.engines import LocalEngine
-from ebr.model.encoder import Role, load_encoder
+from ebr.model.encoder import load_encoder
+from ebr.model.prompts import Role
 from ebr.workflow import plan_search
 from ebr.workflow.searching import Match, SearchResult
 

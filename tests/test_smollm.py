@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ebr.config import MergeConfig, TrainConfig
-from ebr.model.encoder import load_encoder, pooling_name
+from ebr.model.encoder import load_encoder
+from ebr.model.pooling import pooling_name
 from ebr.workflow import merge_adapter, train_sentence_transformer
 from tests.conftest import REPO, SHARED_DATA
 

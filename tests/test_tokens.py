@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ebr.model.batching import TextReader, Tokens
+from ebr.model.batching import Tokens
 from ebr.model.encoder import load_encoder
+from ebr.model.text_reader import TextReader
 from ebr.training import tokens as tokens_module
 from ebr.training.tokens import TokenBook, cache_folder, pooled
 

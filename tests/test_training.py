@@ -167,7 +167,8 @@ def test_resuming_without_a_checkpoint_is_refused(config):
 
 def test_the_saved_folder_loads_with_plain_sentence_transformers_and_gives_our_vectors(config, tiny_model):
     from ebr.inference.engines import LocalEngine
-    from ebr.model.encoder import Role, load_encoder
+    from ebr.model.encoder import load_encoder
+    from ebr.model.prompts import Role
 
     result, lines = run(config, query_prompt="query: ", passage_prompt="passage: ")
     plain = SentenceTransformer(str(result.model_path), device="cpu")

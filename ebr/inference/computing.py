@@ -24,9 +24,12 @@ from ebr.inference.ray_workers import RayWorkers
 from ebr.inference.settings import ComputeSettings
 from ebr.inference.spec import EngineSpec
 from ebr.inference.worker import ShardWorker
-from ebr.model.encoder import DOT, Role, pooling_name, prompt_for, similarity_of
-from ebr.model.identity import architecture, fingerprint, tokenizer_digest
+from ebr.model.encoder import DOT, similarity_of
+from ebr.model.identity import architecture, fingerprint, spelling_digest
 from ebr.model.lengths import kept_length
+from ebr.model.origin import absolute_name
+from ebr.model.pooling import pooling_name
+from ebr.model.prompts import Role, prompt_for
 
 Say = Callable[[str], None]
 
@@ -46,11 +49,11 @@ class LoadedModel:
 def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
     """Load the model as it will embed documents. Raises ModelError when it cannot be found or loaded."""
     spec = EngineSpec(
-        _anywhere(config.model_path),
+        absolute_name(config.model_path),
         max_seq_length=config.max_seq_length,
         trust_remote_code=config.trust_remote_code,
         pooling=config.pooling,
-        base_model_path=config.base_model_path and _anywhere(config.base_model_path),
+        base_model_path=config.base_model_path and absolute_name(config.base_model_path),
         batch_size=config.batch_size,
         normalize_embeddings=config.normalize_embeddings,
         truncate_dim=config.truncate_dim,
@@ -70,7 +73,7 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
         "base_model_path": spec.base_model_path,
         "model_sha256": fingerprint(model),
         "architecture": architecture(model),
-        "tokenizer_sha256": tokenizer_digest(model),
+        "spelling_sha256": spelling_digest(model),
         "pooling": pooling_name(model),
         "prompt": spec.prompt,
         "query_prompt": prompt_for(model, Role.QUERY),
@@ -79,12 +82,6 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
         "normalized": config.normalize_embeddings,
     }
     return LoadedModel(model, spec, facts)
-
-
-def _anywhere(name: str) -> str:
-    """A model's name as another process understands it, which may have another working directory."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOptions) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.vectors import Vectors
-from ebr.inference.engines import Engine, OnBatch, TextsTooLarge
+from ebr.inference.engines import Engine, OnBatch
 from ebr.inference.store import DIGEST_BYTES, VectorStore, row_digest, text_digest
+from ebr.inference.unfit import UnfitTexts
 
 
 class Dedup(str, Enum):
@@ -50,9 +51,9 @@ class EncodedRows:
     """The vectors of N rows, and where they come from."""
 
     vectors: Vectors
-    """(N, D); nan where a text was too large."""
-    too_large: list[int]
-    """Rows whose text alone does not fit in the device's memory."""
+    """(N, D); nan where the model cannot embed a text."""
+    unfit: dict[int, str]
+    """Rows whose text it cannot embed, and why not."""
     n_encoded: int
     """Texts that went through the model, now or before this very shard was interrupted."""
     n_reused: int = 0
@@ -81,16 +82,16 @@ class DistinctEncoder:
         missing = [row for row in range(len(texts)) if row not in known.vectors]
         wanted = [texts[row] for row in missing]
         distinct, place = (wanted, np.arange(len(wanted))) if self.dedup is Dedup.NONE else _distinct(wanted)
-        encoded, too_large = _encode(self.engine, distinct, on_batch)
+        encoded, unfit = _encode(self.engine, distinct, on_batch)
         vectors = np.empty((len(texts), self.engine.dim), dtype=np.float32)
         for row, vector in known.vectors.items():
             vectors[row] = vector
         vectors[missing] = encoded[place]
         if self.dedup is Dedup.GLOBAL and self._store and digests and missing:
             by_place = dict(zip(place.tolist(), (digests.texts[row] for row in missing), strict=True))
-            whole = np.setdiff1d(np.arange(len(encoded)), too_large).tolist()
+            whole = [index for index in range(len(encoded)) if index not in unfit]
             self._store.add([by_place[index] for index in whole], encoded[whole], shard=shard)
-        failed = np.asarray(missing, dtype=np.int64)[np.isin(place, too_large)].tolist()
+        failed = {row: unfit[index] for row, index in zip(missing, place.tolist(), strict=True) if index in unfit}
         return EncodedRows(vectors, failed, len(distinct) + known.n_own, known.n_reused, known.n_changed)
 
     def _known(self, digests: RowDigests | None, shard: str) -> _KnownRows:
@@ -129,8 +130,8 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
     return list(place), row_of
 
 
-def _encode(engine: Engine, texts: Sequence[str], on_batch: OnBatch) -> tuple[Vectors, list[int]]:
+def _encode(engine: Engine, texts: Sequence[str], on_batch: OnBatch) -> tuple[Vectors, dict[int, str]]:
     try:
-        return engine.compute(engine.prepare(texts), on_batch), []
-    except TextsTooLarge as error:
-        return error.vectors, error.indices
+        return engine.compute(engine.prepare(texts), on_batch), {}
+    except UnfitTexts as error:
+        return error.vectors, error.reasons

@@ -20,9 +20,12 @@ from tqdm import tqdm
 from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
 from ebr.inference.settings import ComputeSettings, apply_settings, is_quantized, settings_of
+from ebr.inference.unfit import NO_DIRECTION, TOO_LARGE, UnfitTexts
 from ebr.model.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
-from ebr.model.batching import Ints, Prepared, TextReader, cost_of, token_budget_batches
-from ebr.model.encoder import COSINE, Role, prompt_for, similarity_of
+from ebr.model.batching import Ints, cost_of, token_budget_batches
+from ebr.model.encoder import COSINE, similarity_of
+from ebr.model.prompts import Role, prompt_for
+from ebr.model.text_reader import Prepared, TextReader
 
 log = logging.getLogger(__name__)
 
@@ -57,28 +60,10 @@ class Engine(Protocol):
         """What prepare made of N texts → (N, D) float32; only ever from one thread.
 
         on_batch: told how many texts each forward pass held; what it raises ends the work.
-        Raises TextsTooLarge at the end, when texts alone do not fit in the device's memory, and ModelError when a vector is not
-        finite, or when memory that was there before stays short.
+        Raises UnfitTexts at the end, when the model cannot embed some texts, and ModelError when a vector is not finite, or
+        when memory that was there before stays short.
         """
         ...
-
-
-class TextsTooLarge(ModelError):
-    """Texts that do not fit in the device's memory, even alone.
-
-    indices: where they stand among the texts. vectors: (N, D), of all the others; the rows of these are nan.
-    """
-
-    def __init__(self, indices: Sequence[int], vectors: Vectors) -> None:
-        count = "1 text does" if len(indices) == 1 else f"{len(indices)} texts do"
-        super().__init__(
-            f"{count} not fit in the device's memory, even alone (the first is text {indices[0]}); lower max_seq_length"
-        )
-        self.indices = list(indices)
-        self.vectors = vectors
-
-    def __reduce__(self) -> tuple[type[TextsTooLarge], tuple[list[int], Vectors]]:
-        return TextsTooLarge, (self.indices, self.vectors)
 
 
 class LocalEngine:
@@ -135,22 +120,24 @@ class LocalEngine:
         return replace(self._settings, compiled=compiled, attention=attention_of(self.model))
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """N texts → (N, D) float32, in their order. Raises TextsTooLarge."""
+        """N texts → (N, D) float32, in their order; says in a warning which have no direction. Raises UnfitTexts."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        too_large: list[int] = []
+        unfit: dict[int, str] = {}
         with tqdm(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
             try:
                 for start in range(0, len(texts), _TEXTS_AT_ONCE):
                     block, self._first_text = slice(start, start + _TEXTS_AT_ONCE), start
                     try:
                         vectors[block] = self.compute(self.prepare(texts[block]), bar.update)
-                    except TextsTooLarge as error:
+                    except UnfitTexts as error:
                         vectors[block] = error.vectors
-                        too_large += [start + index for index in error.indices]
+                        unfit |= {start + index: reason for index, reason in error.reasons.items()}
             finally:
                 self._first_text = 0
-        if too_large:
-            raise TextsTooLarge(too_large, vectors)
+        if unfit:
+            raise UnfitTexts(unfit, vectors)
+        if (lost := np.flatnonzero(~vectors.any(axis=1))).size:
+            log.warning("text %d %s%s", lost[0], NO_DIRECTION, f" (and {lost.size - 1:,} others)" if lost.size > 1 else "")
         return vectors
 
     def prepare(self, texts: Sequence[str]) -> Prepared:
@@ -172,19 +159,24 @@ class LocalEngine:
             torch.set_num_threads(self._n_threads)
         self.model.eval()
         vectors = np.full((len(prepared.lengths), self.dim), np.nan, dtype=np.float32)
+        vectors[prepared.wordless] = 0
         with _as_settled(self.model):
             too_large = self._fill(vectors, prepared, on_batch or (lambda _: None))
-        self._check_finite(vectors, too_large)
-        if too_large:
-            raise TextsTooLarge(sorted(too_large), vectors)
+        unfit = dict(prepared.unfit) | dict.fromkeys(too_large, TOO_LARGE)
+        self._check_finite(vectors, list(unfit))
+        if unfit:
+            raise UnfitTexts(unfit, vectors)
         return vectors
 
     def _fill(self, vectors: Vectors, prepared: Prepared, on_batch: OnBatch) -> list[int]:
-        """Compute every row of vectors; the texts that do not fit, even alone."""
+        """Compute every row of vectors that has tokens to compute; the texts that do not fit, even alone."""
+        skipped = np.union1d(prepared.wordless, np.fromiter(prepared.unfit, np.int64))
+        if skipped.size:
+            on_batch(skipped.size)
         too_large: list[int] = []
         computed: list[tuple[Ints, torch.Tensor]] = []
         budget = self._settings.token_budget
-        waiting = self._plan(prepared, np.arange(len(vectors)), budget)
+        waiting = self._plan(prepared, np.setdiff1d(np.arange(len(vectors)), skipped), budget)
         while waiting:
             batch = waiting.popleft()
             tokens = cost_of(prepared.lengths[batch], padded=not self._packs(prepared))
@@ -248,10 +240,10 @@ class LocalEngine:
             "free memory and run the same command again"
         )
 
-    def _check_finite(self, vectors: Vectors, too_large: list[int]) -> None:
+    def _check_finite(self, vectors: Vectors, unfit: list[int]) -> None:
         """Raise ModelError when a vector that was computed holds something that is not a number."""
         lost = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        lost = lost[~np.isin(lost, too_large)]
+        lost = lost[~np.isin(lost, unfit)]
         if not len(lost):
             return
         first = self._first_text + int(lost[0])

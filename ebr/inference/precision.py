@@ -19,12 +19,15 @@ from sentence_transformers import SentenceTransformer
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, first_line
 from ebr.inference.choices import memory_path, read_memory, write_memory
-from ebr.inference.engines import LocalEngine, TextsTooLarge
+from ebr.inference.engines import LocalEngine
 from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, is_quantized, settings_of
+from ebr.inference.unfit import UnfitTexts
 from ebr.model.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
-from ebr.model.batching import Prepared, default_token_budget
-from ebr.model.encoder import Role, pooling_name, prompt_for
+from ebr.model.batching import default_token_budget
 from ebr.model.identity import architecture, fingerprint
+from ebr.model.pooling import pooling_name
+from ebr.model.prompts import Role, prompt_for
+from ebr.model.text_reader import Prepared
 
 MOST_TEXTS = 128
 # A GPU that is given less is not busy, and every precision looks as fast as the other.
@@ -308,7 +311,7 @@ def _measure(work: _Work, settings: ComputeSettings, texts: Sequence[str]) -> Tr
 def _compute(engine: LocalEngine, prepared: Prepared) -> Vectors:
     try:
         return engine.compute(prepared)
-    except TextsTooLarge as error:
+    except UnfitTexts as error:
         return error.vectors
 
 

@@ -13,7 +13,8 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.inference.engines import LocalEngine
 from ebr.inference.settings import ComputeSettings
-from ebr.model.encoder import Role, load_encoder
+from ebr.model.encoder import load_encoder
+from ebr.model.prompts import Role
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class EngineSpec:
         """Load the model and stand an engine on it. Raises ModelError when it cannot be loaded there."""
         place.apply()
         with _said_before():
-            return self.on(self.load(place.device))
+            return self.on(self.load(place.device, compare=False))
 
-    def load(self, device: str | None = None) -> SentenceTransformer:
-        """The model alone. device: None = the GPU where there is one."""
+    def load(self, device: str | None = None, *, compare: bool = True) -> SentenceTransformer:
+        """The model alone. device: None = the GPU where there is one. compare: see load_encoder."""
         return load_encoder(
             self.model_path,
             max_seq_length=self.max_seq_length,
@@ -73,6 +74,7 @@ class EngineSpec:
             device=device,
             pooling=self.pooling,
             base_model_path=self.base_model_path,
+            compare=compare,
         )
 
     def on(self, model: SentenceTransformer) -> LocalEngine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from ebr.errors import DataError
 
 DIGEST_BYTES = 16
 _PATIENCE_S = 600
+_RETRY_S = 0.02
 # SQLite takes 32,766 parameters a statement; older builds 999.
 _MOST_PARAMETERS = 900
 
@@ -102,10 +104,23 @@ class VectorStore:
             raise DataError(f"{self.path}: is damaged ({error}); delete it") from error
 
 
+def _to_write_ahead_log(db: sqlite3.Connection) -> None:
+    """Have the file written ahead; SQLite does not wait for others who switch it at the same moment, so we do."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode=WAL")
+    _to_write_ahead_log(db)
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute("CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB, shard TEXT) WITHOUT ROWID")
     db.execute("CREATE TABLE IF NOT EXISTS keys (digest BLOB PRIMARY KEY) WITHOUT ROWID")

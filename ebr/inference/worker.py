@@ -28,12 +28,12 @@ from ebr.inference.dedup import Dedup, DistinctEncoder, EncodedRows, RowDigests
 from ebr.inference.engines import Engine, OnBatch
 from ebr.inference.parts import MEND_THE_ROW, PartOptions, PartRecord, ShardTask
 from ebr.inference.store import VectorStore
+from ebr.inference.unfit import NO_DIRECTION
 
 OVERLAP = 3
 """Shards at a time: one is read, parsed and tokenised, one computes, one is formatted and written."""
 
 _FIRST_REJECTS = 5
-_TOO_LARGE = "does not fit in the device's memory, even alone; lower max_seq_length"
 
 
 class ShardWorker:
@@ -84,7 +84,8 @@ class ShardWorker:
             # Other shards' vectors are asked for in the order of the shards, or a run would depend on who was first.
             with self._turns.mine(turn) if self.options.dedup is Dedup.GLOBAL else nullcontext():
                 encoded = self._encoder.encode(rows.texts, digests, step, task.key)
-            kept, keep = _reject(rows, dict.fromkeys(encoded.too_large, _TOO_LARGE), task.shard.file)
+            zeros = dict.fromkeys(np.flatnonzero(~encoded.vectors.any(axis=1)).tolist(), NO_DIRECTION)
+            kept, keep = _reject(rows, zeros | encoded.unfit, task.shard.file)
             self._refuse(kept.bad)
             if rows.keys is not None and digests is not None:
                 _save_digests(self.options, task.key, digests.table()[keep])

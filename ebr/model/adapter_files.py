@@ -70,16 +70,36 @@ def find_adapter(path: Path, *, option: str = "lora_adapter_path") -> LoraAdapte
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise ModelError(f"{file}: peft_type is {kind!r}; only LORA adapters can be loaded and merged")
+    _refuse_unreadable(config, file)
     if not n_tensors:
         raise ModelError(f"{weights}: holds no weights; copy the adapter again")
     # The folder only: in the hub's cache the file itself is a link to where no settings lie.
     return LoraAdapter(weights.parent.resolve() / weights.name, config)
 
 
+def _refuse_unreadable(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse what an adapter's file cannot bring back, or what would never be active. Raises ModelError."""
+    if config.get("alora_invocation_tokens"):
+        raise ModelError(f"{file}: alora_invocation_tokens: acts behind a call in the text alone, which an embedding has not")
+    if str(config.get("init_lora_weights")).startswith("pissa_niter"):
+        raise ModelError(
+            f"{file}: init_lora_weights {config['init_lora_weights']!r} splits the base at random each time it is loaded, so "
+            "its vectors cannot come back; convert the adapter to a plain LoRA (path_initial_model_for_weight_conversion)"
+        )
+    numbers = {name: config.get(name) for name in ("r", "lora_alpha")}
+    if wrong := [f"{name} is {value!r}" for name, value in numbers.items() if isinstance(value, bool | str | None)]:
+        raise ModelError(f"{file}: {', '.join(wrong)}, not a number; copy the file again")
+
+
 def _weights_in(folder: Path, option: str) -> Path:
     if (folder / ADAPTER_WEIGHTS).is_file():
         return folder / ADAPTER_WEIGHTS
     files = sorted(folder.glob("*.safetensors"))
+    if not files and (pickle := folder / "adapter_model.bin").is_file():
+        raise ModelError(
+            f"{pickle}: is a pickle, which can run code when it is read; save the adapter as safetensors where it was made "
+            "(save_pretrained of a current peft does)"
+        )
     if len(files) != 1:
         found = f"{len(files)} .safetensors files" if files else "no .safetensors file"
         raise ModelError(f"{option} {folder}: holds {found}, none of them {ADAPTER_WEIGHTS}; give the adapter's file")

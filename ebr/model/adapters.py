@@ -32,6 +32,8 @@ def attach_lora(
     # Dense layers behind the transformer would otherwise stay trainable.
     model.requires_grad_(False)
     targets = list(target_modules) if target_modules else used_linear_layers(model)
+    if not targets:
+        raise ModelError("finetune_type lora: an embedding of this model passes through no linear layer; use full")
     try:
         with bitsandbytes_hidden():
             model.add_adapter(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none"))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
 Ints = npt.NDArray[np.int64]
@@ -160,111 +157,6 @@ def packed_features(tokens: Tokens, batch: Ints, first_position: int) -> dict[st
     if tokens.type_ids is not None:
         features["token_type_ids"] = torch.from_numpy(tokens.rows(tokens.type_ids, batch)[None])
     return features
-
-
-def asks_for_role(model: SentenceTransformer) -> bool:
-    """Whether a module of the model, a Router say, wants to be told if its texts are queries or documents."""
-    return any("task" in getattr(module, "forward_kwargs", ()) for module in model)
-
-
-def first_position_of(model: SentenceTransformer) -> int:
-    """0; for RoBERTa and its kin, which number positions from padding_idx + 1, that number."""
-    for module in model[0].model.modules():
-        table, padding_idx = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
-        if isinstance(table, torch.nn.Embedding) and isinstance(padding_idx, int):
-            return padding_idx + 1
-    return 0
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """N texts, tokenised where the model takes plain tokens, else tokens is None. lengths: (N,), in tokens.
-
-    prompt_length: tokens of the prompt before each text, for a pooling that leaves them out; None without a prompt.
-    """
-
-    texts: list[str]
-    tokens: Tokens | None
-    lengths: Ints
-    prompt_length: int | None
-
-
-class TextReader:
-    """One model's way from texts to what its modules read; each text is tokenised once, by one thread at a time."""
-
-    def __init__(self, model: SentenceTransformer, task: str, prompt: str) -> None:
-        self.model = model
-        self.task = task
-        self.prompt = prompt
-        # A fast tokenizer that two threads use at once raises "Already borrowed".
-        self.lock = threading.Lock()
-
-    def prepare(self, texts: Sequence[str]) -> Prepared:
-        """Tokens of N texts; the texts themselves for a model that has its own way with them."""
-        sample = ["a", "a b c d"]
-        with self.lock:
-            features = self._preprocess(sample)
-            if not _takes_plain_tokens(self.model, features) or not self._agrees(features, self._tokenize(sample)):
-                lengths = np.array([len(text) // _CHARACTERS_A_TOKEN + 1 for text in texts], dtype=np.int64)
-                return Prepared(list(texts), None, lengths, None)
-            tokens = self._tokenize(texts)
-        return Prepared([], tokens, tokens.lengths, features.get("prompt_length"))
-
-    def features(self, prepared: Prepared, batch: Ints, *, packed: bool) -> dict[str, Any]:
-        """What the model's modules read of the texts of a batch, on its device. packed: laid end to end, else padded."""
-        features: dict[str, Any]
-        if prepared.tokens is None:
-            with self.lock:
-                features = self._preprocess([prepared.texts[index] for index in batch])
-        elif packed:
-            features = {"modality": "text", **packed_features(prepared.tokens, batch, self._first_position)}
-        else:
-            features = {"modality": "text", **padded_features(prepared.tokens, batch, self.model.tokenizer)}
-        if prepared.prompt_length is not None:
-            features["prompt_length"] = prepared.prompt_length
-        return {name: _to_device(value, self.model.device) for name, value in features.items()}
-
-    @cached_property
-    def _first_position(self) -> int:
-        return first_position_of(self.model)
-
-    def _preprocess(self, texts: list[str]) -> dict[str, Any]:
-        features: dict[str, Any] = self.model.preprocess(texts, prompt=self.prompt or None, task=self.task)
-        return features
-
-    def _tokenize(self, texts: Sequence[str]) -> Tokens:
-        first = self.model[0]
-        lengths = {"query": first.query_length, "document": first.document_length}
-        return tokenize(first.tokenizer, texts, self.prompt, lengths.get(self.task))
-
-    def _agrees(self, features: dict[str, Any], tokens: Tokens) -> bool:
-        """Whether our tokens make the features that the model's own preprocess made of the same texts."""
-        ours = padded_features(tokens, np.arange(len(tokens)), self.model.tokenizer)
-        theirs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
-        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def _to_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    if not isinstance(value, torch.Tensor) or device.type == "cpu":
-        return value
-    if device.type == "cuda" and value.device.type == "cpu":
-        # From pinned memory the copy runs while the device still computes the pass before.
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
-
-
-def _takes_plain_tokens(model: SentenceTransformer, features: Mapping[str, Any]) -> bool:
-    """Whether texts can be tokenised once and batched here: a transformer that reads nothing but its tokenizer's output.
-
-    features: what the model's own preprocess gives for two texts of unequal length; anything unknown in it leaves the work to
-    preprocess, as do chat templates, processors of images, query expansion and options for the tokenizer.
-    """
-    first = model[0]
-    if not isinstance(first, Transformer) or not isinstance(first.processor, PreTrainedTokenizerBase):
-        return False
-    plain = "text" in first.modality_config and "message" not in first.modality_config and not first.processing_kwargs
-    known = _KNOWN_FEATURES | {"modality", "prompt_length"}
-    return plain and first.query_expansion is None and {"input_ids", "attention_mask"} <= set(features) <= known
 
 
 def cache_bytes(folder: Path = CACHE_FOLDER) -> int:

@@ -7,28 +7,30 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ebr.data.files import read_manifest
 from ebr.errors import EBRError, ModelError, first_line
 from ebr.model import quantization
-from ebr.model.adapted import AdaptedEncoder, attach, base_source, has_base_inside, other_base_note
-from ebr.model.adapter_files import LoraAdapter, find_adapter
+from ebr.model.adapted import AdaptedEncoder, attach, base_source, other_base_note
+from ebr.model.adapter_files import ADAPTER_WEIGHTS, LoraAdapter, find_adapter
+from ebr.model.identity import differences_from
 from ebr.model.kind import TRUST_HINT, check_trust, refuse_other_families, warn_of_unused_code
 from ebr.model.lengths import keep_within_positions, set_lengths
 from ebr.model.loading import check_weights, watch_loading
-from ebr.model.origin import ADAPTER_CONFIG, ModelSource, adapter_folder, resolve_model
+from ebr.model.modules import check_loaded, check_modules, refuse_lost_modules
+from ebr.model.origin import ADAPTER_CONFIG, ModelSource, Origin, adapter_folder, resolve_model
 from ebr.model.plain import plain_encoder
-from ebr.model.tokenizer import PUT_TOKENIZER, check_tokenizer, ensure_padding
+from ebr.model.pooling import pool_by
+from ebr.model.tokenizer import PUT_TOKENIZER, check_tokenizer, ensure_padding, table_of
 from ebr.model.weight_files import check_files
 
 log = logging.getLogger(__name__)
@@ -38,21 +40,6 @@ _ADVICE = {
     "trust_remote_code": f"comes with Python code of its own, which runs only with {TRUST_HINT}",
     "Unrecognized processing class": f"holds no tokenizer; {PUT_TOKENIZER}",
 }
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-"""What sentence-transformers calls the prompt of a document, the first of them that is there."""
-
-
-class Role(str, Enum):
-    """What a text is to retrieval: it decides prompt and length."""
-
-    QUERY = "query"
-    DOCUMENT = "document"
-
-
-def require_transformer(model: SentenceTransformer, option: str, name: str) -> None:
-    """Raises ModelError for a model that does not begin with a transformer, the only place for an adapter."""
-    if not isinstance(getattr(model[0], "model", None), PreTrainedModel):
-        raise ModelError(f"{option} {name}: does not begin with a transformer, which is what can be tuned")
 
 
 def load_encoder(
@@ -66,6 +53,8 @@ def load_encoder(
     quantization_bits: int | None = None,
     compute_dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
+    hash_base: bool = False,
+    compare: bool = True,
 ) -> SentenceTransformer:
     """Load an encoder in float32, its base quantised where asked.
 
@@ -77,12 +66,14 @@ def load_encoder(
     base_model_path: where the base of an adapter lies now; None = where its files say.
     quantization_bits: 4 or 8; 0 = none; None = as an adapter of ours was tuned, none for any other model.
     compute_dtype: of a 4-bit base's matrix products; None = as the adapter was tuned, else float32.
+    hash_base: let base_of tell the digest of an adapter's base. compare: say what differs from what the model's manifest
+    records; one that was loaded before need not be compared again.
     Raises ModelError when the model cannot be found or loaded as asked; MissingPackageError without bitsandbytes.
     """
     source = resolve_model(name)
     with _readable(source):
         folder = adapter_folder(source)
-        recorded_bits, recorded_dtype = _recorded_quantization(folder)
+        recorded_bits, recorded_dtype = quantization.recorded(folder)
         bits = recorded_bits if quantization_bits is None else quantization_bits
         load = _Loader(
             trust_remote_code=trust_remote_code,
@@ -95,26 +86,34 @@ def load_encoder(
             model = load.whole(source, pooling)
         else:
             adapter = find_adapter(folder, option="model")
-            adapted = load.adapted(adapter, base_model_path)
-            if note := other_base_note(adapter, adapted.base_sha256, adapted.base):
+            adapted = load.adapted(adapter, base_model_path, pooling, hash_base=hash_base, compare=compare)
+            if compare and (note := other_base_note(adapter, adapted, bits=bits)):
                 log.warning("%s: %s; its vectors are those of no model that was ever trained", name, note)
             model = adapted.encoder
-            _pool_by(model, pooling, name)
-    _settle(model, name)
+    _settle(model)
+    if compare:
+        _compare(model, folder or source.folder, name)
+    pool_by(model, pooling, name)
     if max_seq_length is not None:
         set_lengths(model, max_seq_length)
     return model
 
 
 def load_adapted(
-    adapter: LoraAdapter, base_model_path: str, *, trust_remote_code: bool, device: str | None = None, bits: int = 0
+    adapter: LoraAdapter,
+    base_model_path: str,
+    *,
+    trust_remote_code: bool,
+    device: str | None = None,
+    bits: int = 0,
+    hash_base: bool = False,
 ) -> AdaptedEncoder:
     """A base and an adapter on it, not merged, as load_encoder loads the adapter's folder. Errors as there."""
     with _readable(resolve_model(base_model_path)):
         kwargs = _model_kwargs(base_model_path, bits, torch.float32, None)
         loader = _Loader(trust_remote_code=trust_remote_code, device=device, model_kwargs=kwargs)
-        adapted = loader.adapted(adapter, base_model_path)
-    _settle(adapted.encoder, base_model_path)
+        adapted = loader.adapted(adapter, base_model_path, None, hash_base=hash_base, compare=False)
+    _settle(adapted.encoder)
     return adapted
 
 
@@ -142,7 +141,7 @@ def _readable(source: ModelSource) -> Iterator[None]:
         # What libraries advise stands at the end of what they say, and names their own options.
         advice = next((ours for theirs, ours in _ADVICE.items() if theirs in str(error)), None)
         what = advice or f"{source.location} cannot be loaded ({type(error).__name__}: {first_line(error)})"
-        raise ModelError(f"model {source.name!r}: {what}") from error
+        raise ModelError(f"{source.where}: {what}") from error
 
 
 @dataclass(frozen=True)
@@ -153,102 +152,147 @@ class _Loader:
     device: str | None
     model_kwargs: dict[str, Any]
 
-    def whole(self, source: ModelSource, pooling: str | None) -> SentenceTransformer:
-        """A model that is no adapter, with nothing made up in it."""
-        where, location = f"model {source.name!r}", source.location
+    def whole(self, source: ModelSource, pooling: str | None, *, says_pooling: bool = False) -> SentenceTransformer:
+        """A model that is no adapter, with nothing made up in it.
+
+        says_pooling: it is the base of an adapter that says how to embed, so that it need not say so itself.
+        """
+        with _without_adapter(source) as location:
+            self._check_before(source, location, pooling, says_pooling=says_pooling)
+            with watch_loading() as loaded:
+                model = self._load(location, pooling)
+        if source.origin is Origin.HUB and source.files is not None:
+            check_files(source.files)  # what was fetched only now
+        _check_tokenizers(model, source.where)
+        check_weights(model, loaded, source.where)
+        check_loaded(model, source.location, source.where)
         if source.folder is not None:
-            check_files(source.folder)
-            check_trust(source.folder, where, trust_remote_code=self.trust_remote_code)
-        refuse_other_families(location, where, pooling=pooling)
+            check_trust(source.folder, [one.model for one in loaded], source.where)
+        for one in loaded:
+            warn_of_unused_code(one.model, source.where)
+        if (named := model.similarity_fn_name) != COSINE:
+            log.warning("%s: was made for similarity by %s, and is judged by %s", source.where, named, similarity_of(model))
+        return model
+
+    def _check_before(self, source: ModelSource, location: str, pooling: str | None, *, says_pooling: bool) -> None:
+        if source.files is not None:
+            check_files(source.files)
+        refuse_other_families(location, source.where, says_pooling=says_pooling or pooling is not None)
+        if is_sentence_transformer_model(location):
+            if source.folder is not None:
+                check_modules(source.folder, source.where)
+        elif not says_pooling:
+            refuse_lost_modules(source, source.where, pooling=pooling)
+
+    def _load(self, location: str, pooling: str | None) -> SentenceTransformer:
         options: dict[str, Any] = {
             "trust_remote_code": self.trust_remote_code,
             "device": self.device,
             "model_kwargs": self.model_kwargs,
         }
-        with watch_loading() as loaded:
-            if is_sentence_transformer_model(location):
-                model = SentenceTransformer(location, **options)
-                _pool_by(model, pooling, source.name)
-            else:
-                model = plain_encoder(location, pooling=pooling, **options)
-        for transformer in _transformers_of(model):
-            check_tokenizer(transformer, where)
-        check_weights(model, loaded, where)
-        for one in loaded:
-            warn_of_unused_code(one.model, where, trust_remote_code=self.trust_remote_code)
-        if (named := model.similarity_fn_name) != COSINE:
-            log.warning("%s: was made for similarity by %s, and is judged by %s", where, named, similarity_of(model))
-        return model
+        if is_sentence_transformer_model(location):
+            return SentenceTransformer(location, **options)
+        return plain_encoder(location, pooling=pooling, **options)
 
-    def adapted(self, adapter: LoraAdapter, base_model_path: str | None) -> AdaptedEncoder:
-        """A base with an adapter in its layers, pooled and prompted as the adapter says."""
-        check_trust(adapter.folder, f"model {str(adapter.folder)!r}", trust_remote_code=self.trust_remote_code)
-        if base_model_path is None and has_base_inside(adapter.folder):
-            base, encoder = _inner_base(adapter, self)
+    def adapted(
+        self, adapter: LoraAdapter, base_model_path: str | None, pooling: str | None, *, hash_base: bool, compare: bool
+    ) -> AdaptedEncoder:
+        """A base with an adapter in its layers, pooled and prompted as the adapter says. Arguments as of load_encoder."""
+        folder, where = adapter.folder, f"model {str(adapter.folder)!r}"
+        if adapter.is_encoder:
+            check_modules(folder, where)
         else:
-            base = base_source(adapter, base_model_path)
-            encoder = self.whole(base, None)
+            refuse_lost_modules(ModelSource(str(folder), Origin.FOLDER, str(folder)), where, pooling=pooling)
+        base = base_source(adapter, base_model_path)
+        encoder = self.whole(base, None if adapter.is_encoder else pooling, says_pooling=adapter.is_encoder)
         require_transformer(encoder, "base_model_path", base.name)
-        adapted = attach(encoder, adapter, base, trust_remote_code=self.trust_remote_code)
-        check_tokenizer(adapted.encoder[0], f"model {str(adapter.folder)!r}")
+        recorded = (read_manifest(folder) or {}).get("base_sha256") if compare else None
+        adapted = attach(
+            encoder, adapter, base, trust_remote_code=self.trust_remote_code, hash_base=hash_base or recorded is not None
+        )
+        check_trust(folder, [encoder[0].model], where)
+        _check_tokenizers(adapted.encoder, where)
         return adapted
 
 
-def _inner_base(adapter: LoraAdapter, loader: _Loader) -> tuple[ModelSource, SentenceTransformer]:
-    """The base that lies in the adapter's own folder. No library loads it alone there; from a folder of links without the
-    adapter it does.
-    """
-    source = resolve_model(str(adapter.folder))
+@contextmanager
+def _without_adapter(source: ModelSource) -> Iterator[str]:
+    """Where a model lies alone: no library loads a base by itself from a folder that holds an adapter too."""
+    folder = source.folder
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        yield source.location
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        for path in adapter.folder.iterdir():
-            if path.name != ADAPTER_CONFIG and path != adapter.weights:
+        for path in folder.iterdir():
+            if path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                 (Path(scratch) / path.name).symlink_to(path)
-        encoder = loader.whole(ModelSource(source.name, source.origin, scratch), None)
-    return source, encoder
+        yield scratch
 
 
-def _transformers_of(model: SentenceTransformer) -> list[Transformer]:
-    return [module for module in model.modules() if isinstance(module, Transformer)]
+def _check_tokenizers(model: SentenceTransformer, where: str) -> None:
+    """Refuse a tokenizer that does not belong to its table; give one something to pad with. Raises ModelError."""
+    for module in model.modules():
+        if isinstance(module, StaticEmbedding):
+            check_tokenizer(module.tokenizer, module.embedding, where)
+        elif isinstance(module, Transformer):
+            check_tokenizer(module.tokenizer, table_of(module.model), where)
+            if isinstance(module.tokenizer, PreTrainedTokenizerBase):
+                ensure_padding(module.tokenizer, where)
 
 
-def _settle(model: SentenceTransformer, name: str) -> None:
-    """What every encoder must be, however it was saved: padded behind, by some token, and no longer than its positions."""
+def _settle(model: SentenceTransformer) -> None:
+    """What every encoder must be, however it was saved: padded behind, and no longer than its positions."""
     quantization.keep_trainable(model)
-    for transformer in _transformers_of(model):
-        tokenizer = transformer.tokenizer
-        if isinstance(tokenizer, PreTrainedTokenizerBase):
-            # Absolute positions count the padding in front; behind, it is out of every token's way.
-            tokenizer.padding_side = "right"
-            ensure_padding(tokenizer, f"model {name!r}")
+    pads_behind = all(map(_is_stock, _all_modules(model)))
+    for module in model.modules():
+        # Absolute positions count the padding in front; behind, it is out of every token's way. Code of a model's own may
+        # look for the last token at the last place.
+        if pads_behind and isinstance(module, Transformer) and isinstance(module.tokenizer, PreTrainedTokenizerBase):
+            module.tokenizer.padding_side = "right"
+    _keep_lower_case(model)
     keep_within_positions(model)
 
 
-def _pool_by(model: SentenceTransformer, pooling: str | None, name: str) -> None:
-    """Pool as asked, and say so where the model was saved otherwise."""
-    saved = pooling_name(model)
-    if pooling is None or pooling == saved:
-        return
-    _set_pooling(model, pooling)
-    log.warning("%s: pooled by %s, as asked for; it was saved for %s", name, pooling, saved)
-
-
-def _set_pooling(model: SentenceTransformer, mode: str) -> None:
+def _all_modules(model: SentenceTransformer) -> Iterator[torch.nn.Module]:
+    """The modules of an encoder, those of routes as well."""
     for module in model:
-        if isinstance(getattr(module, "pooling_mode", None), str):
-            module.pooling_mode = mode
-            return
-    raise ModelError(f"pooling {mode}: this model has no pooling layer with one mode that could be changed")
+        yield module
+        if isinstance(module, Router):
+            yield from (inner for route in module.sub_modules.values() for inner in route)
 
 
-def _recorded_quantization(folder: Path | None) -> tuple[int, torch.dtype]:
-    """The bits of the base that an adapter of ours was tuned on, and of its products; (0, float32) for any other model."""
-    config: dict[str, Any] = (read_manifest(folder) or {}).get("config", {}) if folder is not None else {}
-    bits = config.get("quantization_bits", 0) if config.get("finetune_type") == "qlora" else 0
-    return int(bits), quantization.compute_dtype(bf16=config.get("bf16", False), fp16=config.get("fp16", False))
+def _is_stock(module: torch.nn.Module) -> bool:
+    """Whether a module is computed by the code of the libraries alone."""
+    transformer = getattr(module, "model", None)
+    own_code = isinstance(transformer, PreTrainedModel) and transformer.is_custom_code()
+    return type(module).__module__.startswith("sentence_transformers.") and not own_code
+
+
+def _keep_lower_case(model: SentenceTransformer) -> None:
+    """Let do_lower_case be saved with the model, which sentence-transformers forgets, to read other words afterwards."""
+    for module in model.modules():
+        if isinstance(module, Transformer) and module.do_lower_case and "do_lower_case" not in module.config_keys:
+            module.config_keys = [*module.config_keys, "do_lower_case"]
+
+
+def _compare(model: SentenceTransformer, folder: Path | None, name: str) -> None:
+    """Say where a model is not computed with as it was when it was saved, by our manifest."""
+    record = read_manifest(folder) if folder is not None else None
+    if lines := differences_from(record or {}, model):
+        log.warning(
+            "%s: is not what its manifest says: %s; its vectors may be others than when it was made", name, "; ".join(lines)
+        )
+
+
+def require_transformer(model: SentenceTransformer, option: str, name: str) -> None:
+    """Raises ModelError for a model that does not begin with a transformer, the only place for an adapter."""
+    if not isinstance(getattr(model[0], "model", None), PreTrainedModel):
+        raise ModelError(f"{option} {name}: does not begin with a transformer, which is what can be tuned")
 
 
 def save_encoder(model: SentenceTransformer, folder: Path) -> None:
     """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON."""
+    _keep_lower_case(model)
     with quiet_files():
         model.save_pretrained(str(folder))
 
@@ -265,44 +309,6 @@ def quiet_files() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def prompt_for(model: SentenceTransformer, role: Role) -> str:
-    """The prompt that the model was saved with for texts of this role; '' when it has none."""
-    names = ("query",) if role is Role.QUERY else _DOCUMENT_PROMPTS
-    there = [model.prompts[name] or "" for name in names if name in model.prompts]
-    if not there and model.default_prompt_name is not None:
-        return model.prompts.get(model.default_prompt_name) or ""
-    # sentence-transformers puts an empty document prompt beside a passage prompt that was saved, and then takes that.
-    return next(filter(None, there), "")
-
-
-def set_prompts(
-    model: SentenceTransformer, *, prompt: str | None, query_prompt: str | None, passage_prompt: str | None
-) -> None:
-    """Settle the model's query and document prompts; they are saved with it. None = fall back, at last to the model's own.
-
-    Its prompts for other tasks (STS, Clustering, …) stay.
-    """
-    query = _first(query_prompt, prompt, prompt_for(model, Role.QUERY))
-    document = _first(passage_prompt, prompt, prompt_for(model, Role.DOCUMENT))
-    also = {name: document for name in _DOCUMENT_PROMPTS if name in model.prompts}
-    model.prompts = {**model.prompts, **also, "query": query, "document": document}
-    # A default prompt would also go before texts whose role nobody named, unlike in training.
-    model.default_prompt_name = None
-
-
-def _first(*choices: str | None) -> str:
-    return next(choice for choice in choices if choice is not None)
-
-
 def similarity_of(model: SentenceTransformer) -> str:
     """What its vectors are compared by: dot for a model that was made for it, else cosine; distances are not searched by."""
     return DOT if model.similarity_fn_name == DOT else COSINE
-
-
-def pooling_name(model: SentenceTransformer) -> str:
-    """How token vectors become one: mean, cls, lasttoken, …; '' when the model has no pooling layer."""
-    for module in model:
-        mode = getattr(module, "pooling_mode", None)
-        if mode is not None:
-            return mode if isinstance(mode, str) else "+".join(mode)
-    return ""

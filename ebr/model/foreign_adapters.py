@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ebr.errors import EBRError, ModelError, first_line
 from ebr.model.adapter_files import LoraAdapter
+from ebr.model.loading import first_names
 from ebr.model.origin import ADAPTER_CONFIG
 from ebr.model.peft_import import (
     LoraConfig,
@@ -24,10 +25,12 @@ from ebr.model.peft_import import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from ebr.model.tokenizer import table_of
 
 log = logging.getLogger(__name__)
 
 _WITHOUT_WEIGHTS = "places without weights"
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PART_OF_LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|magnitude_vector)")
 
 
@@ -43,22 +46,23 @@ def attach_adapter(transformer: PreTrainedModel, adapter: LoraAdapter) -> LoraMo
     weights = _without_heads(weights, prefix, transformer, adapter)
     _grow_table(transformer, weights, prefix, adapter)
     layers = {path.removeprefix(prefix) for path in _layer_paths(weights)}
+    settings = _lora_config(adapter)
     try:
-        config = _named_as_in_base(_lora_config(adapter), prefix, transformer, layers)
+        config = _named_as_in_base(settings, prefix, transformer, layers)
         with bitsandbytes_hidden():
             tuner = LoraModel(transformer, config, "default")
         places = get_peft_model_state_dict(transformer, save_embedding_layers=True)
         _check_places(weights, places, get_peft_model_state_dict(transformer, save_embedding_layers=False), prefix, adapter)
         weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
         set_peft_model_state_dict(transformer, weights)
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (AttributeError, ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, EBRError):
             raise
-        raise _misfit(adapter, [first_line(error)]) from error
+        raise ModelError(f"{adapter.weights}: peft cannot put it into this base ({first_line(error)})") from error
     # What was loaded is read back: libraries log a weight that they leave out, and go on.
     loaded = get_peft_model_state_dict(transformer, save_embedding_layers=True)
     if left_out := [key for key, tensor in weights.items() if not torch.equal(loaded[key], tensor.to(loaded[key]))]:
-        raise _misfit(adapter, [f"not taken up: {_first(left_out)}"])
+        raise _misfit(adapter, [f"not taken up: {first_names(left_out)}"])
     return tuner
 
 
@@ -79,8 +83,12 @@ def _read_weights(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
 
 
 def plain_key(key: str) -> str:
-    """A weight's name as peft saves it: without the adapter's own name, `x.lora_A.default.weight` → `x.lora_A.weight`."""
-    parts = key.split(".")
+    """A weight's name as peft saves it: without the adapter's own name, `x.lora_A.default.weight` → `x.lora_A.weight`.
+
+    Also without what compiling, sharding and checkpointing put into the names of what they wrap.
+    """
+    parts = [part for part in key.split(".") if part not in _WRAPPERS]
+    key = ".".join(parts)
     for index, part in enumerate(parts):
         if part == "modules_to_save":
             rest = parts[index + 1 :]
@@ -97,7 +105,10 @@ def _lora_config(adapter: LoraAdapter) -> LoraConfig:
     # peft would warn and leave them out: then what is merged is not what was trained.
     if lost := sorted(key for key, value in adapter.config.items() if key not in known and value):
         raise ModelError(f"{adapter.folder / ADAPTER_CONFIG}: this peft does not know {', '.join(lost)}; pip install -U peft")
-    return LoraConfig(**{key: value for key, value in adapter.config.items() if key in known - {"runtime_config"}})
+    try:
+        return LoraConfig(**{key: value for key, value in adapter.config.items() if key in known - {"runtime_config"}})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{adapter.folder / ADAPTER_CONFIG}: cannot be used ({first_line(error)})") from error
 
 
 def _layer_paths(weights: Iterable[str]) -> set[str]:
@@ -115,7 +126,7 @@ def _prefix_of(transformer: PreTrainedModel, weights: Iterable[str], adapter: Lo
         if tail := next((tail for tail in tails if tail in names), ""):
             found[path.removesuffix(tail)] += 1
     if not found:
-        raise _misfit(adapter, [f"{len(paths)} layers that it lacks: {_first(sorted(paths))}"])
+        raise _misfit(adapter, [f"{len(paths)} layers that it lacks: {first_names(sorted(paths))}"])
     return found.most_common(1)[0][0]
 
 
@@ -128,11 +139,10 @@ def _without_heads(
     """
     beside = prefix[: prefix.rstrip(".").rfind(".") + 1]
     own = {name for name, _ in transformer.named_children()}
-    has_decoder = not getattr(transformer.config, "is_encoder_decoder", False) or "decoder" in own
 
     def is_head(key: str) -> bool:
         if key.startswith(prefix):
-            return not has_decoder and key.startswith(f"{prefix}decoder.")
+            return "decoder" not in own and key.startswith(f"{prefix}decoder.")
         return bool(prefix) and key.startswith(beside) and key.removeprefix(beside).split(".")[0] not in own
 
     heads = sorted(filter(is_head, weights))
@@ -141,14 +151,14 @@ def _without_heads(
             "%s: %d weights of layers that an embedding does not read are left out (%s)",
             adapter.weights,
             len(heads),
-            _first(heads),
+            first_names(heads),
         )
     return {key: tensor for key, tensor in weights.items() if key not in set(heads)}
 
 
 def _grow_table(transformer: PreTrainedModel, weights: Mapping[str, torch.Tensor], prefix: str, adapter: LoraAdapter) -> None:
     """Give the table of embeddings as many rows as the adapter's. Raises ModelError when that does not hold the new ones."""
-    table = transformer.get_input_embeddings()
+    table = table_of(transformer)
     if not isinstance(table, torch.nn.Embedding):
         return
     name = prefix + next(name for name, module in transformer.named_modules() if module is table)
@@ -186,10 +196,12 @@ def _named_as_in_base(config: LoraConfig, prefix: str, transformer: PreTrainedMo
 
     The names of training are those in the base behind some tail of the prefix: the one under which settings and weights agree.
     """
+    if config.target_parameters:
+        return config  # of parameters, which have no modules of their own; ends of names choose them
     names = [name for name, _ in transformer.named_modules() if name]
     tails = [prefix[start:] for start in _starts(prefix)]  # the last is ''
     targets = config.target_modules
-    if targets and targets != "all-linear" and not config.target_parameters:
+    if targets and targets != "all-linear":
         if not isinstance(targets, str):
             config.target_modules = {_known(entry, prefix, names) for entry in targets}
         for tail in tails:
@@ -234,9 +246,10 @@ def _check_places(
         for key, tensor in sorted(weights.items())
         if local[key] in places and tensor.shape != places[local[key]].shape
     ]
-    missing = sorted(set(required) - set(local.values()))
+    # A pooler that was not there in training has an adapter of zeros here, and no embedding reads it.
+    missing = sorted(name for name in set(required) - set(local.values()) if "pooler" not in name.split("."))
     problems = [
-        f"{len(keys)} {what}: {_first(keys)}"
+        f"{len(keys)} {what}: {first_names(keys)}"
         for what, keys in (("weights without a place", lost), ("of another shape", bent), (_WITHOUT_WEIGHTS, missing))
         if keys
     ]
@@ -253,7 +266,3 @@ def _misfit(adapter: LoraAdapter, problems: Sequence[str]) -> ModelError:
         else "base_model_path must be the model that the adapter was trained on"
     )
     return ModelError(f"{adapter.weights}: does not fit this base ({'; '.join(problems)}); {mend}")
-
-
-def _first(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")

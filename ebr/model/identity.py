@@ -1,6 +1,6 @@
 """What a model is: the same identity gives the same vectors, wherever its files lie and whatever they are called.
 
-Two digests: of the weights, and of everything else that a vector depends on.
+Three parts: the digest of the weights, how they are computed with, and how texts become tokens.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from ebr.model.peft_import import LoraLayer
+from ebr.model.spelling import spelling_of
 
-# Of a configuration: where it lies, how it is computed or trained, what is made beside a vector.
+# Of a configuration: where it lies, how it is computed or was trained, what is made beside a vector. All else counts.
 _NEITHER_HERE_NOR_THERE = {
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "dtype",
-    "eos_token_id", "finetuning_task", "id2label", "initializer_factor", "initializer_range", "label2id", "num_labels",
-    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "quantization_config", "return_dict",
-    "sep_token_id", "tie_word_embeddings", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_cache",
+    "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_factor",
+    "initializer_range", "label2id", "num_labels", "output_attentions", "problem_type", "quantization_config", "return_dict",
+    "tie_word_embeddings", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_cache",
 }  # fmt: skip
-_TRAINING_ONLY = ("dropout", "_pdrop")
 # Of a module of sentence-transformers: lengths and prompts are facts of their own.
 _FACTS_ELSEWHERE = {"max_seq_length", "query_length", "document_length", "unpad_inputs"}
+_LIBRARIES = {"accelerate", "bitsandbytes", "ebr", "peft", "sentence_transformers", "tokenizers", "torch", "transformers"}
 
 
 def fingerprint(model: SentenceTransformer) -> str:
@@ -40,7 +39,7 @@ def fingerprint(model: SentenceTransformer) -> str:
 
 
 def architecture(model: SentenceTransformer) -> dict[str, Any]:
-    """How the weights are computed with, as plain JSON: classes, configuration, the scale of each adapter.
+    """How the weights are computed with, as plain JSON: classes, configuration, code of its own, the scale of each adapter.
 
     lora_alpha, is_causal, and code of the model's own (trust_remote_code) change vectors and no weight.
     """
@@ -48,7 +47,7 @@ def architecture(model: SentenceTransformer) -> dict[str, Any]:
     scales: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, PreTrainedModel):
-            record[name] = {**_class_of(module), **_configuration(module.config.to_diff_dict())}
+            record[name] = {"class": type(module).__name__, **_configuration(module.config.to_diff_dict())}
         elif isinstance(module, LoraLayer):
             active = [module.scaling.get(adapter) for adapter in module.active_adapters]
             scales[name] = active[0] if len(active) == 1 else active
@@ -58,19 +57,16 @@ def architecture(model: SentenceTransformer) -> dict[str, Any]:
         # One number where all layers have the same, as is usual; else a digest of them all.
         same = next(iter(scales.values())) if len({str(scale) for scale in scales.values()}) == 1 else _digest(scales)
         record["lora"] = {"scale": same, "layers": len(scales)}
+    if code := _own_code(model):
+        record["code"] = {"sha256": code}
     plain: dict[str, Any] = json.loads(json.dumps(record, sort_keys=True, default=str))
     return plain
 
 
-def tokenizer_digest(model: SentenceTransformer) -> str:
-    """sha256 over every tokenizer of the model; where it cuts and pads is left out, which is set anew for every call."""
-    found = []
-    for module in model.modules():
-        tokenizer = getattr(module, "tokenizer", None)
-        backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
-        if isinstance(backend, Tokenizer):
-            state = json.loads(backend.to_str())
-            found.append({name: value for name, value in state.items() if name not in ("truncation", "padding")})
+def spelling_digest(model: SentenceTransformer) -> str:
+    """sha256 over every tokenizer of the model: how its texts become tokens."""
+    tokenizers = [getattr(module, "tokenizer", None) for module in model.modules()]
+    found = [spelling_of(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
     return _digest(found) if found else ""
 
 
@@ -82,6 +78,14 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for key in sorted({*flat[0], *flat[1]})
         if flat[0].get(key) != flat[1].get(key)
     ]
+
+
+def differences_from(record: dict[str, Any], model: SentenceTransformer) -> list[str]:
+    """What differs from what a manifest records of a model, beside its weights, in words; none where it records nothing."""
+    lines = differences(record["architecture"], architecture(model)) if record.get("architecture") else []
+    if record.get("spelling_sha256") and record["spelling_sha256"] != spelling_digest(model):
+        lines.append("its tokenizer makes other tokens of a text")
+    return lines
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -96,20 +100,26 @@ def _configuration(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _configuration(value) if isinstance(value, dict) else value
         for key, value in values.items()
-        if key not in _NEITHER_HERE_NOR_THERE and not key.startswith("_") and not any(part in key for part in _TRAINING_ONLY)
+        if key not in _NEITHER_HERE_NOR_THERE and not key.startswith("_") and not _is_chance(key, value)
     }
 
 
-def _class_of(model: PreTrainedModel) -> dict[str, str]:
-    """The class, and for one that came with the model the digest of its code, whose address says where it lies."""
-    kind = type(model)
-    if not model.is_custom_code():
-        return {"class": kind.__name__}
-    file = inspect.getsourcefile(kind)
-    return {
-        "class": kind.__name__,
-        "code_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else kind.__module__,
-    }
+def _is_chance(key: str, value: object) -> bool:
+    """Whether this is a chance of dropping out, which matters in training alone."""
+    return "drop" in key and isinstance(value, float)
+
+
+def _own_code(model: SentenceTransformer) -> str:
+    """sha256 over the code of classes that are of no library; '' without any."""
+    classes = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in _LIBRARIES}
+    sources: set[tuple[str, str]] = set()
+    for kind in classes:
+        file = Path(inspect.getsourcefile(kind) or kind.__module__)
+        # What came with a model was copied to a folder of its own, with every file that it imports.
+        came_along = kind.__module__.startswith("transformers_modules.")
+        for path in file.parent.glob("*.py") if came_along else [file]:
+            sources.add((path.name, path.read_text(encoding="utf-8") if path.is_file() else ""))
+    return _digest(sorted(sources)) if classes else ""
 
 
 def _digest(record: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ _MODULES = {
 _CLASSIFIER = "ForSequenceClassification"
 
 
-def refuse_other_families(location: str, where: str, *, pooling: str | None) -> None:
+def refuse_other_families(location: str, where: str, *, says_pooling: bool) -> None:
     """Refuse what has no vector for a text, and would be given one by averaging. Raises ModelError.
 
-    location: a folder or a hub id. pooling: as asked for; whoever names it means the encoder inside a classifier.
+    location: a folder or a hub id. says_pooling: somebody says how to pool, and so means the encoder inside a classifier.
     """
     settings = read_settings(location, "config_sentence_transformers.json")
     modules = read_settings(location, "modules.json")
@@ -53,7 +54,7 @@ def refuse_other_families(location: str, where: str, *, pooling: str | None) -> 
     if family != _EMBEDDING_MODEL:
         what = _FAMILIES.get(family, f"a {family} of sentence-transformers")
         raise ModelError(f"{where}: is {what}, where an embedding model is needed; give one")
-    if modules is None and pooling is None and any(name.endswith(_CLASSIFIER) for name in architectures):
+    if modules is None and not says_pooling and any(name.endswith(_CLASSIFIER) for name in architectures):
         raise ModelError(
             f"{where}: config.json says {architectures[0]}, a classifier or re-ranker, which gives no vectors; give an "
             "embedding model, or --pooling mean (or cls, …) to embed with the encoder inside it all the same"
@@ -77,27 +78,33 @@ def read_settings(location: str, file: str) -> Any:  # noqa: ANN401
         raise ModelError(f"{path}: cannot be read as JSON ({error}); copy the file again") from None
 
 
-def check_trust(folder: Path, where: str, *, trust_remote_code: bool) -> None:
-    """Refuse to load without its own code what was made with it, as our manifest says. Raises ModelError."""
+def check_trust(folder: Path, models: Sequence[PreTrainedModel], where: str) -> None:
+    """Refuse to compute without its own code what was made with it, as our manifest says. Raises ModelError."""
     options = (read_manifest(folder) or {}).get("config")
-    if isinstance(options, dict) and options.get("trust_remote_code") is True and not trust_remote_code:
+    trusted = isinstance(options, dict) and options.get("trust_remote_code") is True
+    if trusted and any(unused_code(model) for model in models):
         raise ModelError(
             f"{where}: was made with the Python code that comes with the model, as its manifest says, and embeds otherwise "
             f"without it; give {TRUST_HINT}"
         )
 
 
-def warn_of_unused_code(model: PreTrainedModel, where: str, *, trust_remote_code: bool) -> None:
-    """Say when a model brings code of its own, but is computed by that of transformers, which knows its type too."""
+def unused_code(model: PreTrainedModel) -> str:
+    """Which code of its own a model names (auto_map) and is not computed by; '' for any other model."""
     named = getattr(model.config, "auto_map", None)
-    if trust_remote_code or not isinstance(named, dict) or not named:
-        return
-    code = named.get("AutoModel") or next(iter(named.values()))
-    log.warning(
-        "%s: config.json (auto_map) names code of its own, %s, which is not run; %s of transformers computes it, whose vectors "
-        "may be others: %s runs it",
-        where,
-        code,
-        type(model).__name__,
-        TRUST_HINT,
-    )
+    if not isinstance(named, dict) or not named or model.is_custom_code():
+        return ""
+    return str(named.get("AutoModel") or next(iter(named.values())))
+
+
+def warn_of_unused_code(model: PreTrainedModel, where: str) -> None:
+    """Say when a model brings code of its own, but is computed by that of transformers, which knows its type too."""
+    if code := unused_code(model):
+        log.warning(
+            "%s: config.json (auto_map) names code of its own, %s, which is not run; %s of transformers computes it, whose "
+            "vectors may be others: %s runs it",
+            where,
+            code,
+            type(model).__name__,
+            TRUST_HINT,
+        )

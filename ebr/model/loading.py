@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from ebr.errors import ModelError
+from ebr.model.kind import TRUST_HINT, unused_code
 from ebr.model.quantization import keep_trainable
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ _ONE_AT_A_TIME = threading.RLock()
 _NAMED = 3
 # What models have beside the part that an embedding is made of, by the names that transformers gives them.
 _HEADS = re.compile(
-    r"(^|\.)(lm_head|mlm_head|embed_out|cls|classifier|score|qa_outputs|pooler|decoder|predictions|seq_relationship"
-    r"|vocab_(transform|projector|layer_norm)|\w+_predictions|\w+_head)(\.|$)"
+    r"(^|\.)(head|embed_out|cls|(\w+_)?classifier|score|qa_outputs|(start|end)_logits|answer_class|pooler|decoder|predictions"
+    r"|seq_relationship|vocab_(transform|projector|layer_norm)|\w+_predictions|\w+_(head|loss)|final_logits_bias|pred_layer"
+    r"|attn\.(masked_)?bias)(\.|$)"
 )
 _ADAPTER = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
 _TRIAL = ["a b c d e f g h"]
@@ -73,20 +75,35 @@ def watch_loading() -> Iterator[list[LoadedWeights]]:
         found.append(LoadedWeights(model, frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]), mismatched))
         return (model, info) if output_loading_info else model
 
-    reports = logging.getLogger("transformers.modeling_utils")
+    logger, report = logging.getLogger("transformers.modeling_utils"), ""
+
+    def keep_report(record: logging.LogRecord) -> bool:
+        # A table of keys is not shown: one line of ours says what they mean.
+        nonlocal report
+        is_report = "LOAD REPORT" in record.getMessage()
+        report = record.getMessage() if is_report else report
+        return not is_report
+
     with _ONE_AT_A_TIME:
         PreTrainedModel.from_pretrained = classmethod(from_pretrained)
-        reports.addFilter(_no_report)
+        logger.addFilter(keep_report)
         try:
             yield found
+        except RuntimeError as error:
+            if "above report" in str(error):
+                raise ModelError(_conversion_message(report)) from error
+            raise
         finally:
             PreTrainedModel.from_pretrained = stock
-            reports.removeFilter(_no_report)
+            logger.removeFilter(keep_report)
 
 
-def _no_report(record: logging.LogRecord) -> bool:
-    """A table of keys is not shown: one line of ours says what they mean."""
-    return "LOAD REPORT" not in record.getMessage()
+def _conversion_message(report: str) -> str:
+    """Which weights, as the report of transformers tells, could not be put together from those of the file, and why."""
+    names = re.findall(r"^(\S+) +\| CONVERSION", report, re.MULTILINE)
+    why = re.search(r"^(.+)\nError:", report, re.MULTILINE)
+    reason = f" ({why.group(1)})" if why else ""
+    return f"its weights {first_names(names)} cannot be put together from those of its file{reason}; copy the model again"
 
 
 def check_weights(encoder: SentenceTransformer, loaded: Sequence[LoadedWeights], where: str) -> None:
@@ -98,7 +115,7 @@ def check_weights(encoder: SentenceTransformer, loaded: Sequence[LoadedWeights],
         _refuse_adapter_keys(one, where)
         if gaps := _read_gaps(encoder, one):
             raise ModelError(_gap_message(one, gaps, where))
-        unused = sorted(name for name in one.unexpected if not _HEADS.search(name))
+        unused = sorted(name for name in one.unexpected if not _is_head(name, one.model))
         if unused:
             log.warning(
                 "%s: %s in its file have no place in %s and are not used: %s",
@@ -107,6 +124,15 @@ def check_weights(encoder: SentenceTransformer, loaded: Sequence[LoadedWeights],
                 type(one.model).__name__,
                 first_names(unused),
             )
+
+
+def _is_head(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight is of something beside the part that an embedding is made of; OPT's `decoder` is that part."""
+    head = _HEADS.search(name)
+    if head is None:
+        return False
+    parts, modules = name[: head.end()].rstrip(".").split("."), dict(model.named_modules())
+    return not any(".".join(parts[start:]) in modules for start in range(len(parts)))
 
 
 def _refuse_adapter_keys(one: LoadedWeights, where: str) -> None:
@@ -123,11 +149,12 @@ def _read_gaps(encoder: SentenceTransformer, one: LoadedWeights) -> list[str]:
     A pooler (BERT's) or the tower of pictures may be absent. One whose like is in the file, layer 3 of 12 say, may not: that an
     expert was not asked for these words proves nothing.
     """
-    parameters = dict(one.model.named_parameters())
-    gaps = [name for name in sorted(one.made_up) if name in parameters]
-    given = {_pattern(name) for name in parameters if name not in one.made_up}
+    parameters, buffers = dict(one.model.named_parameters()), dict(one.model.named_buffers())
+    gaps = [name for name in sorted(one.made_up) if name in parameters or name in buffers]
+    given = {_pattern(name) for name in {*parameters, *buffers} if name not in one.made_up}
     unclear = [name for name in gaps if _pattern(name) not in given]
-    read = _names_read(encoder, {name: parameters[name] for name in unclear})
+    read = _names_read(encoder, {name: parameters[name] for name in unclear if name in parameters})
+    read |= _buffers_read(encoder, {name: buffers[name] for name in unclear if name in buffers})
     return [name for name in gaps if name not in unclear or name in read]
 
 
@@ -155,6 +182,23 @@ def _names_read(encoder: SentenceTransformer, parameters: dict[str, torch.nn.Par
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
+@torch.no_grad()
+def _buffers_read(encoder: SentenceTransformer, buffers: dict[str, torch.Tensor]) -> set[str]:
+    """The buffers that the vector of a text depends on, by a choice perhaps, of experts say, which no gradient shows."""
+    read: set[str] = set()
+    before = _trial_vectors(encoder) if buffers else torch.empty(0)
+    for name, buffer in buffers.items():
+        if not buffer.is_floating_point():
+            continue  # numbers of positions: the loader counts them out
+        saved = buffer.clone()
+        # Several times as large as any score, and no two alike.
+        buffer.add_(torch.linspace(-100, 100, max(buffer.numel(), 2))[: buffer.numel()].reshape(buffer.shape).to(buffer))
+        if not torch.equal(_trial_vectors(encoder), before):
+            read.add(name)
+        buffer.copy_(saved)
+    return read
+
+
 def _trial_vectors(encoder: SentenceTransformer) -> torch.Tensor:
     """(2, D): one text, as a query and as a document."""
     with torch.enable_grad():
@@ -170,11 +214,16 @@ def _trial_vectors(encoder: SentenceTransformer) -> torch.Tensor:
 
 def _gap_message(one: LoadedWeights, gaps: Sequence[str], where: str) -> str:
     bent = {name: f"{name} {theirs} where {ours} is wanted" for name, theirs, ours in one.mismatched}
+    code = unused_code(one.model)
+    mend = (
+        f"config.json names code of its own, {code}, which may know their names: {TRUST_HINT}"
+        if code
+        else "copy the model again, or save it from the program that trained it under the names of the model itself"
+    )
     there = f"; it has {first_names(sorted(one.unexpected))} instead" if one.unexpected else ""
     return (
         f"{where}: its file lacks {_counted(len(gaps), 'weight')} that an embedding reads, which would be random numbers "
-        f"({first_names([bent.get(name, name) for name in gaps])}{there}); copy the model again, or save it from the program "
-        "that trained it under the names of the model itself"
+        f"({first_names([bent.get(name, name) for name in gaps])}{there}); {mend}"
     )
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers import AutoProcessor, PreTrainedModel
 
+from ebr.data.files import read_json, write_json
 from ebr.errors import ModelError
 from ebr.model.adapted import AdaptedEncoder
 from ebr.model.adapter_files import LoraAdapter
@@ -33,11 +34,13 @@ _SAMPLES = (
 )
 
 
-def unmerged(base: str, adapter: LoraAdapter, *, trust_remote_code: bool, bits: int = 0) -> AdaptedEncoder:
+def unmerged(
+    base: str, adapter: LoraAdapter, *, trust_remote_code: bool, bits: int = 0, hash_base: bool = False
+) -> AdaptedEncoder:
     """Base and adapter in float32, or on a base in 4 or 8 bits. Raises ModelError when the base is quantised as it is."""
     # On a CPU float32 is float32; a GPU may multiply in less.
     device = None if bits else "cpu"
-    adapted = load_adapted(adapter, base, trust_remote_code=trust_remote_code, device=device, bits=bits)
+    adapted = load_adapted(adapter, base, trust_remote_code=trust_remote_code, device=device, bits=bits, hash_base=hash_base)
     if not bits and getattr(adapted.encoder[0].model.config, "quantization_config", None) is not None:
         raise ModelError(f"base_model_path {base}: its weights are quantised; give the unquantised model")
     return adapted
@@ -72,6 +75,15 @@ def save_merged(encoder: SentenceTransformer, adapter: LoraAdapter, folder: Path
     for module in adapter.modules():
         if path := module.get("path", ""):
             shutil.copytree(adapter.folder / path, folder / path)
+    _write_lower_case(encoder, folder)
+
+
+def _write_lower_case(encoder: SentenceTransformer, folder: Path) -> None:
+    """What the files of an adapter may lack, see save_encoder."""
+    if not encoder[0].do_lower_case:
+        return
+    file = folder / encoder[0].config_file_name
+    write_json(file, {**(read_json(file) if file.is_file() else {}), "do_lower_case": True})
 
 
 def load_saved(folder: Path, *, trust_remote_code: bool) -> SentenceTransformer:

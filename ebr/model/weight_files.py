@@ -6,14 +6,21 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ebr.errors import ModelError
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
-_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".pt"}
+_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
+_PICKLED = "pytorch_model"
+# Folders that no loader of ours reads.
+_ELSEWHERE = ("checkpoint-", "onnx", "openvino", "runs", ".")
 _HEADER_BYTES = 8
 _LARGEST_HEADER = 100_000_000
+# A block of a file system: no trained matrix ends in so many.
+_MANY_ZEROS, _LOOKED_AT = 4096, 1_048_576
+_TABLES = ("embed", "shared", "wte", "wpe")
 _COPY_AGAIN = "the copy broke off; copy the file again"
 
 
@@ -27,12 +34,16 @@ def check_files(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files of the folder and of its modules', which lie one folder deeper."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in _SUFFIXES:
+    """Files that a loader reads, of the folder and of its modules'."""
+    paths = sorted(folder.iterdir())
+    has_safetensors = any(path.suffix == ".safetensors" for path in paths)
+    for path in paths:
+        if path.is_dir() and not path.name.startswith(_ELSEWHERE):
+            yield from _files(path)
+        elif path.is_file() and (
+            path.suffix in _SUFFIXES or (path.suffix == ".bin" and path.name.startswith(_PICKLED) and not has_safetensors)
+        ):
             yield path
-        elif path.is_dir() and path.name[:1].isdigit():  # 1_Pooling, 2_Dense
-            yield from (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in _SUFFIXES)
 
 
 def _check_whole(file: Path) -> None:
@@ -50,3 +61,31 @@ def _check_whole(file: Path) -> None:
             raise ModelError(f"{file}: its header cannot be read; {_COPY_AGAIN}") from None
     if size < (wanted := _HEADER_BYTES + length + end):
         raise ModelError(f"{file}: has {size:,} of {wanted:,} bytes; {_COPY_AGAIN}")
+    if name := _cut_off(header, n_zeros := _zeros_at_the_end(file, size)):
+        raise ModelError(f"{file}: ends in {n_zeros:,} zeros, in {name}, as from a copy that broke off; copy the file again")
+
+
+def _zeros_at_the_end(file: Path, size: int) -> int:
+    """How many of the last bytes are zeros, as far as one looks."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, size - _LOOKED_AT))
+        tail = stream.read()
+    return len(tail) - len(tail.rstrip(b"\0"))
+
+
+def _cut_off(header: dict[str, Any], n_zeros: int) -> str:
+    """A matrix that the zeros at the end of a file reach into; '' where they are what they may be.
+
+    Biases may be zeros; so may the last rows of a table of embeddings, which are padding, and an adapter that learned nothing.
+    """
+    tensors = [(entry["data_offsets"], name, entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
+    for (start, end), name, shape in sorted(tensors, reverse=True):
+        n_covered = min(end - start, n_zeros)
+        is_whole = n_covered == end - start
+        may_end_in_zeros = any(word in name for word in _TABLES) and not is_whole
+        if n_covered >= _MANY_ZEROS and len(shape) > 1 and "lora_" not in name and not may_end_in_zeros:
+            return name
+        n_zeros -= n_covered
+        if not is_whole:
+            break
+    return ""

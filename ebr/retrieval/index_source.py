@@ -18,10 +18,10 @@ from ebr.retrieval.index_kinds import Metric
 
 BLOCK_ROWS = 4096
 SAME_VECTORS = (
-    "model_sha256", "architecture", "tokenizer_sha256", "pooling", "prompt", "max_seq_length", "normalized", "truncate_dim",
+    "model_sha256", "architecture", "spelling_sha256", "pooling", "prompt", "max_seq_length", "normalized", "truncate_dim",
 )  # fmt: skip
 """What vectors must have in common to lie in one index."""
-UNRECORDED = ("architecture", "tokenizer_sha256")
+UNRECORDED = ("architecture", "spelling_sha256")
 """Of these, what manifests did not record at first: where one side has none, nothing is known against it."""
 
 _OF_QUERIES = ("model", "base_model_path", "query_prompt", "query_max_len")

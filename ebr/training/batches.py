@@ -13,7 +13,8 @@ import torch
 from ebr.data.examples import Example
 from ebr.data.likeness import form_digest, normal_form
 from ebr.data.noise import NOISE
-from ebr.model.batching import Ints, Prepared
+from ebr.model.batching import Ints
+from ebr.model.text_reader import Prepared
 from ebr.training.tokens import pooled
 
 QUERY, DOCUMENT = "query", "document"

@@ -21,7 +21,7 @@ NAME = re.compile(r"checkpoint-(epoch-)?\d+")
 # Options that may change between the runs: they move no weight but by rounding and by where dropout falls, or the record
 # compares what they point to. A run that died for want of memory goes on with smaller micro-batches.
 _FREE = {
-    "activation_memory_gb", "data_path", "dataloader_num_workers", "dataloader_pin_memory", "eval_dataset",
+    "activation_memory_gb", "base_model_path", "data_path", "dataloader_num_workers", "dataloader_pin_memory", "eval_dataset",
     "micro_batch_tokens", "model_name", "output_dir", "report_to", "resume_from_checkpoint", "save_on_epoch_end",
     "save_steps", "save_total_limit", "token_cache", "trust_remote_code",
 }  # fmt: skip
@@ -110,6 +110,8 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
         changed.append(f"there were {saved.get('processes', 1)} processes, are {record.get('processes', 1)}")
     if "architecture" in saved and saved["architecture"] != record["architecture"]:
         changed += differences(saved["architecture"], record["architecture"])
+    if "spelling_sha256" in saved and saved["spelling_sha256"] != record["spelling_sha256"]:
+        changed.append("the base model's tokenizer changed")
     before, now = saved.get("config", {}), record["config"]
     # Under early stopping the evaluation set picks the weights.
     free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE

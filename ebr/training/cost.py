@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.model.attention import PADDED, attention_of, is_out_of_memory
-from ebr.model.batching import Ints, Prepared, TextReader, cost_of, default_token_budget, token_budget_batches
+from ebr.model.batching import Ints, cost_of, default_token_budget, token_budget_batches
+from ebr.model.text_reader import Prepared, TextReader
 from ebr.training.memory import SavedBytes, available_bytes
 
 _BUDGET_S = 1.5

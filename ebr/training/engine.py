@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
-from ebr.model.batching import TextReader, asks_for_role
 from ebr.model.dropout import light_dropout
 from ebr.model.half_base import frozen_in_bfloat16
 from ebr.model.lora_linear import fused_lora
 from ebr.model.serving import as_served
+from ebr.model.text_reader import TextReader, asks_for_role
 from ebr.model.unpadded import unpadded
 from ebr.training.batch_loss import BatchLoss
 from ebr.training.batches import DOCUMENT, QUERY, BatchMaker, Noise

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ebr.errors import ModelError
 from ebr.model.attention import PADDED, attention_of, is_out_of_memory
-from ebr.model.batching import Ints, TextReader, asks_for_role, cost_of, token_budget_batches
+from ebr.model.batching import Ints, cost_of, token_budget_batches
+from ebr.model.text_reader import TextReader, asks_for_role
 from ebr.training.batches import TextGroup
 from ebr.training.cuts import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
 from ebr.training.memory import SavedBytes

@@ -21,8 +21,9 @@ from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
 from ebr.errors import ConfigError, Interrupted
 from ebr.model.adapters import adapter_settings, attach_lora, check_finite, continue_lora, train_every_weight, trainable_share
-from ebr.model.encoder import COSINE, set_prompts
-from ebr.model.identity import architecture, fingerprint
+from ebr.model.encoder import COSINE
+from ebr.model.identity import architecture, fingerprint, spelling_digest
+from ebr.model.prompts import set_prompts
 from ebr.model.quantization import check_bitsandbytes
 from ebr.training import checkpoints
 from ebr.training.arguments import steps_per_epoch, training_arguments
@@ -209,6 +210,7 @@ def run_record(
         "data_sha256": data_sha256,
         "base_sha256": fingerprint(model),
         "architecture": architecture(model),
+        "spelling_sha256": spelling_digest(model),
         "processes": processes.count,
     }
 

@@ -9,20 +9,22 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from ebr.data.files import cache_home, write_aside
-from ebr.errors import first_line
-from ebr.model.batching import Ints, Prepared, TextReader, Tokens
+from ebr.errors import ModelError, first_line
+from ebr.model.batching import Ints, Tokens
+from ebr.model.spelling import spelling_of
+from ebr.model.text_reader import Prepared, TextReader
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 16_384
 """Texts of one record batch: what is in memory at once while the file is made."""
+_SHOWN = 60
 _MOST_FILES = 16
 _FEWEST_TEXTS = 2_000
 """Fewer are tokenised in a moment, and need no file."""
@@ -53,7 +55,7 @@ class TokenBook:
             return self.reader.prepare(texts)
         places = [self.places.get(text, -1) for text in texts]
         new = [text for text, place in zip(texts, places, strict=True) if place < 0]
-        fresh = self.reader.prepare(new).tokens if new else None
+        fresh = self._fit(new) if new else None
         rows, n_new = [], 0
         for place in places:
             if place < 0 and fresh is not None:
@@ -89,10 +91,18 @@ class TokenBook:
         with tqdm(total=len(texts), desc="tokenise", unit="text", disable=len(texts) < _BAR_FROM_TEXTS) as bar:
             for start in range(0, len(texts), _BLOCK):
                 block = texts[start : start + _BLOCK]
-                tokens = self.reader.prepare(block).tokens
-                assert tokens is not None  # reads_tokens
-                yield tokens
+                yield self._fit(block)
                 bar.update(len(block))
+
+    def _fit(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of texts. Raises ModelError for one that the model cannot embed."""
+        prepared = self.reader.prepare(texts)
+        for index, reason in prepared.unfit.items():
+            raise ModelError(
+                f"training text {texts[index][:_SHOWN]!r} {reason}; leave it out, or grow the table with the tokenizer"
+            )
+        assert prepared.tokens is not None  # reads_tokens
+        return prepared.tokens
 
     def _key(self, texts: Sequence[str]) -> str:
         """Changes with anything that changes a token: the tokenizer, the prompt, the length, the texts and their order."""
@@ -119,19 +129,9 @@ def _makes(reader: TextReader) -> Iterator[str]:
     """What tokens depend on beside the texts."""
     first = reader.model[0]
     tokenizer = first.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    described: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else _slow(tokenizer)
-    # The state of the last call, not of the tokenizer.
-    yield json.dumps({key: value for key, value in described.items() if key not in ("truncation", "padding")}, sort_keys=True)
-    yield type(tokenizer).__name__
+    yield json.dumps(spelling_of(tokenizer), sort_keys=True, default=str)
+    yield f"{type(tokenizer).__name__} {tokenizer.pad_token_id} {reader.n_rows}"
     yield f"{tokenizer.model_max_length} {first.query_length} {first.document_length} {first.max_seq_length}"
-    yield f"{tokenizer.truncation_side} {tokenizer.pad_token_id}"
-
-
-def _slow(tokenizer: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A tokenizer in Python: its vocabulary, and how it was made, less where its files lie."""
-    made = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if "file" not in key and "path" not in key}
-    return {"vocab": tokenizer.get_vocab(), "init": made}
 
 
 def _column(values: Ints | None, tokens: Tokens) -> pa.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,11 @@ from ebr.data.examples import find_training_files
 from ebr.data.files import hash_files, write_folder_aside
 from ebr.data.terminal_text import pad_text, text_columns
 from ebr.errors import ConfigError
+from ebr.workflow.evaluated_models import check_base, distinct_names, facts_of, load_for_evaluation
 from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks, leak_line
 from ebr.workflow.speech import Say, code_sha256, library_versions
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from ebr.retrieval.evaluation import Comparison, Evaluation
     from ebr.retrieval.report import DatasetReport, Measured, Report
 
@@ -95,12 +93,10 @@ def metrics_table(report: DatasetReport) -> list[str]:
 def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
     """Read the evaluation sets and find the models, and measure nothing. Raises EBRError subclasses that say what to mend."""
     from ebr.data.trec_runs import check_run_ids
-    from ebr.model.origin import is_adapter, resolve_model
+    from ebr.model.origin import resolve_model
 
-    for path in config.models:
-        resolve_model(path)  # a wrong second path would otherwise show only after the first evaluation
-    if config.base_model_path is not None and not any(map(is_adapter, config.models)):
-        raise ConfigError(f"base_model_path {config.base_model_path}: none of the models is an adapter; leave it out")
+    # A wrong second path would otherwise show only after the first evaluation.
+    check_base(config.base_model_path, [resolve_model(path) for path in config.models])
     _check_output(config.output_dir)
     training = Provenance.of(config.models)
     if config.train_data is not None:
@@ -113,7 +109,7 @@ def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
             check_run_ids(config.output_dir / _RUNS, dataset.query_ids, dataset.doc_ids)
     return EvaluationPlan(
         config=config,
-        models=_distinct_names(config.models),
+        models=distinct_names(config.models),
         datasets=datasets,
         origins=[dataset_origin(folder) for folder in folders],
         training=training,
@@ -219,7 +215,7 @@ def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[M
 
     config = plan.config
     model = load_for_evaluation(config, path)
-    encode, facts, measured = RetrievalEncoder(model, batch_size=config.batch_size), {"path": path, **_facts(model)}, []
+    encode, facts, measured = RetrievalEncoder(model, batch_size=config.batch_size), {"path": path, **facts_of(model)}, []
     for dataset in plan.datasets:
         started = time.perf_counter()
         found = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
@@ -227,48 +223,6 @@ def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[M
         measured.append(replace(found, facts={**found.facts, "seconds": round(seconds, 1)}))
         say(f"{name}: nDCG@10 {found.evaluation.mean('ndcg@10'):.4f} on {dataset.name} ({seconds:.0f} s)")
     return measured
-
-
-def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransformer:
-    """A model with the prompts and lengths of the config, or those that it was saved with."""
-    from ebr.model.encoder import load_encoder, set_prompts
-    from ebr.model.lengths import kept_length, set_lengths
-    from ebr.model.origin import is_adapter
-
-    model = load_encoder(
-        path,
-        trust_remote_code=config.trust_remote_code,
-        pooling=config.pooling,
-        base_model_path=config.base_model_path if is_adapter(path) else None,
-    )
-    if config.prompt is not None or config.query_prompt is not None or config.passage_prompt is not None:
-        set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
-    lengths = (config.max_seq_length, config.query_max_len, config.passage_max_len)
-    if any(length is not None for length in lengths):
-        # What is not given stays as it was saved, unless max_seq_length is: that one is for every text.
-        own = (None, None) if config.max_seq_length else (kept_length(model, "query"), kept_length(model, "document"))
-        query, passage = config.query_max_len or own[0], config.passage_max_len or own[1]
-        longest = config.max_seq_length or kept_length(model) or max(filter(None, (query, passage)))
-        set_lengths(model, longest, query=query, passage=passage)
-    return model
-
-
-def _facts(model: SentenceTransformer) -> dict[str, Any]:
-    from ebr.workflow.model_folder import encoder_facts
-
-    facts = encoder_facts(model)
-    for name in ("versions", "architecture", "tokenizer_sha256"):
-        facts.pop(name)
-    return facts
-
-
-def _distinct_names(paths: Sequence[str]) -> dict[str, str]:
-    seen: Counter[str] = Counter()
-    names = {}
-    for path in paths:
-        seen[path] += 1
-        names[path if seen[path] == 1 else f"{path} ({seen[path]})"] = path
-    return names
 
 
 def _warnings(dataset: EvaluationSet) -> list[str]:

@@ -19,7 +19,7 @@ from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.evaluation import dataset_origin, report_facts
 from ebr.workflow.finishing import FinetuneResult, TrainedModel
 from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
-from ebr.workflow.model_folder import model_manifest
+from ebr.workflow.model_folder import model_manifest, start_facts
 from ebr.workflow.planning import FinetunePlan, plan_finetune
 from ebr.workflow.speech import Ask, Say, terminal
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
 
-_NO_NEWS = {"config", "versions", "kind", "architecture", "tokenizer_sha256"}
+_NO_NEWS = {"config", "versions", "kind", "architecture", "spelling_sha256"}
 """Of a manifest, what a report says elsewhere or not at all."""
 _K = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
@@ -44,9 +44,9 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     """Fine-tune a model, evaluate it before and after where there is an evaluation set, and save it.
 
     A FinetuneConfig trains on pairs, a TrainConfig on queries with lists of passages: see plan_finetune. The finished folder
-    loads with plain SentenceTransformer(folder). Started by torchrun or accelerate, the processes share the work; the first
-    one speaks, evaluates and writes. ask: where else to save a finished model that cannot be written; None = whoever sits at
-    the terminal, if anybody does.
+    loads with plain SentenceTransformer(folder), an adapter while its base lies where it lay. Started by torchrun or
+    accelerate, the processes share the work; the first one speaks, evaluates and writes. ask: where else to save a finished
+    model that cannot be written; None = whoever sits at the terminal, if anybody does.
     Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind; SaveError
     when the finished model cannot be written where it belongs, with where it lies instead.
     """
@@ -67,6 +67,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     model = load_for_training(config)
     start_sha256, similarity = fingerprint(model), similarity_of(model)
     plan.layout.check_base(config.model_name, start_sha256, is_adapter=config.finetune_type != "full")
+    start = start_facts(model, config, start_sha256)  # its files may have been moved by the end
     prepare_model(model, config)
     info = model_info(model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]
@@ -101,7 +102,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     try:
         if processes.is_main:
-            manifest = model_manifest(model, config, plan, start_sha256, data_sha256)
+            manifest = model_manifest(model, config, plan, start, data_sha256)
             trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
             make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
             result, failure = trained.finish(make_report, ask or terminal(), say)
@@ -213,6 +214,7 @@ def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
         quantization_bits=config.quantization_bits if config.finetune_type == "qlora" else 0,
         compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
         attn_implementation=config.attn_implementation,
+        hash_base=True,
     )
     require_transformer(model, config.spelling("model_name"), config.model_name)
     set_lengths(model, config.max_seq_length, query=config.query_max_len, passage=config.passage_max_len)

@@ -66,13 +66,13 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     delimiter, metric = parse_delimiter(config.delimiter), Metric(config.metric)
     first_id = before.n_rows if before else 0
     source = open_source(config.embeddings_path, delimiter, config.id_column, config.output_columns, metric, first_id=first_id)
-    model = _model_facts(config, source)
+    model = _model_facts(config, source, before)
     queries = open_source(config.query_embeddings, delimiter, None, [], metric) if config.query_embeddings else None
     if queries:
         _check_queries(queries, source)
     budget = int(config.memory_budget) if config.memory_budget is not None else free_memory() // 2
     if before:
-        _check_added(config, source, before)
+        _check_added(config, source, before, model)
         n_rows = before.n_rows + source.n_rows
         spec = IndexSpec(before.kind, n_rows, source.dim, int(before.facts["n_lists"]))
         return IndexPlan(config, source, spec, "that of the index", budget, queries, before, model)
@@ -80,16 +80,20 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None, model)
 
 
-def _model_facts(config: IndexConfig, source: VectorSource) -> dict[str, Any]:
-    """What the vectors' manifest says of their model, with what the config knows better. Raises ConfigError, ModelError."""
-    from ebr.model.origin import resolve_model
+def _model_facts(config: IndexConfig, source: VectorSource, before: Sidecar | None) -> dict[str, Any]:
+    """What the vectors' manifest says of their model, with what the config knows better. Raises ConfigError, ModelError.
+
+    before: the index that rows are added to; what was once said of vectors made elsewhere need not be said again.
+    """
+    from ebr.model.origin import absolute_name, resolve_model
 
     facts = dict(source.model)
     for name, key in (("model_path", "model"), ("base_model_path", "base_model_path")):
         if (given := config[name]) is not None:
-            folder = resolve_model(given).folder
-            # A search may start in another working directory.
-            facts[key] = str(folder) if folder is not None and Path(given).expanduser().is_dir() else given
+            resolve_model(given)
+            facts[key] = absolute_name(given)
+        elif before and facts[key] is None:
+            facts[key] = before.facts.get(key)
     if config.pooling is not None:
         if facts["model"] is None:
             raise ConfigError(
@@ -98,6 +102,8 @@ def _model_facts(config: IndexConfig, source: VectorSource) -> dict[str, Any]:
         if facts["pooling"] not in (None, "", config.pooling):
             raise ConfigError(f"pooling {config.pooling}: {source.path} was pooled by {facts['pooling']}; leave it out")
         facts["pooling"] = config.pooling
+    elif before and facts["pooling"] is None and facts["model_sha256"] is None:
+        facts["pooling"] = before.facts.get("pooling")
     return facts
 
 
@@ -110,17 +116,19 @@ def free_memory() -> int:
 
 def _check_queries(queries: VectorSource, source: VectorSource) -> None:
     """Raises DataError when queries were made by another model than the vectors."""
+    from ebr.retrieval.index_source import UNRECORDED
+
     if queries.dim != source.dim:
         raise DataError(
             f"query_embeddings {queries.path}: {queries.dim} numbers a vector, where {source.path} has {source.dim}"
         )
-    ours, theirs = queries.model["model_sha256"], source.model["model_sha256"]
-    if ours and theirs and ours != theirs:
+    ours, theirs = queries.model, source.model
+    if any(None not in (ours[name], theirs[name]) and ours[name] != theirs[name] for name in (*UNRECORDED, "model_sha256")):
         raise DataError(f"query_embeddings {queries.path}: made by another model than {source.path}; embed them with the same")
 
 
-def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar) -> None:
-    """Raises ConfigError or DataError when rows do not fit the index that is there."""
+def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar, facts: dict[str, Any]) -> None:
+    """Raises ConfigError or DataError when rows do not fit the index that is there. facts: of the rows' model."""
     from ebr.retrieval.index_source import SAME_VECTORS, UNRECORDED
 
     where = f"index_path {config.index_path}"
@@ -135,7 +143,6 @@ def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar) -> 
         raise ConfigError(
             f"id_column {source.id_column or 'none'}: {where} has its ids from {was or 'row numbers'}; give that, or build anew"
         )
-    facts = source.model
     different = [
         name
         for name in SAME_VECTORS

@@ -82,9 +82,9 @@ def _recorded(model: Path) -> Iterator[TrainingSource]:
         listed = json.dumps(sources) if sources is not None else ""
         yield TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
     for name in ("lora_adapter_path", "base_model_path", "model_name"):
-        below = Path(str(recorded.get(name, model)))
-        if below.resolve() != model.resolve():
-            yield from _recorded(below)
+        below = recorded.get(name)  # null where the option was left out
+        if below and Path(below).resolve() != model.resolve():
+            yield from _recorded(Path(below))
 
 
 @dataclass(frozen=True)

@@ -79,16 +79,14 @@ class MergeResult:
 
 def plan_merge(config: MergeConfig) -> MergePlan:
     """Check everything that can be checked without loading the base, and merge nothing."""
+    from ebr.model.adapted import base_source
     from ebr.model.adapter_files import find_adapter
-    from ebr.model.origin import ADAPTER_CONFIG, Origin, resolve_model
 
     adapter = find_adapter(config.lora_adapter_path)
-    base = resolve_model(config.base_model_path)
+    base = base_source(adapter, config.base_model_path)
     folders = {"lora_adapter_path": adapter.folder}
-    if base.origin is not Origin.HUB:
-        folders["base_model_path"] = Path(base.location)
-        if (Path(base.location) / ADAPTER_CONFIG).is_file():
-            raise ModelError(f"base_model_path {config.base_model_path}: is an adapter itself; give the model under it")
+    if base.folder is not None:
+        folders["base_model_path"] = base.folder
     output = config.output_path.expanduser().resolve()
     _check_output(output, folders)
     record = read_manifest(adapter.folder) or {}
@@ -153,13 +151,15 @@ def merge_adapter(config: MergeConfig, *, say: Say = print) -> MergeResult:
     return MergeResult(plan.output, plan.precision, cosine, quantised)
 
 
-def _merged(plan: MergePlan, say: Say) -> tuple[SentenceTransformer, str]:
+def _merged(plan: MergePlan, say: Say) -> tuple[SentenceTransformer, str | None]:
     """The base with the adapter in its weights, and the base's fingerprint."""
     from ebr.model.adapted import other_base_note
     from ebr.model.merging import merge_layers, unmerged
 
-    adapted = unmerged(plan.config.base_model_path, plan.adapter, trust_remote_code=plan.config.trust_remote_code)
-    if note := other_base_note(plan.adapter, adapted.base_sha256, adapted.base):
+    adapted = unmerged(
+        plan.config.base_model_path, plan.adapter, trust_remote_code=plan.config.trust_remote_code, hash_base=True
+    )
+    if note := other_base_note(plan.adapter, adapted, bits=0):
         say(f"warning: {note}")
     merged = merge_layers(adapted.tuner)
     adapted.encoder[0].model = merged.bfloat16() if plan.precision == "bfloat16" else merged
@@ -208,7 +208,7 @@ def _quantised_cosine(plan: MergePlan, merged: NDArray[np.float32], say: Say) ->
     return cosine
 
 
-def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str) -> dict[str, Any]:
+def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str | None) -> dict[str, Any]:
     return {
         "kind": "model",
         "config": plan.config.to_json(),

@@ -116,6 +116,7 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
     only ever there with the file that it describes, and what a killed run leaves can be written over by the next.
     """
     from ebr.inference.engines import RetrievalEncoder
+    from ebr.model.encoder import COSINE
     from ebr.retrieval.mining import mine
     from ebr.workflow.model_folder import encoder_facts
 
@@ -130,7 +131,8 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
     mined = mine(
         plan.records,
         read_corpus(plan.corpus) if plan.corpus else None,
-        RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False),
+        # The rules are shares of a cosine, and it is by cosine that training compares.
+        RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False, similarity=COSINE),
         _rules(config),
         scratch=home,
         n_candidates=plan.n_candidates,
@@ -152,7 +154,8 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
 
 
 def _load(config: MiningConfig) -> SentenceTransformer:
-    from ebr.model.encoder import load_encoder, set_prompts
+    from ebr.model.encoder import load_encoder
+    from ebr.model.prompts import set_prompts
 
     model = load_encoder(
         config.model_path,

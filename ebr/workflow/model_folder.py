@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
-from ebr.data.files import FOLDER_MANIFEST, as_os_error, write_folder_aside, write_json
+from ebr.data.files import FOLDER_MANIFEST, write_folder_aside, write_json
 from ebr.workflow.planning import FinetunePlan
 from ebr.workflow.speech import library_versions
 
@@ -23,23 +23,30 @@ REPORT = "report.html"
 LOSS_CURVE = "loss_curve.png"
 
 
-def model_manifest(
-    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, start_sha256: str, data_sha256: str
-) -> dict[str, Any]:
-    """Where a tuned model comes from, and what whoever uses it must know. start_sha256: of the model before it was tuned."""
+def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256: str) -> dict[str, Any]:
+    """What a model is before it is tuned, for the manifest of what it becomes. start_sha256: its fingerprint."""
     from ebr.model.adapted import base_of
     from ebr.model.origin import resolve_model, weight_files_digest
 
-    base = base_of(model)  # under an adapter that was tuned further
+    base = base_of(model)  # under an adapter that is tuned further
     name = base.name if base else config.model_name
     quantised = config.finetune_type == "qlora"
     return {
-        "kind": "model",
-        "config": _rerun(config).to_json(),
         "base_model": name,
         "base_sha256": base.sha256 if base else start_sha256,
         **({"base_files_sha256": weight_files_digest(resolve_model(name))} if quantised else {}),
         **({"start_model": config.model_name, "start_sha256": start_sha256} if base else {}),
+    }
+
+
+def model_manifest(
+    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, start: Mapping[str, Any], data_sha256: str
+) -> dict[str, Any]:
+    """Where a tuned model comes from, and what whoever uses it must know. start: see start_facts."""
+    return {
+        "kind": "model",
+        "config": _rerun(config).to_json(),
+        **start,
         "data_sha256": data_sha256,
         "n_train": len(plan.train),
         "n_validation": len(plan.validation),
@@ -49,17 +56,19 @@ def model_manifest(
 
 def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
     """What every manifest of a model says of it: its weights' hash, and how it embeds."""
-    from ebr.model.encoder import pooling_name, similarity_of
-    from ebr.model.identity import architecture, fingerprint, tokenizer_digest
+    from ebr.model.encoder import similarity_of
+    from ebr.model.identity import architecture, fingerprint, spelling_digest
+    from ebr.model.lengths import kept_length
+    from ebr.model.pooling import pooling_name
 
     return {
         "model_sha256": fingerprint(model),
         "architecture": architecture(model),
-        "tokenizer_sha256": tokenizer_digest(model),
+        "spelling_sha256": spelling_digest(model),
         "similarity": similarity_of(model),
         "pooling": pooling_name(model),
         "prompts": model.prompts,
-        "max_seq_length": model.max_seq_length,
+        "max_seq_length": kept_length(model),
         "query_max_len": getattr(model[0], "query_length", None),
         "passage_max_len": getattr(model[0], "document_length", None),
         "dim": model.get_embedding_dimension(),
@@ -82,7 +91,7 @@ def save_model(
 ) -> Exception | None:
     """Write the finished folder whole, then swap it with the one before; returns what kept a page or picture from being made.
 
-    Raises OSError when it cannot be written.
+    Raises OSError when the model itself cannot be written.
     """
     from ebr.model.encoder import save_encoder
     from ebr.retrieval.report import write_report
@@ -100,9 +109,9 @@ def save_model(
                 write_report(aside, report, "en")
             draw_loss_curve(_plain_history(record.history), aside / LOSS_CURVE)
         except Exception as error:  # hours of training are not lost to a page about them
-            if as_os_error(error):
-                raise
             failure = error
+            for name in (REPORT, LOSS_CURVE):  # which the disk may have had room for half of
+                (aside / name).unlink(missing_ok=True)
         write_json(aside / FOLDER_MANIFEST, manifest)
     return failure
 

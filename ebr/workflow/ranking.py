@@ -109,13 +109,14 @@ def _check_texts(what: str, texts: Sequence[str]) -> None:
 
 
 def _plain_folder(model_path: str) -> Path | None:
-    from ebr.model.origin import ADAPTER_CONFIG, looks_like_hub_id, resolve_model
+    from ebr.model.origin import ADAPTER_CONFIG, is_adapter, looks_like_hub_id, resolve_model
 
-    folder = Path(resolve_model(model_path).location)
+    source = resolve_model(model_path)
+    folder = Path(source.location)
     if not all((folder / file).is_file() for file in _ENCODER_FILES):
         return None
-    if (folder / ADAPTER_CONFIG).is_file():
-        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if is_adapter(source):
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")  # as other programs read it
         if not base or not (Path(base).is_dir() or looks_like_hub_id(base)):
             return None
     return folder

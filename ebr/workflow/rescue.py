@@ -62,8 +62,8 @@ class FinishedModel:
             ).strip()
             if not answer:
                 return None
-            folder = Path(answer).expanduser().resolve()
             try:
+                folder = _folder_named(answer)
                 if folder != self.layout.final.resolve() and folder.exists() and not _is_empty(folder):
                     raise FileExistsError("it holds something; name a new folder")
                 self.save(folder)
@@ -108,6 +108,14 @@ class FinishedModel:
             f"its weights, of step {self.record.weights_step}, are lost; the newest checkpoint, {whole[-1]}, is of step "
             f"{step_of(whole[-1])}: make room, and the same command with {_GO_ON} goes on from there"
         )
+
+
+def _folder_named(answer: str) -> Path:
+    """The folder that somebody typed. Raises OSError for what is no path: nobody's home, a loop of links."""
+    try:
+        return Path(answer).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"{answer!r} names no folder: {error}") from None
 
 
 def _places() -> list[Path]:

@@ -154,7 +154,9 @@ class TextIndex:
     def _engine(self) -> LocalEngine:
         """The model that its queries go through. Raises ModelError when it is absent, or not the one of the index."""
         from ebr.inference.engines import LocalEngine
-        from ebr.model.encoder import Role, load_encoder, pooling_name
+        from ebr.model.encoder import load_encoder
+        from ebr.model.pooling import pooling_name
+        from ebr.model.prompts import Role
 
         facts = self._facts
         if self.model_path is None:
@@ -188,16 +190,16 @@ class TextIndex:
 
     def _base_model_path(self) -> str | None:
         """Where the base of the index's model lies, if that is an adapter: as given, else as recorded, unless it has moved."""
-        from ebr.model.origin import is_adapter
+        from ebr.model.origin import is_adapter, resolve_model
 
         recorded = self._facts.get("base_model_path")
-        if self._how.base_model_path is None and recorded and self.model_path and is_adapter(self.model_path):
+        if self._how.base_model_path is None and recorded and self.model_path and is_adapter(resolve_model(self.model_path)):
             return str(recorded)
         return self._how.base_model_path
 
     def _check_model(self, model: SentenceTransformer) -> None:
         """Refuse a model that does not give the vectors of the index. Raises ModelError that says what differs."""
-        from ebr.model.identity import architecture, differences, fingerprint, tokenizer_digest
+        from ebr.model.identity import architecture, differences, fingerprint, spelling_digest
 
         facts, differs = self._facts, []
         if not facts.get("model_sha256"):
@@ -208,7 +210,7 @@ class TextIndex:
         # Indexes of before do not record these.
         if facts.get("architecture"):
             differs += differences(facts["architecture"], architecture(model))[:_NAMED]
-        if facts.get("tokenizer_sha256") and tokenizer_digest(model) != facts["tokenizer_sha256"]:
+        if facts.get("spelling_sha256") and spelling_digest(model) != facts["spelling_sha256"]:
             differs.append("its tokenizer differs")
         if differs:
             raise ModelError(
