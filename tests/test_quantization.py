@@ -1,10 +1,15 @@
 """A base in 4 or 8 bits: what was loaded trains, and counts on no processor."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from ebr.model.adapters import attach_lora
+from ebr.errors import ModelError
+from ebr.model.adapters import attach_lora, train_every_weight
 from ebr.model.encoder import load_encoder, save_encoder
 
 pytest.importorskip("bitsandbytes")
@@ -73,3 +78,37 @@ def test_an_8_bit_base_trains(tiny_model):
     model.train()
     model(model.preprocess(TEXTS))["sentence_embedding"].square().sum().backward()
     assert all(torch.any(one.grad != 0) for name, one in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.fixture(params=[4, 8])
+def saved_quantized(request, tiny_model, tmp_path):
+    """(folder, bits) of a whole model whose own files hold its weights in few bits."""
+    model = load_encoder(tiny_model, quantization_bits=request.param, device="cpu")
+    save_encoder(model, tmp_path / "saved")
+    return str(tmp_path / "saved"), request.param
+
+
+def test_a_model_that_was_saved_in_few_bits_says_so_and_learns_by_an_adapter_only(saved_quantized, processor, caplog):
+    folder, bits = saved_quantized
+    with caplog.at_level("INFO"):
+        model = load_encoder(folder, device="cpu")
+    assert f"held in {bits} bits, as they were saved" in caplog.text
+    with pytest.raises(ModelError, match="finetune_type full: the weights of this model are quantised"):
+        train_every_weight(model)
+    attach_lora(model, r=2, alpha=4, dropout=0.0)
+    model.train()
+    model(model.preprocess(TEXTS))["sentence_embedding"].square().sum().backward()
+    assert all(one.grad.abs().max() > 0 for name, one in model.named_parameters() if "lora_B" in name)
+    with pytest.raises(ModelError, match=rf"was saved in {bits} bits; give quantization_bits {bits}"):
+        load_encoder(folder, quantization_bits=12 - bits, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_that_nothing_says_how_to_scale_are_refused(dtype, tiny_model, tmp_path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "copied"))
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    scaled = {**weights, name: (weights[name] * 100).to(dtype), f"{name}_scale": torch.tensor(0.01)}
+    save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"holds quantised weights \({name}, .*no quantization_config"):
+        load_encoder(str(folder))

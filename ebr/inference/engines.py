@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
-from ebr.inference.settings import ComputeSettings, apply_settings, is_quantized, settings_of
+from ebr.inference.settings import ComputeSettings, apply_settings, settings_of
 from ebr.inference.unfit import NO_DIRECTION, TOO_LARGE, UnfitTexts
 from ebr.model.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.model.batching import Ints, cost_of, token_budget_batches
 from ebr.model.encoder import COSINE, similarity_of
 from ebr.model.prompts import Role, prompt_for
+from ebr.model.quantization import is_quantized
 from ebr.model.text_reader import Prepared, TextReader
 
 log = logging.getLogger(__name__)

@@ -20,13 +20,14 @@ from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, first_line
 from ebr.inference.choices import memory_path, read_memory, write_memory
 from ebr.inference.engines import LocalEngine
-from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, is_quantized, settings_of
+from ebr.inference.settings import DTYPES, ComputeSettings, copy_in, settings_of
 from ebr.inference.unfit import UnfitTexts
 from ebr.model.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
 from ebr.model.batching import default_token_budget
 from ebr.model.identity import architecture, fingerprint
 from ebr.model.pooling import pooling_name
 from ebr.model.prompts import Role, prompt_for
+from ebr.model.quantization import is_quantized
 from ebr.model.text_reader import Prepared
 
 MOST_TEXTS = 128
@@ -95,8 +96,7 @@ def choose_settings(
     prompt = prompt_for(model, role) if prompt is None else prompt
     if is_quantized(model):
         say("the model's base is quantized: it computes as it was loaded")
-        present = settings_of(model)
-        return replace(present, token_budget=token_budget or present.token_budget)
+        return replace(settings := settings_of(model), token_budget=token_budget or settings.token_budget)
     work = _Work(
         model, role, prompt, texts, min_cosine, torch_compile, batch_size, n_texts_expected, say, machine, token_budget
     )

@@ -21,6 +21,7 @@ from ebr.model.attention import (
     unpadded_attention,
 )
 from ebr.model.batching import default_token_budget
+from ebr.model.quantization import is_quantized
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,6 @@ def settings_of(model: SentenceTransformer) -> ComputeSettings:
         n_threads=torch.get_num_threads(),
         device=model.device.type,
     )
-
-
-def is_quantized(model: SentenceTransformer) -> bool:
-    """Whether the model's base computes in integers, and only as it was loaded."""
-    return bool(getattr(getattr(model[0], "model", None), "is_quantized", False))
 
 
 def apply_settings(model: SentenceTransformer, settings: ComputeSettings) -> ComputeSettings:

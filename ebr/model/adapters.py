@@ -19,6 +19,7 @@ from ebr.model.peft_import import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from ebr.model.quantization import is_quantized
 
 
 def attach_lora(
@@ -78,9 +79,14 @@ def _train_what_is_read(model: SentenceTransformer) -> None:
 
 
 def train_every_weight(model: SentenceTransformer) -> None:
-    """Make every weight trainable but those of a pooler (BERT's), whose output no embedding reads."""
+    """Make every weight trainable but those of a pooler (BERT's), whose output no embedding reads.
+
+    Raises ModelError for an adapter, and for quantised weights.
+    """
     if adapter_settings(model) is not None:
         raise ModelError("model_name: is an adapter, of which only the adapter can be tuned; merge it first, with ebr merge")
+    if is_quantized(model):
+        raise ModelError("finetune_type full: the weights of this model are quantised, and cannot be tuned; use lora, or qlora")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not _is_pooler(name))
 

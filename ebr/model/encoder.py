@@ -178,6 +178,7 @@ class _Loader:
         if source.files is not None:
             check_files(source.files)
         refuse_other_families(location, source.where, says_pooling=says_pooling or pooling is not None)
+        quantization.check_saved_bits(location, source.where, self.model_kwargs.get("quantization_config"))
         if is_sentence_transformer_model(location):
             if source.folder is not None:
                 check_modules(source.folder, source.where)
@@ -211,6 +212,8 @@ class _Loader:
             encoder, adapter, base, trust_remote_code=self.trust_remote_code, hash_base=hash_base or recorded is not None
         )
         check_trust(folder, [encoder[0].model], where)
+        if adapter.is_encoder:
+            check_loaded(adapted.encoder, str(folder), where)
         _check_tokenizers(adapted.encoder, where)
         return adapted
 

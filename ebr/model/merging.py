@@ -18,6 +18,7 @@ from ebr.model.adapted import AdaptedEncoder
 from ebr.model.adapter_files import LoraAdapter
 from ebr.model.encoder import load_adapted, quiet_files, save_encoder
 from ebr.model.peft_import import LoraModel
+from ebr.model.quantization import is_quantized
 
 # Whatever else lies in an adapter's folder is about its training.
 _SETTINGS = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "*.py")
@@ -41,7 +42,7 @@ def unmerged(
     # On a CPU float32 is float32; a GPU may multiply in less.
     device = None if bits else "cpu"
     adapted = load_adapted(adapter, base, trust_remote_code=trust_remote_code, device=device, bits=bits, hash_base=hash_base)
-    if not bits and getattr(adapted.encoder[0].model.config, "quantization_config", None) is not None:
+    if not bits and is_quantized(adapted.encoder):
         raise ModelError(f"base_model_path {base}: its weights are quantised; give the unquantised model")
     return adapted
 

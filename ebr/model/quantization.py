@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import BitsAndBytesConfig
 
 from ebr.data.files import read_manifest
-from ebr.errors import MissingPackageError
+from ebr.errors import MissingPackageError, ModelError
+from ebr.model.kind import read_settings
 from ebr.model.peft_import import import_bitsandbytes
+
+log = logging.getLogger(__name__)
 
 _KEPT = ["pooler"]
 """In float: files may lack it, no embedding reads it, and one that was made up could not be computed in 4 or 8 bits."""
@@ -24,8 +28,6 @@ def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndByte
     """
     check_bitsandbytes()
     if bits == 8:
-        # It says at every layer of every step that its products are of float16.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_KEPT)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -34,6 +36,27 @@ def quantization_config(bits: int, *, compute_dtype: torch.dtype) -> BitsAndByte
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=_KEPT,
     )
+
+
+def check_saved_bits(location: str, where: str, asked: BitsAndBytesConfig | None) -> None:
+    """Say that a model's own files hold its weights in 4 or 8 bits (bitsandbytes), and refuse to hold them in others.
+
+    location: a folder or a hub id. where: the model, for messages. Raises ModelError; MissingPackageError without bitsandbytes.
+    """
+    config = read_settings(location, "config.json")
+    saved = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(saved, dict) or saved.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        return
+    check_bitsandbytes()
+    bits = 4 if saved.get("load_in_4bit") else 8
+    if asked is not None and asked.load_in_4bit != (bits == 4):
+        raise ModelError(f"{where}: was saved in {bits} bits; give quantization_bits {bits}, or the unquantised model")
+    log.info("%s: its weights are held in %d bits, as they were saved", where, bits)
+
+
+def is_quantized(model: SentenceTransformer) -> bool:
+    """Whether the model's base computes in fewer bits: only as it was loaded, and only an adapter on it can be tuned."""
+    return bool(getattr(getattr(model[0], "model", None), "is_quantized", False))
 
 
 def compute_dtype(*, bf16: bool, fp16: bool) -> torch.dtype:
@@ -53,7 +76,9 @@ def check_bitsandbytes() -> None:
     try:
         import_bitsandbytes()
     except ImportError as error:
-        raise MissingPackageError(f"qlora needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.48'") from None
+        raise MissingPackageError(f"quantised weights need bitsandbytes ({error}): pip install 'bitsandbytes>=0.48'") from None
+    # It says at every layer of every step that products of 8 bits are of float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def keep_trainable(model: torch.nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,15 @@ _LARGEST_HEADER = 100_000_000
 # A block of a file system: no trained matrix ends in so many.
 _MANY_ZEROS, _LOOKED_AT = 4096, 1_048_576
 _TABLES = ("embed", "shared", "wte", "wpe")
+_WHOLE_NUMBERS, _EIGHT_BITS = re.compile(r"[IU]\d+"), re.compile(r"F8_\w+")
 _COPY_AGAIN = "the copy broke off; copy the file again"
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder whose files are git-lfs pointers, or whose safetensors are cut. Raises ModelError naming the file."""
+    """Refuse a folder whose files are git-lfs pointers, or whose safetensors are cut or not to be read as they are.
+
+    Raises ModelError naming the file.
+    """
     for file in _files(folder):
         if file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_LFS):
             raise ModelError(f"{file}: is a git-lfs pointer, not the file itself; run git lfs pull in that folder")
@@ -63,6 +68,26 @@ def _check_whole(file: Path) -> None:
         raise ModelError(f"{file}: has {size:,} of {wanted:,} bytes; {_COPY_AGAIN}")
     if name := _cut_off(header, n_zeros := _zeros_at_the_end(file, size)):
         raise ModelError(f"{file}: ends in {n_zeros:,} zeros, in {name}, as from a copy that broke off; copy the file again")
+    if name := _unscaled(file, header):
+        raise ModelError(
+            f"{file}: holds quantised weights ({name}, {header[name]['dtype']}), and config.json beside it has no "
+            "quantization_config that says how to read them; give the unquantised model"
+        )
+
+
+def _unscaled(file: Path, header: dict[str, Any]) -> str:
+    """A weight that was scaled to fewer bits, where nothing tells the loader, which takes its numbers for the weight's own."""
+    config = file.with_name("config.json")
+    if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
+        return ""
+    tensors = {
+        name: str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) > 1
+    }
+    has_scales = any("scale" in name for name in header)
+    for name, dtype in tensors.items():
+        if "weight" in name and (_WHOLE_NUMBERS.fullmatch(dtype) or (has_scales and _EIGHT_BITS.fullmatch(dtype))):
+            return name
+    return ""
 
 
 def _zeros_at_the_end(file: Path, size: int) -> int:
