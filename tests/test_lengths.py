@@ -190,12 +190,46 @@ def test_an_evaluation_cuts_a_static_model_and_a_router(static, router, evaluati
         evaluate_retrieval(config, say=lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "named"),
+    [
+        ({"query_max_len": 5}, "query_max_len 5"),
+        ({"passage_max_len": 5}, "passage_max_len 5"),
+        ({"query_max_len": 4, "passage_max_len": 9}, "query_max_len 4, passage_max_len 9"),
+        ({"query_max_len": 5, "max_seq_length": 9}, "query_max_len 5, max_seq_length 9"),
+    ],
+)
+def test_a_static_model_refuses_two_lengths_which_it_cannot_keep_apart(static, evaluation_folder, tmp_path, lengths, named):
+    config = EvaluationConfig(models=[static], eval_dataset=evaluation_folder, output_dir=tmp_path / "r", **lengths)
+    with pytest.raises(ModelError, match=rf"^{named}: StaticEmbedding cuts queries and passages alike; give max_seq_length"):
+        evaluate_retrieval(config, say=lambda _: None)
+
+
+def test_one_length_said_twice_cuts_a_static_model(static, evaluation_folder, tmp_path):
+    config = EvaluationConfig(
+        models=[static], eval_dataset=evaluation_folder, output_dir=tmp_path / "r", query_max_len=5, passage_max_len=5
+    )
+    assert kept_length(load_for_evaluation(config, static)) == 5
+
+
+def test_static_routes_have_each_its_own_length_unless_they_are_one(static):
+    query, document = (SentenceTransformer(static, device="cpu")[0] for _ in range(2))
+    model = SentenceTransformer(modules=[Router.for_query_document([query], [document])], device="cpu")
+    set_lengths(model, None, query=4, passage=9)
+    assert (kept_length(model, "query"), kept_length(model, "document")) == (4, 9)
+    shared = SentenceTransformer(modules=[Router.for_query_document([query], [query])], device="cpu")
+    with pytest.raises(ModelError, match="query_max_len 3, max_seq_length 9: StaticEmbedding cuts"):
+        set_lengths(shared, 9, query=3)
+
+
 def test_a_model_that_reads_whole_texts_refuses_a_length():
     from sentence_transformers.sentence_transformer.modules import BoW
 
     model = SentenceTransformer(modules=[BoW(["red", "shoe"])], device="cpu")
     with pytest.raises(ModelError, match="max_seq_length 5: BoW reads whole texts"):
         set_lengths(model, 5)
+    with pytest.raises(ModelError, match="query_max_len 5: BoW reads whole texts"):
+        set_lengths(model, None, query=5)
 
 
 def test_a_length_that_is_lowered_when_it_is_asked_for_is_said_once(unbounded, caplog):

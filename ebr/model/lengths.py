@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,46 +16,63 @@ from ebr.errors import ModelError
 log = logging.getLogger(__name__)
 
 _TABLES = {"position_embeddings", "embed_positions", "wpe"}
+_OF_ROUTE = {"query": "query_max_len", "document": "passage_max_len"}
 
 
 def set_lengths(
-    model: SentenceTransformer, max_seq_length: int, *, query: int | None = None, passage: int | None = None
+    model: SentenceTransformer, max_seq_length: int | None, *, query: int | None = None, passage: int | None = None
 ) -> None:
     """Settle how many tokens are kept of a text, of a query and of a passage; saved with the model.
 
-    None = max_seq_length. What exceeds the model's positions is lowered, with one warning. Raises ModelError for a model that
-    cuts no text.
+    None = max_seq_length; None for that as well = every token, as far as the model goes. What exceeds the model's positions is
+    lowered, with one warning. Raises ModelError for a model that cuts no text, or queries and passages alike.
     """
     wanted = {"query_max_len": query or max_seq_length, "passage_max_len": passage or max_seq_length}
     most = position_limit(model)
-    if most is not None and max(wanted.values()) > most:
-        too_long = ", ".join(f"{name} {length}" for name, length in wanted.items() if length > most)
+    if most is not None and (beyond := {name: length for name, length in wanted.items() if length and length > most}):
+        too_long = ", ".join(f"{name} {length}" for name, length in beyond.items())
         same = f"max_seq_length {max_seq_length}" if query is passage is None else too_long
         log.warning("%s lowered to %d: the model has no more positions", same, most)
-        wanted = {name: min(length, most) for name, length in wanted.items()}
-    for module in _first_modules(model):
-        _set_length(module, max(wanted.values()))
+        wanted = {name: min(length, most) if length else length for name, length in wanted.items()}
+    given = {"query_max_len": query, "passage_max_len": passage, "max_seq_length": max_seq_length}
+    for route, module in _first_modules(model):
         if isinstance(module, Transformer):
-            # Without lengths of their own, both follow max_seq_length, also when a user changes it later.
-            module.query_length = wanted["query_max_len"] if query or passage else None
-            module.document_length = wanted["passage_max_len"] if query or passage else None
+            _set_both_lengths(module, wanted, follow=query is passage is None)
+        else:
+            # A route for one kind of text never sees the other.
+            own = {name: length for name, length in wanted.items() if name == _OF_ROUTE.get(route, name)}
+            _set_length(module, own, ", ".join(f"{name} {length}" for name, length in given.items() if length))
 
 
-def _first_modules(model: SentenceTransformer) -> Iterator[Any]:
-    """The modules that texts go into: one, or that of each route."""
-    if isinstance(model[0], Router):
-        yield from (modules[0] for modules in model[0].sub_modules.values())
-    else:
-        yield model[0]
-
-
-def _set_length(module: Any, length: int) -> None:  # noqa: ANN401
-    if isinstance(module, StaticEmbedding):
-        module.tokenizer.enable_truncation(length)
+def _first_modules(model: SentenceTransformer) -> Iterator[tuple[str, Any]]:
+    """(route, module) for the modules that texts go into: one, or that of each route; '' for one of every text."""
+    if not isinstance(model[0], Router):
+        yield "", model[0]
         return
-    if not hasattr(module, "max_seq_length"):
-        raise ModelError(f"max_seq_length {length}: {type(module).__name__} reads whole texts; leave it out")
-    module.max_seq_length = length
+    firsts = [(route, modules[0]) for route, modules in model[0].sub_modules.items()]
+    for route, module in firsts:
+        yield route if sum(module is one for _, one in firsts) == 1 else "", module
+
+
+def _set_both_lengths(module: Transformer, wanted: Mapping[str, int | None], *, follow: bool) -> None:
+    """follow: queries and passages have no lengths of their own, also when a user changes max_seq_length later."""
+    longest = [length for length in wanted.values() if length]
+    if len(longest) == len(wanted):
+        module.max_seq_length = max(longest)
+    module.query_length = None if follow else wanted["query_max_len"]
+    module.document_length = None if follow else wanted["passage_max_len"]
+
+
+def _set_length(module: Any, wanted: Mapping[str, int | None], given: str) -> None:  # noqa: ANN401
+    kind, length = type(module).__name__, next(iter(wanted.values()))
+    if not isinstance(module, StaticEmbedding) and not hasattr(module, "max_seq_length"):
+        raise ModelError(f"{given}: {kind} reads whole texts; leave it out")
+    if len(set(wanted.values())) > 1:
+        raise ModelError(f"{given}: {kind} cuts queries and passages alike; give max_seq_length alone")
+    if isinstance(module, StaticEmbedding) and length:
+        module.tokenizer.enable_truncation(length)
+    elif length:
+        module.max_seq_length = length
 
 
 def kept_length(model: SentenceTransformer, task: str | None = None) -> int | None:
@@ -83,7 +100,7 @@ def keep_within_positions(model: SentenceTransformer) -> None:
 
     Models whose positions are rotations or distances have no such table; they keep the length that they were saved with.
     """
-    for module in _first_modules(model):
+    for _, module in _first_modules(model):
         most = _positions(module) if isinstance(module, Transformer) and _has_table(module.model) else None
         if most is None:
             continue
@@ -97,7 +114,7 @@ def keep_within_positions(model: SentenceTransformer) -> None:
 
 def position_limit(model: SentenceTransformer) -> int | None:
     """How many tokens the model has positions for, in every route; None where its configuration does not say."""
-    limits = [_positions(module) for module in _first_modules(model) if getattr(module, "model", None) is not None]
+    limits = [_positions(module) for _, module in _first_modules(model) if getattr(module, "model", None) is not None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Transformer, WeightedLayerPooling
+from sentence_transformers.sentence_transformer.modules import Dense, Router, Transformer, WeightedLayerPooling
 from transformers import PreTrainedModel
 
 from ebr.errors import ModelError
@@ -69,8 +69,7 @@ def check_loaded(encoder: SentenceTransformer, location: str, where: str) -> Non
     """Refuse an encoder one of whose modules is not what its file says, or does nothing. Raises ModelError."""
     listed = read_settings(location, MODULES) or []
     for module, entry in zip(encoder, listed, strict=False):
-        if isinstance(module, Dense):
-            _check_activation(module, read_settings(location, f"{entry.get('path', '')}/config.json") or {}, where)
+        _check_activations(module, location, str(entry.get("path") or ""), where)
     layers = [module for module in encoder.modules() if isinstance(module, WeightedLayerPooling)]
     transformers = [module.model for module in encoder.modules() if isinstance(module, Transformer)]
     if layers and not all(_gives_every_layer(model) for model in transformers):
@@ -84,8 +83,22 @@ def _gives_every_layer(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, "output_hidden_states", False))
 
 
-def _check_activation(module: Dense, settings: Mapping[str, Any], where: str) -> None:
-    """The library puts Tanh in the place of an activation that is not torch's own."""
-    wanted = str(settings.get("activation_function", ""))
-    if wanted and wanted.rsplit(".", 1)[-1] != type(module.activation_function).__name__:
-        raise ModelError(f"{where}: a Dense module wants the activation {wanted}, which runs only with {TRUST_HINT}")
+def _check_activations(module: torch.nn.Module, location: str, path: str, where: str) -> None:
+    """Refuse a Dense module, one of a route as well, in which the library put Tanh for an activation that is not torch's own.
+
+    path: the module's folder, from the location.
+    """
+    if isinstance(module, Router):
+        routes = (read_settings(location, _beneath(path, "router_config.json")) or {}).get("structure", {})
+        for route, names in routes.items():
+            for inner, name in zip(module.sub_modules[route], names, strict=True):
+                _check_activations(inner, location, _beneath(path, name), where)
+    elif isinstance(module, Dense):
+        settings = read_settings(location, _beneath(path, "config.json")) or {}
+        wanted = str(settings.get("activation_function", ""))
+        if wanted and wanted.rsplit(".", 1)[-1] != type(module.activation_function).__name__:
+            raise ModelError(f"{where}: a Dense module wants the activation {wanted}, which runs only with {TRUST_HINT}")
+
+
+def _beneath(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name

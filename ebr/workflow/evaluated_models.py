@@ -62,8 +62,7 @@ def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransfor
         # What is not given stays as it was saved, unless max_seq_length is: that one is for every text.
         own = (None, None) if config.max_seq_length else (kept_length(model, "query"), kept_length(model, "document"))
         query, passage = config.query_max_len or own[0], config.passage_max_len or own[1]
-        longest = config.max_seq_length or kept_length(model) or max(filter(None, (query, passage)))
-        set_lengths(model, longest, query=query, passage=passage)
+        set_lengths(model, config.max_seq_length or kept_length(model), query=query, passage=passage)
     return model
 
 
