@@ -1,12 +1,13 @@
 """LoRA adapters with random weights, as they lie on disk: what merging is tested on."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -59,6 +60,41 @@ def config_of(base, adapter, **options):
 def vectors(model):
     model = model if isinstance(model, SentenceTransformer) else SentenceTransformer(str(model), device="cpu")
     return np.concatenate([model.encode_query(TEXTS), model.encode_document(TEXTS)])
+
+
+def peft_of(model, **lora):
+    """A model of transformers with an adapter of peft whose every weight is random: as after training."""
+    torch.manual_seed(0)  # peft draws lora_A
+    return train_away(get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, **lora})))
+
+
+def train_away(model):
+    """Every trainable weight moved: as after training."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.requires_grad or "lora_" in name:
+                tensor.add_(torch.randn(tensor.shape, generator=rng) * 0.2)
+    return model.eval()
+
+
+def by_hand(transformer, tokenizer, texts, *, last=False, close=()):
+    """Unit vectors of texts that are no longer than a model reads, one at a time: the mean of all tokens, or the last of them.
+
+    close: ids behind each text.
+    """
+    rows = []
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], *close]])
+        with torch.no_grad():
+            tokens = transformer(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
+        rows.append(tokens[-1] if last else tokens.mean(0))
+    return torch.nn.functional.normalize(torch.stack(rows)).numpy()
+
+
+def said_by_us(caplog, level=logging.DEBUG):
+    """What our own code logged, from this level on."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("ebr") and record.levelno >= level]
 
 
 def rewrite(adapter, rename, *, weights=WEIGHTS, **config):

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -17,7 +16,18 @@ from ebr.data.files import write_json
 from ebr.errors import ModelError
 from ebr.model.encoder import load_encoder, save_encoder
 from ebr.model.pooling import pooling_name
-from tests.lora_adapters import PROMPTS, QUERY, WEIGHTS, merge, rewrite, save_tuned, tuned, vectors
+from tests.lora_adapters import (
+    PROMPTS,
+    QUERY,
+    WEIGHTS,
+    merge,
+    rewrite,
+    said_by_us,
+    save_tuned,
+    train_away,
+    tuned,
+    vectors,
+)
 from tests.test_foreign_adapters import PREFIXES
 
 
@@ -38,20 +48,6 @@ def bare(adapter):
     for name in (WEIGHTS, "adapter_config.json"):
         shutil.copy(adapter / name, folder)
     return folder
-
-
-def lines_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.name.startswith("ebr")]
-
-
-def train_away(model):
-    """Every trainable weight moved: as after training."""
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.requires_grad or "lora_" in name:
-                tensor.add_(torch.randn(tensor.shape, generator=rng) * 0.2)
-    return model.eval()
 
 
 # Names
@@ -137,7 +133,7 @@ def test_a_bare_adapter_embeds_as_its_base_says(tiny_model, adapter, tmp_path, c
         model = load_encoder(str(folder), base_model_path=str(tmp_path / "base"), device="cpu")
     assert (pooling_name(model), model.prompts["query"], model.max_seq_length) == ("max", "ask: ", 12)
     np.testing.assert_allclose(vectors(model), vectors(expected_model), atol=1e-5)
-    assert [line for line in lines_of(caplog) if "taken from the base" in line]
+    assert [line for line in said_by_us(caplog) if "taken from the base" in line]
     merged, _ = merge(tmp_path / "base", folder)
     np.testing.assert_allclose(vectors(merged.model_path), vectors(model), atol=1e-5)
 
@@ -209,7 +205,7 @@ def test_an_adapter_of_a_whole_language_model_leaves_its_head_aside(tiny_decoder
     right[0].model = peft.base_model.model.model
     np.testing.assert_allclose(loaded(tmp_path / "adapter"), vectors(right), atol=1e-5)
     if "lm_head" in targets:
-        assert any("does not read are left out (base_model.model.lm_head" in line for line in lines_of(caplog))
+        assert any("does not read are left out (base_model.model.lm_head" in line for line in said_by_us(caplog))
     np.testing.assert_allclose(vectors(merge(tiny_decoder, tmp_path / "adapter")[0].model_path), vectors(right), atol=1e-5)
 
 
@@ -274,7 +270,7 @@ def test_a_grown_table_whose_rows_are_not_there_is_refused_and_the_base_not_blam
 def test_a_base_whose_weights_have_changed_since_is_said(tiny_model, adapter, caplog):
     write_json(adapter / "ebr_manifest.json", {"base_sha256": "0" * 64, "config": {"finetune_type": "lora"}})
     load_encoder(str(adapter))
-    assert [line for line in lines_of(caplog) if "is not the base that the adapter was trained on" in line]
+    assert [line for line in said_by_us(caplog) if "is not the base that the adapter was trained on" in line]
 
 
 @pytest.mark.parametrize(

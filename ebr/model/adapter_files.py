@@ -86,6 +86,8 @@ def _refuse_unreadable(config: Mapping[str, Any], file: Path) -> None:
             f"{file}: init_lora_weights {config['init_lora_weights']!r} splits the base at random each time it is loaded, so "
             "its vectors cannot come back; convert the adapter to a plain LoRA (path_initial_model_for_weight_conversion)"
         )
+    if config.get("layer_replication"):
+        raise ModelError(f"{file}: layer_replication: adapters on copies of the base's layers cannot be loaded and merged")
     numbers = {name: config.get(name) for name in ("r", "lora_alpha")}
     if wrong := [f"{name} is {value!r}" for name, value in numbers.items() if isinstance(value, bool | str | None)]:
         raise ModelError(f"{file}: {', '.join(wrong)}, not a number; copy the file again")
