@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
 
-from ebr.data.files import read_json, read_manifest
+from ebr.data.files import read_manifest
 from ebr.errors import ModelError
 from ebr.model.adapter_files import LoraAdapter
 from ebr.model.foreign_adapters import attach_adapter
@@ -96,11 +96,10 @@ def base_source(adapter: LoraAdapter, base_model_path: str | None) -> ModelSourc
         raise ModelError(f"{file}: its base cannot be found: {error}; give it with {_BASE_HINT}") from None
 
 
-def named_base(folder: Path) -> str:
+def named_base(adapter: LoraAdapter) -> str:
     """What the files of an adapter call its base; '' where they do not."""
-    config = read_json(folder / ADAPTER_CONFIG)
-    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return str((read_manifest(folder) or {}).get("base_model") or named or "")
+    named = adapter.config.get("base_model_name_or_path")
+    return str((read_manifest(adapter.folder) or {}).get("base_model") or named or "")
 
 
 def _base_beside(adapter: LoraAdapter) -> ModelSource:
@@ -108,15 +107,20 @@ def _base_beside(adapter: LoraAdapter) -> ModelSource:
 
     Raises ModelError where the adapter names another base, so that it may be either.
     """
-    folder, named = adapter.folder, named_base(adapter.folder)
+    folder, named = adapter.folder, named_base(adapter)
     there = Path(named).expanduser()
-    if named and there.resolve() != folder and (there.is_dir() or is_embedded(named) or looks_like_hub_id(named)):
+    names_another = bool(named) and there.resolve() != folder
+    if names_another and (there.is_dir() or is_embedded(named) or looks_like_hub_id(named)):
         raise ModelError(
             f"{folder}: holds an adapter and a whole model, which may be its base, or base and adapter merged already; the "
             f"adapter names the base {named}: give that one with --base_model_path {named}, or the one in the folder with "
             f"--base_model_path {folder}; if that is merged, move {ADAPTER_CONFIG} away"
         )
-    log.info("%s: the model that lies beside the adapter is taken for its base", folder)
+    if names_another:
+        log.warning("%s: the base %s, which the adapter names, is not here; the model beside the adapter is taken for it, and "
+                    "is wrong if the adapter is merged into it already", folder, named)  # fmt: skip
+    else:
+        log.info("%s: the model that lies beside the adapter is taken for its base", folder)
     return resolve_model(str(folder))
 
 

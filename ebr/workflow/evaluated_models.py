@@ -26,14 +26,19 @@ def distinct_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def check_base(base_model_path: str | None, models: Sequence[ModelSource]) -> None:
-    """Refuse a base for models that are no adapters, or are adapters of several bases. Raises ConfigError."""
+    """Refuse a base for models that are no adapters, or are adapters of several bases.
+
+    Raises ConfigError; ModelError for an adapter that cannot be read.
+    """
     if base_model_path is None:
         return
     from ebr.model.adapted import named_base
+    from ebr.model.adapter_files import find_adapter
     from ebr.model.origin import adapter_folder
 
     folders = {model.name: adapter_folder(model) for model in models}
-    named = {name: named_base(folder) for name, folder in folders.items() if folder is not None}
+    adapters = {name: find_adapter(folder, option="model") for name, folder in folders.items() if folder is not None}
+    named = {name: named_base(adapter) for name, adapter in adapters.items()}
     if not named:
         raise ConfigError(f"base_model_path {base_model_path}: none of the models is an adapter; leave it out")
     if len(set(named.values())) > 1:
