@@ -159,7 +159,7 @@ class _Loader:
         """
         with _without_adapter(source) as location:
             self._check_before(source, location, pooling, says_pooling=says_pooling)
-            with watch_loading() as loaded:
+            with watch_loading(source.where) as loaded:
                 model = self._load(location, pooling)
         if source.origin is Origin.HUB and source.files is not None:
             check_files(source.files)  # what was fetched only now

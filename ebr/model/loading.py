@@ -32,6 +32,7 @@ _HEADS = re.compile(
     r"|attn\.(masked_)?bias)(\.|$)"
 )
 _ADAPTER = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TRIAL = ["a b c d e f g h"]
 
 
@@ -52,8 +53,10 @@ class LoadedWeights:
 
 
 @contextmanager
-def watch_loading() -> Iterator[list[LoadedWeights]]:
+def watch_loading(where: str) -> Iterator[list[LoadedWeights]]:
     """Every model that transformers loads until the block ends, by whatever way, with what its files did not give.
+
+    where: the model, for messages.
 
     4-bit layers are told at once not to pack their weights: the first forward pass would, see keep_trainable.
     """
@@ -91,19 +94,22 @@ def watch_loading() -> Iterator[list[LoadedWeights]]:
             yield found
         except RuntimeError as error:
             if "above report" in str(error):
-                raise ModelError(_conversion_message(report)) from error
+                raise ModelError(_conversion_message(report, where)) from error
             raise
         finally:
             PreTrainedModel.from_pretrained = stock
             logger.removeFilter(keep_report)
 
 
-def _conversion_message(report: str) -> str:
+def _conversion_message(report: str, where: str) -> str:
     """Which weights, as the report of transformers tells, could not be put together from those of the file, and why."""
+    report = _COLOUR.sub("", report)
     names = re.findall(r"^(\S+) +\| CONVERSION", report, re.MULTILINE)
     why = re.search(r"^(.+)\nError:", report, re.MULTILINE)
     reason = f" ({why.group(1)})" if why else ""
-    return f"its weights {first_names(names)} cannot be put together from those of its file{reason}; copy the model again"
+    return (
+        f"{where}: its weights {first_names(names)} cannot be put together from those of its file{reason}; copy the model again"
+    )
 
 
 def check_weights(encoder: SentenceTransformer, loaded: Sequence[LoadedWeights], where: str) -> None:
