@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer
 
+from ebr.data.files import write_json
 from ebr.errors import ModelError
 from ebr.model.adapters import attach_lora, train_every_weight
 from ebr.model.encoder import load_encoder, save_encoder
@@ -15,6 +17,14 @@ from ebr.model.encoder import load_encoder, save_encoder
 pytest.importorskip("bitsandbytes")
 
 TEXTS = ["buy a red shoe", "the lamp", "a " * 40]
+
+
+@pytest.fixture
+def without_pooler(tiny_model, tmp_path):
+    """The same weights as they are published by many: without a pooler, which transformers then makes up."""
+    AutoModel.from_pretrained(tiny_model, add_pooling_layer=False).save_pretrained(tmp_path / "plain")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "plain")
+    return str(tmp_path / "plain")
 
 
 def packed_layers(model):
@@ -60,8 +70,6 @@ def test_a_4_bit_base_has_the_vectors_of_its_own_dequantised_weights_on_either_p
 
 
 def test_an_adapter_on_a_4_bit_base_comes_back_unpacked_on_either_processor(tiny_decoder, processor, tmp_path):
-    from ebr.data.files import write_json
-
     model = load_encoder(tiny_decoder, quantization_bits=4, device="cpu")
     attach_lora(model, r=2, alpha=4, dropout=0.0)
     save_encoder(model, tmp_path / "adapter")
@@ -112,3 +120,25 @@ def test_quantised_weights_that_nothing_says_how_to_scale_are_refused(dtype, tin
     save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=rf"holds quantised weights \({name}, .*no quantization_config"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("base", ["tiny_model", "without_pooler"])
+def test_a_pooler_stays_in_float_and_an_adapter_beside_it_comes_back(base, bits, request, tmp_path):
+    base = request.getfixturevalue(base)
+    model = load_encoder(base, quantization_bits=bits, device="cpu")
+    kinds = {name: type(module).__name__ for name, module in model[0].model.named_modules() if hasattr(module, "in_features")}
+    assert kinds.pop("pooler.dense") == "Linear"
+    assert set(kinds.values()) == {"Linear4bit" if bits == 4 else "Linear8bitLt"}
+    attach_lora(model, r=2, alpha=4, dropout=0.0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    expected = model.eval().encode(TEXTS, normalize_embeddings=True)
+    save_encoder(model, tmp_path / "adapter")
+    write_json(tmp_path / "adapter" / "ebr_manifest.json", {"config": {"finetune_type": "qlora", "quantization_bits": bits}})
+    again = load_encoder(str(tmp_path / "adapter"), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+    whole = load_encoder(str(tmp_path / "adapter"), device="cpu", quantization_bits=0)
+    cosines = (whole.encode(TEXTS, normalize_embeddings=True) * again).sum(axis=1)
+    assert cosines.min() > {4: 0.85, 8: 0.999}[bits]
