@@ -376,3 +376,19 @@ def test_infer_says_what_unit_vectors_do_to_a_model_made_for_inner_products(dot_
     raw = embed(dot_model, table, said=lines.append, normalize_embeddings=False)
     assert not any("made for inner products" in line for line in lines)
     assert np.linalg.norm(unit, axis=1).max() < 1.001 < np.linalg.norm(raw, axis=1).min()
+
+
+def test_mining_compares_by_cosine_also_with_a_model_made_for_inner_products(dot_model, pairs_file, tmp_path):
+    config = MiningConfig(
+        model_path=dot_model, data_path=str(pairs_file), output_path=tmp_path / "mined.jsonl", num_negatives=1
+    )
+    mine_hard_negatives(config, say=silent)
+    records = [json.loads(line) for line in config.output_path.read_text().splitlines()]
+    model = SentenceTransformer(dot_model, device="cpu", similarity_fn_name="cosine")
+    said, right = [], []
+    for record in records:
+        texts = [record["positive"], *record["negative"]]
+        said += [record["positive_score"], *record["negative_scores"]]
+        right += model.similarity(model.encode_query(record["anchor"]), model.encode_document(texts))[0].tolist()
+    assert len(said) > len(records)
+    np.testing.assert_allclose(said, right, atol=1e-4)

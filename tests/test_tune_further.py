@@ -1,12 +1,15 @@
 """An adapter tuned further: from where it was, on the same base, and with everything that a tuned model records."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
 
 from ebr.config import EvaluationConfig, FinetuneConfig, MergeConfig, TrainConfig
 from ebr.data.files import read_manifest
@@ -18,7 +21,9 @@ from ebr.model.identity import fingerprint
 from ebr.workflow import check_training, evaluate_retrieval, merge_adapter
 from ebr.workflow import train_sentence_transformer as fine_tune
 from ebr.workflow.finetuning import load_for_training
-from tests.lora_adapters import TEXTS, WEIGHTS, save_tuned, vectors
+from ebr.workflow.leak_check import Provenance, check_leaks
+from tests.lora_adapters import TEXTS, WEIGHTS, said_by_us, save_tuned, vectors
+from tests.test_leaks import dataset_of
 
 
 def silent(line):
@@ -89,16 +94,24 @@ def test_a_resumed_further_tuning_is_the_uninterrupted_one(first, pairs_file, tm
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_it_merges_into_its_base_and_the_leak_check_knows_both_trainings(
-    tiny_model, first, pairs_file, evaluation_folder, tmp_path
-):
-    second = fine_tune(config(first, pairs_file, tmp_path / "second"), say=silent).model_path
+def test_it_merges_into_its_base_and_the_leak_check_knows_both_trainings(tiny_model, first, pairs_file, tmp_path):
+    other = tmp_path / "other.json"
+    records = [{"anchor": f"find a {thing} of copper", "positive": f"copper {thing}"} for thing in ("kettle", "pan")]
+    other.write_text(json.dumps(records))
+    second = fine_tune(config(first, other, tmp_path / "second"), say=silent).model_path
     lines = []
     merged = merge_adapter(
         MergeConfig(base_model_path=tiny_model, lora_adapter_path=second, output_path=tmp_path / "merged"), say=lines.append
     )
     assert not [line for line in lines if "warning" in line]
     np.testing.assert_allclose(vectors(merged.model_path), vectors(second), atol=1e-5)
+    dataset = dataset_of(["find a pan of copper", "buy a large blue cup", "neither of them"], ["copper pan", "else", "nothing"])
+    for model in (second, merged.model_path):
+        known = Provenance.of([str(model)])
+        assert ([source.data_path for source in known.sources], known.unknown) == ([str(other), str(pairs_file)], ())
+        leaks, notes = check_leaks(known, dataset)
+        assert (leaks.queries, leaks.answered, notes.text()) == (2, 1, "")
+        assert {one.text for one in leaks.examples} == {"find a pan of copper", "buy a large blue cup"}
 
 
 @pytest.mark.parametrize(
@@ -113,11 +126,11 @@ def test_every_weight_of_an_adapter_of_any_kind_goes_on_learning(tiny_model, pai
     before, after = load_file(folder / WEIGHTS), load_file(second / WEIGHTS)
     assert before.keys() == after.keys()
     assert [key for key in before if torch.equal(before[key], after[key])] == []
-    np.testing.assert_allclose(
-        load_encoder(str(second)).encode_query(TEXTS),
-        SentenceTransformer(str(second), device="cpu").encode_query(TEXTS),
-        atol=1e-4,
-    ) if "use_dora" not in lora else None
+    ours, right = load_encoder(str(second), device="cpu"), load_encoder(str(second), device="cpu")
+    # As peft itself reads it: transformers' own loader leaves DoRA's magnitudes out.
+    right[0].model = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_model), second).base_model.model
+    np.testing.assert_allclose(vectors(ours), vectors(right), atol=1e-5)
+    assert abs(vectors(ours) - vectors(load_encoder(str(folder), device="cpu"))).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -215,7 +228,7 @@ def test_a_quantised_base_whose_files_have_changed_since_is_said(tiny_model, pai
     tuned = fine_tune(config(base, pairs_file, tmp_path / "tuned", **options), say=silent).model_path
     caplog.clear()
     load_encoder(str(tuned))
-    assert not [record for record in caplog.records if "is not the base" in record.getMessage()]
+    assert said_by_us(caplog, logging.WARNING) == []
     model = SentenceTransformer(str(base), device="cpu")
     next(model.parameters()).data.add_(0.01)
     model.save_pretrained(str(base))
