@@ -75,13 +75,18 @@ def _set_length(module: Any, wanted: Mapping[str, int | None], given: str) -> No
         module.max_seq_length = length
 
 
+def first_module(model: SentenceTransformer, task: str) -> Any:  # noqa: ANN401
+    """The module that texts of a task, query or document, go into."""
+    first = model[0]
+    if not isinstance(first, Router):
+        return first
+    routes = dict(first.sub_modules.items())
+    return routes.get(task, routes.get(str(first.default_route), next(iter(routes.values()))))[0]
+
+
 def kept_length(model: SentenceTransformer, task: str | None = None) -> int | None:
     """Tokens kept of a text, or of one of this task, query or document; None where every token is read."""
-    module = model[0]
-    if isinstance(module, Router):
-        routes = dict(module.sub_modules.items())
-        route = routes.get(str(task), routes.get(str(module.default_route), next(iter(routes.values()))))
-        module = route[0] if task is not None else max((one[0] for one in routes.values()), key=_length_of)
+    module = first_module(model, task) if task is not None else max((one for _, one in _first_modules(model)), key=_length_of)
     own = getattr(module, f"{task}_length", None) if task is not None else None
     length = own or _length_of(module)
     return int(length) if math.isfinite(length) else None

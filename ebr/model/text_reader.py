@@ -16,10 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ebr.errors import ModelError
 from ebr.model.batching import Ints, Tokens, packed_features, padded_features, tokenize
-from ebr.model.tokenizer import rows_of, table_of
+from ebr.model.lengths import first_module
+from ebr.model.tokenizer import AnyTokenizer, added_tokens, rows_of, table_of
 
 # Where nothing says how many tokens a text has, only which texts are long matters.
 _CHARACTERS_A_TOKEN = 4
+_ROWLESS = "holds {!r}, for which the model has no embedding"
 _NONE: Ints = np.empty(0, dtype=np.int64)
 _KNOWN_FEATURES = {"input_ids", "token_type_ids", "attention_mask"}
 
@@ -71,7 +73,7 @@ class TextReader:
             features = self._preprocess(sample)
             if not _takes_plain_tokens(self.model, features) or not self._agrees(features, self._tokenize(sample)):
                 lengths = np.array([len(text) // _CHARACTERS_A_TOKEN + 1 for text in texts], dtype=np.int64)
-                return Prepared(list(texts), None, lengths, None)
+                return Prepared(list(texts), None, lengths, None, unfit=self._naming_rowless(texts))
             tokens = self._tokenize(texts)
         prompt_length = features.get("prompt_length")
         return Prepared([], tokens, tokens.lengths, prompt_length, self._wordless(tokens), self._beyond_table(tokens))
@@ -89,13 +91,37 @@ class TextReader:
         found: dict[int, str] = {}
         for text, place in zip(np.searchsorted(tokens.offsets, places, side="right") - 1, places, strict=True):
             token = self.model.tokenizer.convert_ids_to_tokens(int(tokens.ids[place]))
-            found.setdefault(int(text), f"holds {token!r}, for which the model has no embedding")
+            found.setdefault(int(text), _ROWLESS.format(token))
         return found
+
+    def _naming_rowless(self, texts: Sequence[str]) -> dict[int, str]:
+        """As _beyond_table, where only the model can tell the tokens of a text: those that name such a token are tried."""
+        found: dict[int, str] = {}
+        for index, text in enumerate(texts if self._rowless else ()):
+            if (token := next((one for one in self._rowless if one in text), None)) and self._exceeds(self._preprocess([text])):
+                found[index] = _ROWLESS.format(token)
+        return found
+
+    def _exceeds(self, features: Mapping[str, Any]) -> bool:
+        ids = features.get("input_ids")
+        return self.n_rows is not None and isinstance(ids, torch.Tensor) and ids.numel() > 0 and int(ids.max()) >= self.n_rows
+
+    @cached_property
+    def _rowless(self) -> list[str]:
+        """Special tokens that publishers add beyond the table."""
+        tokenizer = getattr(self._first, "tokenizer", None)
+        if self.n_rows is None or not isinstance(tokenizer, AnyTokenizer):
+            return []
+        return [str(token) for index, token in added_tokens(tokenizer).items() if index >= self.n_rows]
+
+    @cached_property
+    def _first(self) -> Any:  # noqa: ANN401
+        return first_module(self.model, self.task)
 
     @cached_property
     def n_rows(self) -> int | None:
         """Rows of the table that token ids point into; None where it cannot be told."""
-        first = self.model[0]
+        first = self._first
         table = table_of(first.model) if isinstance(first, Transformer) else getattr(first, "embedding", None)
         return rows_of(table)
 
@@ -105,10 +131,10 @@ class TextReader:
         if prepared.tokens is None:
             with self.lock:
                 features = self._preprocess([prepared.texts[index] for index in batch])
-            ids = features.get("input_ids")
-            if self.n_rows is not None and isinstance(ids, torch.Tensor) and ids.numel() and int(ids.max()) >= self.n_rows:
+            if self._exceeds(features):
                 raise ModelError(
-                    f"a text holds token {int(ids.max())}, where the model has {self.n_rows:,} embeddings; leave it out"
+                    f"a text holds token {int(features['input_ids'].max())}, where the model has {self.n_rows:,} embeddings; "
+                    "leave it out"
                 )
         elif packed:
             features = {"modality": "text", **packed_features(prepared.tokens, batch, self._first_position)}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from ebr.errors import ModelError
@@ -86,12 +86,17 @@ def _vocabulary(tokenizer: AnyTokenizer) -> set[str]:
 
 def _ids(tokenizer: AnyTokenizer) -> tuple[int, int]:
     """(largest id of a special token, largest id of any other): publishers add special tokens that no text has."""
-    if isinstance(tokenizer, Tokenizer):
-        added, n_own = tokenizer.get_added_tokens_decoder(), tokenizer.get_vocab_size(with_added_tokens=False)
-    else:
-        added, n_own = tokenizer.added_tokens_decoder, tokenizer.vocab_size
+    added = added_tokens(tokenizer)
+    n_own = tokenizer.get_vocab_size(with_added_tokens=False) if isinstance(tokenizer, Tokenizer) else tokenizer.vocab_size
     special = max((index for index, token in added.items() if token.special), default=-1)
     return special, max([n_own - 1, *(index for index, token in added.items() if not token.special)])
+
+
+def added_tokens(tokenizer: AnyTokenizer) -> dict[int, AddedToken]:
+    """Its tokens beside the vocabulary proper, by their ids."""
+    added: dict[int, AddedToken]
+    added = tokenizer.get_added_tokens_decoder() if isinstance(tokenizer, Tokenizer) else tokenizer.added_tokens_decoder
+    return added
 
 
 def rows_of(table: torch.nn.Module | None) -> int | None:

@@ -48,11 +48,13 @@ class TokenBook:
         """Whether the model takes plain tokens; if not, texts go through its own preprocess each time they are embedded."""
         self.places = {text: place for place, text in enumerate(texts)} if self.reads_tokens else {}
         self._blocks = self._tokenised(texts, folder) if self.reads_tokens else []
+        if not self.reads_tokens:
+            self._fitting(texts)
 
     def prepare(self, texts: Sequence[str]) -> Prepared:
         """The texts as the embedder takes them, in their order."""
         if not self.reads_tokens:
-            return self.reader.prepare(texts)
+            return self._fitting(texts)
         places = [self.places.get(text, -1) for text in texts]
         new = [text for text, place in zip(texts, places, strict=True) if place < 0]
         fresh = self._fit(new) if new else None
@@ -95,14 +97,18 @@ class TokenBook:
                 bar.update(len(block))
 
     def _fit(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of texts. Raises ModelError for one that the model cannot embed."""
+        prepared = self._fitting(texts)
+        assert prepared.tokens is not None  # reads_tokens
+        return prepared.tokens
+
+    def _fitting(self, texts: Sequence[str]) -> Prepared:
+        """The texts as the embedder takes them. Raises ModelError for one that the model cannot embed."""
         prepared = self.reader.prepare(texts)
         for index, reason in prepared.unfit.items():
             raise ModelError(
                 f"training text {texts[index][:_SHOWN]!r} {reason}; leave it out, or grow the table with the tokenizer"
             )
-        assert prepared.tokens is not None  # reads_tokens
-        return prepared.tokens
+        return prepared
 
     def _key(self, texts: Sequence[str]) -> str:
         """Changes with anything that changes a token: the tokenizer, the prompt, the length, the texts and their order."""
