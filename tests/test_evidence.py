@@ -315,6 +315,7 @@ def test_facts_of_a_set_count_what_is_there_and_what_is_not(dataset):
         "n_unjudged_queries": 3,
         "n_unknown_queries": 4,
         "n_missing_documents": 1,
+        "n_own_documents": 0,
     }
 
 

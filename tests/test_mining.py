@@ -141,6 +141,14 @@ def test_the_query_itself_is_left_out_also_nearly(scratch):
     assert names(mined.mined) == [("?", 2)] and reasons(mined) == {"！！": Reason.QUERY}
 
 
+@pytest.mark.parametrize("document", [Document("A title of some length", "Buy  a shoe"), Document("buy a SHOE", "A long body")])
+def test_a_document_is_the_query_when_its_title_or_its_text_alone_is(scratch, document):
+    cosines = {"p": 0.9, document.whole: 0.8, "other": 0.5}
+    (mined,) = table_mine(scratch, cosines, [record("buy a shoe", ["p"])], [document, Document("", "other")])
+    assert names(mined.mined) == [("other", 2)]
+    assert reasons(mined) == {document.whole: Reason.QUERY}
+
+
 def test_the_limit_is_of_the_records_lowest_positive(scratch):
     records = [record("q", ["high", "low"]), record("q", ["high"])]
     both, one = table_mine(scratch, {"high": 0.9, "low": 0.4, "a": 0.8, "b": 0.3}, records, ["a", "b"])

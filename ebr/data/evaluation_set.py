@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ebr.data.blank import is_blank
 from ebr.errors import DataError
 
@@ -46,6 +49,31 @@ class EvaluationSet:
     n_unjudged_queries: int
     n_unknown_queries: int
     n_missing_documents: int
+
+    def own_rows(self) -> npt.NDArray[np.int64]:
+        """(Q,) row of the document under each query's own id, which its ranking leaves out; -1 where there is none.
+
+        What stands in the corpus under the id of a query is the query itself (ArguAna, Quora), and benchmarks rank the others
+        alone (BEIR's ignore_identical_ids). Where it is judged for that query, it is a document like any other.
+        """
+        rows = np.full(len(self.query_ids), -1, np.int64)
+        query_row = {query_id: row for row, query_id in enumerate(self.query_ids) if query_id not in self.qrels[query_id]}
+        for row, doc_id in enumerate(self.doc_ids):
+            if doc_id in query_row:
+                rows[query_row[doc_id]] = row
+        return rows
+
+    @property
+    def n_own_documents(self) -> int:
+        """For how many queries own_rows leaves a document out."""
+        return int((self.own_rows() >= 0).sum())
+
+    def notes(self) -> list[str]:
+        """What is done with this set that whoever gave it may not expect, a line each."""
+        n_own = self.n_own_documents
+        queries = "1 query" if n_own == 1 else f"{n_own:,} queries"
+        own = f"the document under the query's own id is left out of the ranking of {queries}, as nobody judged it for them"
+        return [own] if n_own else []
 
 
 def read_evaluation_set(folder: Path) -> EvaluationSet:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ebr.data.evaluation_set import EvaluationSet
-from ebr.retrieval.evaluation import as_run
+from ebr.retrieval.evaluation import as_run, search_depth, without_own_documents
 from ebr.retrieval.metrics import score_run
 from ebr.retrieval.search import Rows, exact_search, keep_best
 
@@ -51,7 +51,7 @@ def compress_table(
     unit: rows are of length 1, and scaled to it again when they are cut (Kusupati et al. 2022). Queries stay float32; only
     documents are stored smaller. int8: 256 levels between the least and the largest value of each dimension, as
     sentence-transformers' quantize_embeddings sets them, read back as the middle of a level. binary: the signs, as +1 and -1.
-    k: depth of the ranking; with the k of an evaluation, the first row is its nDCG@10 exactly.
+    k: depth of the ranking, without each query's own document; with the k of an evaluation, the first row is its nDCG@10 exactly.
     max_scored: query-document scores in one row of the table. Where Q x N is more, scored_queries picks queries.
     Raises ValueError when the shapes disagree, ModelError when a score is not finite.
     """
@@ -61,6 +61,7 @@ def compress_table(
             f"and {len(dataset.doc_ids)} documents"
         )
     chosen = scored_queries(len(queries), len(documents), max_scored=max_scored)
+    own_rows, depth = dataset.own_rows()[chosen], search_depth(dataset, k)
     dims = _dims(documents.shape[1])
     n_vectors = len(documents) * len(dims) * len(KINDS)
     table = []
@@ -70,7 +71,8 @@ def compress_table(
             value_range = _value_range(documents, dim, unit)
             for kind in KINDS:
                 stored = _stored_blocks(documents, dim, kind, value_range, bar, unit)
-                scores, rows = _search_blocks(short_queries, stored, k)
+                scores, rows = _search_blocks(short_queries, stored, depth)
+                rows, scores = without_own_documents(rows, scores, own_rows, k)
                 table.append(Compressed(dim, kind, _bytes_per_vector(dim, kind), _mean_ndcg(dataset, chosen, scores, rows)))
     return table
 

@@ -51,6 +51,8 @@ class Evaluation:
     """(Q, k) rows of the documents, best first; -1 where fewer were retrieved."""
     similarities: npt.NDArray[np.float32] = field(repr=False)
     """(Q, k) what the documents were ranked by; 0 where none was retrieved."""
+    n_own_documents: int = 0
+    """Queries whose ranking leaves out the document under their own id: see EvaluationSet.own_rows."""
 
     def mean(self, metric: str) -> float:
         """Mean of one metric over the queries."""
@@ -71,7 +73,7 @@ def evaluate_vectors(queries: Vectors, documents: Vectors, dataset: EvaluationSe
 
     queries: (Q, D), documents: (N, D), in the order of the dataset; a memory map of the documents is read block by block.
     """
-    similarities, rows = exact_search(queries, documents, k)
+    similarities, rows = exact_search(queries, documents, search_depth(dataset, k))
     return evaluate_ranking(rows, similarities, dataset, k=k)
 
 
@@ -80,12 +82,32 @@ def evaluate_ranking(
 ) -> Evaluation:
     """Score a ranking, however it was made.
 
-    rows, similarities: (Q, at most k), best first, as in Evaluation. k: how many were asked for; metrics that look deeper are
-    left out.
+    rows, similarities: (Q, any depth), best first, as in Evaluation; search_depth says how many to look for. k: how many count,
+    without each query's own document; metrics that look deeper are left out.
     """
+    own_rows = dataset.own_rows()
+    rows, similarities = without_own_documents(rows, similarities, own_rows, k)
     run = as_run(dataset.query_ids, dataset.doc_ids, rows, similarities)
     scores = score_run(run, dataset.qrels, metrics_within(k)) | {UNJUDGED: unjudged_share(run, dataset.qrels)}
-    return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities)
+    return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities, int((own_rows >= 0).sum()))
+
+
+def search_depth(dataset: EvaluationSet, k: int) -> int:
+    """How many documents to look for so that k are left without each query's own."""
+    return k + bool(dataset.n_own_documents)
+
+
+def without_own_documents(
+    rows: npt.NDArray[np.int64], similarities: npt.NDArray[np.float32], own_rows: npt.NDArray[np.int64], k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The k best of a (Q, any depth) ranking less each query's own document; -1 and 0 at the end where fewer are left.
+
+    own_rows: (Q,) as EvaluationSet.own_rows gives them.
+    """
+    is_own = (rows == own_rows[:, None]) & (rows >= 0)
+    order = np.argsort(is_own, axis=1, kind="stable")[:, :k]
+    left = np.where(is_own, -1, rows), np.where(is_own, np.float32(0), similarities)
+    return np.take_along_axis(left[0], order, axis=1), np.take_along_axis(left[1], order, axis=1)
 
 
 def as_run(
@@ -176,10 +198,13 @@ class Comparison:
 def compare(before: Evaluation, after: Evaluation, *, seed: int) -> Comparison:
     """Pair two evaluations query by query: 95 % paired bootstraps, and p-values corrected for the number of metrics.
 
-    Raises ValueError when the two do not stand on the same queries and as many documents: such means cannot be compared.
+    Raises ValueError when the two do not stand on the same queries and as many documents, ranked for as many queries without
+    their own document: such means cannot be compared.
     """
     if before.query_ids != after.query_ids or before.n_documents != after.n_documents:
         raise ValueError(f"'{before.dataset}' and '{after.dataset}' differ in queries or documents; evaluate both on one set")
+    if before.n_own_documents != after.n_own_documents:
+        raise ValueError(f"the judgements of '{before.dataset}' are not those of '{after.dataset}'; evaluate both on one set")
     metrics = [metric for metric in METRICS if metric in before.scores and metric in after.scores]
     pairs = [(before.scores[metric], after.scores[metric]) for metric in metrics]
     p_values = [randomization_test(base, tuned, seed=seed) for base, tuned in pairs]

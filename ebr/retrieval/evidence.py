@@ -11,7 +11,15 @@ import numpy.typing as npt
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.retrieval.changes import most_changed, slices_by_query_length
 from ebr.retrieval.compression import compress_table
-from ebr.retrieval.evaluation import Evaluation, TextEncoder, Vectors, compare, evaluate_ranking, evaluate_vectors
+from ebr.retrieval.evaluation import (
+    Evaluation,
+    TextEncoder,
+    Vectors,
+    compare,
+    evaluate_ranking,
+    evaluate_vectors,
+    search_depth,
+)
 from ebr.retrieval.lexical import LexicalIndex, reciprocal_rank_fusion
 from ebr.retrieval.report import Contrast, DatasetReport, Measured
 from ebr.retrieval.significance import wins_ties_losses
@@ -92,18 +100,20 @@ def dataset_facts(dataset: EvaluationSet) -> dict[str, int]:
         "n_unjudged_queries": dataset.n_unjudged_queries,
         "n_unknown_queries": dataset.n_unknown_queries,
         "n_missing_documents": dataset.n_missing_documents,
+        "n_own_documents": dataset.n_own_documents,
     }
 
 
 def _baselines(dataset: EvaluationSet, dense: Mapping[str, Evaluation], k: int) -> dict[str, Evaluation]:
     """BM25 alone, and fused with each model's ranking."""
-    depth = min(k, len(dataset.documents))
+    n_documents = len(dataset.documents)
+    depth = min(search_depth(dataset, k), n_documents)
     similarities, rows = LexicalIndex(dataset.documents).search(dataset.queries, depth)
     found = {BM25: evaluate_ranking(rows, similarities, dataset, k=k)}
     places = _tie_places(dataset.doc_ids)
     lexical = _as_scored(found[BM25], places)
     for name, evaluation in dense.items():
-        fused, fused_rows = reciprocal_rank_fusion([lexical, _as_scored(evaluation, places)], depth)
+        fused, fused_rows = reciprocal_rank_fusion([lexical, _as_scored(evaluation, places)], min(k, n_documents))
         found[f"{BM25} + {name}"] = evaluate_ranking(fused_rows, fused, dataset, k=k)
     return found
 
@@ -121,6 +131,6 @@ def _as_scored(evaluation: Evaluation, places: npt.NDArray[np.int64]) -> npt.NDA
     A fusion of ranks would otherwise freeze ties in the order of the corpus, and gain or lose by it.
     """
     rows = evaluation.rows
-    # What BM25 did not retrieve (-1) has the similarity 0, less than any that it did.
-    order = np.lexsort((np.where(rows < 0, len(places), places[rows]), -evaluation.similarities), axis=1)
+    # An empty place (-1) has the similarity 0, which is more than a document's may be: it stands last whatever it has.
+    order = np.lexsort((places[rows], -evaluation.similarities, rows < 0), axis=1)
     return np.take_along_axis(rows, order, axis=1)

@@ -23,6 +23,7 @@ _NAMES = {
     "n_documents": ("documents", "文档数"),
     "n_judgements": ("judgements", "相关性判断数"),
     "n_missing_documents": ("judged documents that the corpus lacks", "有判断但语料中没有的文档数"),
+    "n_own_documents": ("documents under the id of a query, left out of its ranking", "与查询同 id、不参与其排序的文档数"),
     "n_queries": ("queries", "查询数"),
     "n_unjudged_queries": ("queries without a relevant document, left out", "因没有相关文档而略去的查询数"),
     "n_unknown_queries": ("judged queries without a text, left out", "因没有文本而略去的查询数"),

@@ -48,6 +48,7 @@ class EvaluationPlan:
         for role, dataset in zip(("evaluate", "forgetting"), self.datasets, strict=False):
             lines.append(f"{role:<10} {dataset.name}: {len(dataset.queries):,} queries, {len(dataset.documents):,} documents")
             lines += [f"warning: {dataset.name}: {text}" for text in _warnings(dataset)]
+            lines += [f"note: {dataset.name}: {text}" for text in dataset.notes()]
         known = ", ".join(source.data_path for source in self.training.sources)
         lines.append(f"training   {known or 'not known; train_data names it for the leak check'}")
         return [*lines, f"report     {self.config.output_dir / 'report.html'}"]
@@ -181,6 +182,8 @@ def compare_models(
     from ebr.retrieval.evaluation import compare
 
     dataset = read_evaluation_set(Path(eval_dataset))
+    for text in dataset.notes():
+        say(f"note: {dataset.name}: {text}")
     paths = {"base": str(base_path), "tuned": str(tuned_path)}
     for path in paths.values():
         resolve_model(path)  # a wrong second path would otherwise show only after the first evaluation

@@ -49,6 +49,7 @@ class FinetunePlan:
         lines = [f"训练集大小: {len(self.train)}", f"验证集大小: {len(self.validation)}", f"optimiser steps: {self.n_steps:,}"]
         if self.dataset:
             lines.append(f"evaluation: {len(self.dataset.queries):,} queries, {len(self.dataset.documents):,} documents")
+            lines += [f"note: {self.dataset.name}: {text}" for text in self.dataset.notes()]
         return [*lines, *(f"warning: {text}" for text in self.warnings), f"result goes to {self.layout.final}"]
 
 
