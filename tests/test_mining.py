@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ebr import cli
 from ebr.config import FinetuneConfig, MiningConfig, TrainConfig
-from ebr.data.corpus import Document
+from ebr.data.documents import Document
 from ebr.data.examples import read_examples
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest
 from ebr.data.likeness import is_near, normal_form, shingles
@@ -147,6 +147,21 @@ def test_a_document_is_the_query_when_its_title_or_its_text_alone_is(scratch, do
     (mined,) = table_mine(scratch, cosines, [record("buy a shoe", ["p"])], [document, Document("", "other")])
     assert names(mined.mined) == [("other", 2)]
     assert reasons(mined) == {document.whole: Reason.QUERY}
+
+
+@pytest.mark.parametrize("key", ["query_id", "qid", "_id", "id"])
+def test_a_document_under_the_querys_own_id_is_the_query_whatever_it_says(scratch, key):
+    cosines = {"p": 0.9, "cut short": 0.8, "other": 0.5}
+    candidates = [Document("", "cut short", "17"), Document("", "other", "18"), Document("", "p", "19")]
+    records = [
+        *(Record("a long query", ("p",), (), {key: 17}), Record("of no id", ("p",), (), {})),
+        Record("of its positive's id", ("p",), (), {key: "19"}),
+    ]
+    named, nameless, positive = table_mine(scratch, cosines, records, candidates)
+    assert names(named.mined) == [("other", 3)]
+    assert reasons(named) == {"p": Reason.POSITIVE, "cut short": Reason.QUERY}
+    assert names(nameless.mined) == names(positive.mined) == [("cut short", 2), ("other", 3)]
+    assert reasons(positive) == {"p": Reason.POSITIVE}
 
 
 def test_the_limit_is_of_the_records_lowest_positive(scratch):
@@ -942,7 +957,7 @@ def test_a_wrong_model_or_corpus_is_said_before_anything_is_computed(base, tmp_p
     with pytest.raises(ModelError, match="no such folder"):
         run(base, model_path="./nowhere")
     (tmp_path / "c.jsonl").write_text('{"text": "fine"}\n{"txt": 1}')
-    with pytest.raises(DataError, match=r"c\.jsonl:2: 'text' must be a string"):
+    with pytest.raises(DataError, match=r"c\.jsonl:2: has no text: its keys are 'txt'; expected 'text',"):
         run(base, corpus=tmp_path / "c.jsonl")
     assert not base["output_path"].parent.exists()
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet
+from ebr.data.trec_runs import read_run
 from ebr.retrieval.compression import compress_table
 from ebr.retrieval.evaluation import compare, evaluate_encoder, evaluate_ranking
 from ebr.retrieval.evidence import measure_encoder, report_on
 from ebr.retrieval.report import Report, report_html, report_json
+from ebr.workflow import evaluate_retrieval, plan_finetune
 
 # Eight documents d0 … d7, the even ones also the queries under the same ids, each judged with its neighbour.
 WORDS = ["red", "blue", "green", "lamp"]
@@ -116,10 +120,40 @@ def test_a_comparison_is_of_rankings_by_one_rule():
         compare(before, evaluate_encoder(Twins(), judged), seed=0)
 
 
-@pytest.mark.parametrize(("language", "said"), [("en", "Left out of the ranking of 4 queries: "), ("zh", "在4 条查询的排序中略去")])
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "Left out of the ranking of 4 queries: "), ("zh", "在4 条查询的排序中略去")]
+)
 def test_the_report_says_for_how_many_queries(language, said):
     report = Report(report_of(DATASET), report_of(DATASET), None, "", {})
     assert report_html(report, language).count(said) == 2  # of the set, and of the set of forgetting
     assert report_json(report)["dataset"]["n_own_documents"] == 4
     (note,) = DATASET.notes()
     assert "own id is left out of the ranking of 4 queries" in note
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The set on disk."""
+    corpus = zip(DATASET.doc_ids, DOCUMENTS, strict=True)
+    queries = zip(DATASET.query_ids, DATASET.queries, strict=True)
+    for name, records in {"corpus": corpus, "queries": queries}.items():
+        lines = [json.dumps({"_id": record_id, "text": text}) + "\n" for record_id, text in records]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    (tmp_path / "qrels.tsv").write_text("".join(f"{one}\t{two}\t1\n" for one, of in DATASET.qrels.items() for two in of))
+    return tmp_path
+
+
+def test_run_files_and_the_lines_of_an_evaluation_follow_the_rule(folder, tiny_model, tmp_path):
+    said = []
+    config = EvaluationConfig(models=[tiny_model], eval_dataset=folder, output_dir=tmp_path / "out", save_runs=True)
+    result = evaluate_retrieval(config, say=said.append)
+    note = f"note: {folder.name}: the document under the query's own id is left out of the ranking of 4 queries"
+    assert [line for line in said if line.startswith(note)] and note in result.summary()
+    assert len(result.runs) == 3
+    for path in result.runs:
+        assert all(query_id not in ranking for query_id, ranking in read_run(path).items()), path
+
+
+def test_a_fine_tuning_says_it_before_it_begins(folder, tiny_model, pairs_file, tmp_path):
+    config = FinetuneConfig(model_name=tiny_model, data_path=str(pairs_file), output_dir=tmp_path / "out", eval_dataset=folder)
+    assert any("left out of the ranking of 4 queries" in line for line in plan_finetune(config).lines())

@@ -1,14 +1,13 @@
 """Evaluation sets on disk: queries, documents, and which document answers which query.
 
-Two public forms are read. BEIR (Thakur et al. 2021): corpus.jsonl, queries.jsonl and tab-separated qrels with a header. TREC:
-the same two JSONL files with four-column qrels as trec_eval takes them.
+Two public forms above all. BEIR (Thakur et al. 2021): corpus.jsonl, queries.jsonl and tab-separated qrels with a header. TREC:
+the same two JSONL files with four-column qrels as trec_eval takes them. What others write beside them is read too, see
+ebr.data.text_records and ebr.data.qrels.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.blank import is_blank
+from ebr.data.faults import Faults
+from ebr.data.qrels import QRELS_FILES, Qrels, find_qrels, read_qrels
+from ebr.data.text_records import DOCUMENTS, QUERIES, Keys, find_records, read_text_records
 from ebr.errors import DataError
 
-QRELS_FILES = ("qrels.tsv", "qrels/test.tsv", "qrels.trec", "qrels.txt")
-_BEIR_HEADER = ["query-id", "corpus-id", "score"]
-_FAULTS_SHOWN = 20
+_FILES = ("corpus.jsonl", "queries.jsonl", *QRELS_FILES)
+_FILES_SHOWN = 10
 _SAY_NOTHING = {"eval", "test", "dev", "valid"}
-_GRADE = re.compile(r"[+-]?[0-9]+")
-_HIGHEST_GRADE = 1000
-# A NUL ends an id in trec_eval, half a surrogate ends the process.
-_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
-
-Qrels = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,8 @@ class EvaluationSet:
     n_unjudged_queries: int
     n_unknown_queries: int
     n_missing_documents: int
+    found_in: tuple[str, ...] = ()
+    """The files that it was read from, below its folder, with the keys there that BEIR calls otherwise."""
 
     def own_rows(self) -> npt.NDArray[np.int64]:
         """(Q,) row of the document under each query's own id, which its ranking leaves out; -1 where there is none.
@@ -73,27 +70,38 @@ class EvaluationSet:
         n_own = self.n_own_documents
         queries = "1 query" if n_own == 1 else f"{n_own:,} queries"
         own = f"the document under the query's own id is left out of the ranking of {queries}, as nobody judged it for them"
-        return [own] if n_own else []
+        files = f"read from {', '.join(self.found_in)}"
+        found = {own: n_own, files: not set(self.found_in) <= set(_FILES)}
+        return [text for text, holds in found.items() if holds]
 
 
 def read_evaluation_set(folder: Path) -> EvaluationSet:
-    """Read the evaluation set in `folder`: corpus.jsonl, queries.jsonl and the first of QRELS_FILES that exists.
+    """Read the evaluation set in `folder`: its corpus, its queries, and which document answers which query.
 
-    A document's text is its title, a space and its text. Qrels are BEIR or TREC by their content, whatever the file is called.
+    BEIR's and TREC's names, or others' of ebr.data.text_records and ebr.data.qrels. A document's text is its title, a space
+    and its text. Qrels are columns or records by their content, whatever the file is called.
     Raises DataError when a file is missing, when lines are wrong (one error lists them, the first 20 in full), or when nothing
     is left to evaluate.
     """
     corpus_file, queries_file, qrels_file = _find_files(folder)
-    faults = _Faults()
-    documents = _read_documents(corpus_file, faults)
-    queries = _read_queries(queries_file, faults)
-    qrels = _read_qrels(qrels_file, faults)
+    faults = Faults()
+    documents, corpus_keys = _read_documents(corpus_file, faults)
+    queries, query_keys = _read_queries(queries_file, faults)
+    qrels = read_qrels(qrels_file, queries.keys(), faults)
     faults.raise_if_any()
     if not documents:
         raise DataError(f"{corpus_file}: holds no documents; write one JSON object a line with '_id' and 'text'")
     judged = {query_id: qrels[query_id] for query_id in queries if _has_positive(qrels.get(query_id, {}))}
     if not judged:
-        raise DataError(f"{qrels_file}: no query of {queries_file.name} has a positive grade; check that the query ids agree")
+        ids = _of_each(qrels_file, qrels, queries_file, queries)
+        raise DataError(
+            f"{qrels_file}: no query of {queries_file.name} has a positive grade; check that the query ids agree{ids}"
+        )
+    judged_ids = {doc_id: None for grades in judged.values() for doc_id in grades}
+    missing = judged_ids.keys() - documents.keys()
+    if len(missing) == len(judged_ids):
+        ids = _of_each(qrels_file, judged_ids, corpus_file, documents)
+        raise DataError(f"{qrels_file}: no judged document is in {corpus_file.name}; check that the document ids agree{ids}")
     return EvaluationSet(
         name=_name_of(folder.resolve()),
         query_ids=list(judged),
@@ -103,31 +111,25 @@ def read_evaluation_set(folder: Path) -> EvaluationSet:
         qrels=judged,
         n_unjudged_queries=len(queries) - len(judged),
         n_unknown_queries=len(qrels.keys() - queries.keys()),
-        n_missing_documents=len({doc_id for grades in judged.values() for doc_id in grades} - documents.keys()),
+        n_missing_documents=len(missing),
+        found_in=(
+            f"{corpus_file.name}{corpus_keys}",
+            f"{queries_file.name}{query_keys}",
+            str(qrels_file.relative_to(folder)),
+        ),
     )
+
+
+def _of_each(file: Path, ids: Collection[str], other: Path, others: Collection[str]) -> str:
+    """An id of each of two files, to see in what they differ."""
+    if not ids or not others:
+        return ""
+    return f": {file.name} begins with {next(iter(ids))!r}, {other.name} with {next(iter(others))!r}"
 
 
 def _name_of(folder: Path) -> str:
     """What people call the set: its folder, with the one above where the name says nothing by itself."""
     return f"{folder.parent.name}/{folder.name}" if folder.name.lower() in _SAY_NOTHING else folder.name
-
-
-class _Faults:
-    """Wrong lines, gathered so that a file is mended in one go; only the first few are kept as text."""
-
-    def __init__(self) -> None:
-        self._shown: list[str] = []
-        self._n_found = 0
-
-    def add(self, path: Path, line: int, problem: str) -> None:
-        self._n_found += 1
-        if len(self._shown) < _FAULTS_SHOWN:
-            self._shown.append(f"{path}:{line}: {problem}")
-
-    def raise_if_any(self) -> None:
-        n_hidden = self._n_found - len(self._shown)
-        if self._shown:
-            raise DataError("\n".join(self._shown) + (f"\nand {n_hidden} more" if n_hidden else ""))
 
 
 def evaluation_files(folder: Path) -> list[Path]:
@@ -136,125 +138,45 @@ def evaluation_files(folder: Path) -> list[Path]:
 
 
 def _find_files(folder: Path) -> tuple[Path, Path, Path]:
-    corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
-    qrels = next((folder / name for name in QRELS_FILES if (folder / name).is_file()), None)
-    missing = [path.name for path in (corpus, queries) if not path.is_file()]
-    if qrels is None:
-        missing.append("qrels")
-    if qrels is None or missing:
-        state = f"it lacks {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
-        expected = f"corpus.jsonl, queries.jsonl and one of {', '.join(QRELS_FILES)}"
-        raise DataError(f"{folder}: {state}; an evaluation set is a folder with {expected}")
-    return corpus, queries, qrels
+    """The corpus, the queries and the judgements. Raises DataError when one is missing."""
+    corpus, queries, qrels = find_records(folder, "corpus"), find_records(folder, "queries"), find_qrels(folder)
+    if corpus and queries and qrels:
+        return corpus, queries, qrels
+    named = {"corpus.jsonl": corpus, "queries.jsonl": queries, "qrels": qrels}
+    missing = ", ".join(name for name, found in named.items() if found is None)
+    state = f"it lacks {missing}" if folder.is_dir() else "there is no such folder"
+    there = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("qrels/*")))
+    holds = f"; it holds {', '.join(there[:_FILES_SHOWN])}{' and more' * (len(there) > _FILES_SHOWN)}" if there else ""
+    expected = f"corpus.jsonl, queries.jsonl and one of {', '.join(QRELS_FILES)}"
+    raise DataError(f"{folder}: {state}; an evaluation set is a folder with {expected}{holds}")
 
 
-def _read_documents(path: Path, faults: _Faults) -> dict[str, str]:
+def _read_documents(file: Path, faults: Faults) -> tuple[dict[str, str], str]:
+    """Text by id; and the keys of the records that BEIR calls otherwise, to be said."""
     documents: dict[str, str] = {}
-    for line, doc_id, record in _identified_records(path, faults):
-        # BEIR's own sets hold documents with an empty text or a null title; a missing text is a slip.
-        title, text = record.get("title") or "", record.get("text")
-        if isinstance(title, str) and isinstance(text, str):
-            whole = f"{title} {text}".strip()
-            documents[doc_id] = "" if is_blank(whole) else whole
-        else:
-            faults.add(path, line, "'text' must be a string, and 'title' too where it is given")
-    return documents
+    keys: set[Keys] = set()
+    for record in read_text_records(file, DOCUMENTS, faults, with_ids=True):
+        whole = f"{record.title} {record.text}".strip()
+        documents[record.id] = "" if is_blank(whole) else whole
+        keys.add(record.keys)
+    return documents, _said(keys)
 
 
-def _read_queries(path: Path, faults: _Faults) -> dict[str, str]:
+def _read_queries(file: Path, faults: Faults) -> tuple[dict[str, str], str]:
+    """The same of queries."""
     queries: dict[str, str] = {}
-    for line, query_id, record in _identified_records(path, faults):
-        text = record.get("text")
-        if isinstance(text, str) and not is_blank(text):
-            queries[query_id] = text.strip()
-        else:
-            faults.add(path, line, "'text' must be a string that is not empty")
-    return queries
+    keys: set[Keys] = set()
+    for record in read_text_records(file, QUERIES, faults, with_ids=True):
+        if is_blank(record.text):
+            faults.add(file, record.where, f"{record.keys.text!r} must be a string that is not empty")
+        queries[record.id] = record.text.strip()
+        keys.add(record.keys)
+    return queries, _said(keys)
 
 
-def _read_qrels(path: Path, faults: _Faults) -> Qrels:
-    qrels: Qrels = {}
-    is_trec: bool | None = None
-    for line, text in _lines(path, faults):
-        if is_trec is None:
-            is_trec = _looks_like_trec(text)
-            if text.strip().split("\t") == _BEIR_HEADER:
-                continue
-        judgement = _parse_trec(text) if is_trec else _parse_beir(text)
-        if isinstance(judgement, str):
-            faults.add(path, line, judgement)
-            continue
-        query_id, doc_id, grade = judgement
-        if doc_id in qrels.setdefault(query_id, {}):
-            faults.add(path, line, f"query '{query_id}' and document '{doc_id}' are judged twice")
-        qrels[query_id][doc_id] = grade
-    return qrels
-
-
-def _looks_like_trec(first_line: str) -> bool:
-    # Ids of the BEIR form may hold spaces, hence three columns by tabs win over four by white space.
-    return len(first_line.split("\t")) != 3 and len(first_line.split()) == 4
-
-
-def _parse_beir(text: str) -> tuple[str, str, int] | str:
-    columns = [column.strip() for column in text.split("\t")]
-    if len(columns) != 3 or not all(columns):
-        return "expected three columns separated by tabs: query-id, corpus-id, score"
-    return _judgement(columns[0], columns[1], columns[2])
-
-
-def _parse_trec(text: str) -> tuple[str, str, int] | str:
-    columns = text.split()
-    if len(columns) != 4:
-        return "expected four columns separated by white space: query, iteration, document, grade"
-    return _judgement(columns[0], columns[2], columns[3])
-
-
-def _judgement(query_id: str, doc_id: str, grade: str) -> tuple[str, str, int] | str:
-    """One judgement, or what is wrong with it."""
-    if not _GRADE.fullmatch(grade):
-        return f"the grade '{grade}' is not a whole number"
-    if abs(int(grade)) > _HIGHEST_GRADE:
-        return f"the grade {grade} lies beyond ±{_HIGHEST_GRADE}; trec_eval counts wrong with such"
-    return query_id, doc_id, int(grade)
-
-
-def _identified_records(path: Path, faults: _Faults) -> Iterator[tuple[int, str, dict[str, object]]]:
-    """Yield (line, id, record) of each JSON object whose '_id' is usable and new."""
-    line_of: dict[str, int] = {}
-    for line, text in _lines(path, faults):
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            faults.add(path, line, f"not JSON: {error}")
-            continue
-        record = record if isinstance(record, dict) else {}
-        raw_id = record.get("_id")
-        record_id = str(raw_id) if isinstance(raw_id, str | int) and not isinstance(raw_id, bool) else ""
-        broken = next((name for name in ("_id", "title", "text") if _UNUSABLE.search(str(record.get(name)))), None)
-        if broken:
-            faults.add(path, line, f"{broken!r} holds a NUL or half a character (a lone \\ud800–\\udfff escape); repair it")
-        elif not record_id:
-            faults.add(path, line, "expected a JSON object with an '_id' that is not empty")
-        elif record_id in line_of:
-            faults.add(path, line, f"the '_id' '{record_id}' was used on line {line_of[record_id]}; every id must be unique")
-        else:
-            line_of[record_id] = line
-            yield line, record_id, record
-
-
-def _lines(path: Path, faults: _Faults) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of each line that is not blank; numbers start at 1."""
-    # Bytes, because they split on \n alone: U+2028 and its kin occur inside texts. It also pins bad UTF-8 to its line.
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                faults.add(path, line, f"not UTF-8: {error.reason} at byte {error.start}")
-                continue
-            if text.strip():
-                yield line, text.rstrip("\r\n")
+def _said(keys: Collection[Keys]) -> str:
+    unusual = sorted({key for one in keys for key in one.unusual()})
+    return f" ({', '.join(unusual)})" if unusual else ""
 
 
 def _has_positive(grades: dict[str, int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ebr.data.corpus import Document
+from ebr.data.documents import Document
 from ebr.errors import DataError
 
 # ---------------------------------------------------------------- texts in something

@@ -51,7 +51,7 @@ def compress_table(
     unit: rows are of length 1, and scaled to it again when they are cut (Kusupati et al. 2022). Queries stay float32; only
     documents are stored smaller. int8: 256 levels between the least and the largest value of each dimension, as
     sentence-transformers' quantize_embeddings sets them, read back as the middle of a level. binary: the signs, as +1 and -1.
-    k: depth of the ranking, without each query's own document; with the k of an evaluation, the first row is its nDCG@10 exactly.
+    k: depth of the ranking, without each query's own document; with an evaluation's k, the first row is its nDCG@10 exactly.
     max_scored: query-document scores in one row of the table. Where Q x N is more, scored_queries picks queries.
     Raises ValueError when the shapes disagree, ModelError when a score is not finite.
     """

@@ -89,7 +89,9 @@ def evaluate_ranking(
     rows, similarities = without_own_documents(rows, similarities, own_rows, k)
     run = as_run(dataset.query_ids, dataset.doc_ids, rows, similarities)
     scores = score_run(run, dataset.qrels, metrics_within(k)) | {UNJUDGED: unjudged_share(run, dataset.qrels)}
-    return Evaluation(dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities, int((own_rows >= 0).sum()))
+    return Evaluation(
+        dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities, int((own_rows >= 0).sum())
+    )
 
 
 def search_depth(dataset: EvaluationSet, k: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ebr.data.corpus import Document
+from ebr.data.documents import Document
 from ebr.data.likeness import form_digest, is_near, normal_form, shingles
+from ebr.data.text_records import QUERIES
 from ebr.data.training_files import Negative, Record
 from ebr.errors import DataError
 from ebr.retrieval.evaluation import TextEncoder
@@ -103,18 +104,20 @@ def mine(
 
     A query's positives are those of every record with the same normal form of the query. A document is one of them, and one of
     the record's negatives, also when only its title, or its text without the title, stands in the record. The candidates of a
-    record are its query's top_k by cosine, equal scores in their order; Reason says which are left out. The limit on the score
-    is the record's own: of several positives the lowest counts. Raises DataError without a candidate, ModelError when a vector
+    record are its query's top_k by cosine, equal scores in their order; Reason says which are left out. A document is the query
+    likewise, and where it has the id that the record gives its query. The limit on the score is the record's own: of several
+    positives the lowest counts. Raises DataError without a candidate, ModelError when a vector
     is not finite.
     """
     if candidates is None:
         candidates = [Document("", text) for text in sorted({text.strip() for one in records for text in one.positives})]
         n_candidates = len(candidates)
     own = (text for record in records for text in record.positives + (record.negatives if rules.keep_negatives else ()))
-    with closing(_Passages(candidates, own, encode, scratch, block, n_candidates)) as passages:
+    ids_of = _query_ids(records)
+    with closing(_Passages(candidates, own, ids_of, encode, scratch, block, n_candidates)) as passages:
         if not len(passages.texts):
             raise DataError("there are no candidates to choose negatives from; give a corpus with texts")
-        judge = _Judge(records, passages, rules)
+        judge = _Judge(records, ids_of, passages, rules)
         queries = {query: row for row, query in enumerate(dict.fromkeys(record.query for record in records))}
         vectors = embed_to_disk(queries, encode.encode_queries, scratch, block=block, desc="queries", total=len(queries))
         with tqdm(total=len(records), desc="mine", unit="record", dynamic_ncols=True) as bar:
@@ -134,33 +137,57 @@ def mine(
                 bar.update(len(some))
 
 
+def _query_ids(records: Sequence[Record]) -> dict[str, set[str]]:
+    """By the normal form of each query, the ids that its records give it."""
+    ids_of: dict[str, set[str]] = {}
+    for record in records:
+        ids = ids_of.setdefault(normal_form(record.query), set())
+        if query_id := QUERIES.id_of(record.rest):
+            ids.add(query_id)
+    return ids_of
+
+
 class _Passages:
     """The distinct candidates, texts and vectors, and the vectors of those texts of the records that are not among them."""
 
     def __init__(
-        self, candidates: Iterable[Document], own: Iterable[str], encode: TextEncoder, scratch: Path, block: int, n: int | None
+        self,
+        candidates: Iterable[Document],
+        own: Iterable[str],
+        ids_of: Mapping[str, AbstractSet[str]],
+        encode: TextEncoder,
+        scratch: Path,
+        block: int,
+        n: int | None,
     ) -> None:
         self.texts = Texts(scratch)
         wanted = dict.fromkeys(text.strip() for text in own)
         self._row_of: dict[str, int] = {}
         self._parts: dict[str, set[str]] = {}
         """By a document's normal form, those of its title and its text, as far as the records hold them."""
+        self._ids: dict[str, set[str]] = {}
+        """Likewise its ids, as far as they are queries'."""
         encoded = encode.encode_documents
-        stored = self._stored(self._wholes(candidates, wanted), wanted)
+        stored = self._stored(self._wholes(candidates, wanted, ids_of), wanted)
         self.candidates = embed_to_disk(stored, encoded, scratch, block=block, desc="candidates", total=n)
         # Only now is it known which texts of the records are not among the candidates.
         others = [text for text in wanted if text not in self._row_of]
         self._row_of |= {text: len(self.candidates) + row for row, text in enumerate(others)}
         self._others = embed_to_disk(others, encoded, scratch, block=block, desc="positives", total=len(others))
 
-    def _wholes(self, candidates: Iterable[Document], wanted: Iterable[str]) -> Iterator[str]:
-        digests = {form_digest(normal_form(text)) for text in wanted}
+    def _wholes(
+        self, candidates: Iterable[Document], wanted: Iterable[str], ids_of: Mapping[str, AbstractSet[str]]
+    ) -> Iterator[str]:
+        digests = {form_digest(normal_form(text)) for text in wanted} | set(map(form_digest, ids_of))
+        query_ids = frozenset().union(*ids_of.values())
         for document in candidates:
             whole = document.whole
             if document.title:
                 forms = {normal_form(document.title), normal_form(document.text)}
                 if named := {form for form in forms if form_digest(form) in digests}:
                     self._parts.setdefault(normal_form(whole), set()).update(named)
+            if document.id in query_ids:
+                self._ids.setdefault(normal_form(whole), set()).add(document.id)
             yield whole
 
     def _stored(self, candidates: Iterable[str], wanted: Container[str]) -> Iterator[str]:
@@ -180,6 +207,10 @@ class _Passages:
     def is_among(self, form: str, forms: AbstractSet[str]) -> bool:
         """Whether the text of a normal form is one of the forms, or a document whose title or text is."""
         return form in forms or not self._parts.get(form, set()).isdisjoint(forms)
+
+    def has_id_among(self, form: str, ids: AbstractSet[str]) -> bool:
+        """Whether the text of a normal form is a document under one of the ids."""
+        return not self._ids.get(form, set()).isdisjoint(ids)
 
     def close(self) -> None:
         """Let go of the texts' file."""
@@ -208,8 +239,10 @@ class _Query:
 class _Judge:
     """Says of every candidate of a record why it is no negative, or that it is one."""
 
-    def __init__(self, records: Sequence[Record], passages: _Passages, rules: Rules) -> None:
-        self._passages, self._rules = passages, rules
+    def __init__(
+        self, records: Sequence[Record], ids_of: Mapping[str, AbstractSet[str]], passages: _Passages, rules: Rules
+    ) -> None:
+        self._ids_of, self._passages, self._rules = ids_of, passages, rules
         # Texts only: the shingles of all positives would take many times their memory.
         self._positives: dict[str, dict[str, None]] = {}
         for record in records:
@@ -224,12 +257,14 @@ class _Judge:
         for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True), start=1):
             text, its_form, its_words = self._likenesses[row]
             reason = None
-            if its_form == form or self._is_near(its_words, [words]):
+            if self._passages.is_among(its_form, {form}) or self._is_near(its_words, [words]):
                 reason = Reason.QUERY
             elif self._passages.is_among(its_form, right):
                 reason = Reason.POSITIVE
             elif self._is_near(its_words, right_words):
                 reason = Reason.NEAR_POSITIVE
+            elif self._passages.has_id_among(its_form, self._ids_of[form]):
+                reason = Reason.QUERY
             hits.append(_Hit(text, its_form, score, rank, reason))
         return _Query(hits, right)
 

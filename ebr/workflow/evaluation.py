@@ -42,13 +42,17 @@ class EvaluationPlan:
     training: Provenance
     """Where the training records are that evaluation texts may have leaked from."""
 
+    def notes(self) -> list[str]:
+        """What is done with the sets that whoever gave them may not expect."""
+        return [f"note: {dataset.name}: {text}" for dataset in self.datasets for text in dataset.notes()]
+
     def lines(self) -> list[str]:
         """The plan, for people."""
         lines = [f"models     {', '.join(self.models)}"]
         for role, dataset in zip(("evaluate", "forgetting"), self.datasets, strict=False):
             lines.append(f"{role:<10} {dataset.name}: {len(dataset.queries):,} queries, {len(dataset.documents):,} documents")
             lines += [f"warning: {dataset.name}: {text}" for text in _warnings(dataset)]
-            lines += [f"note: {dataset.name}: {text}" for text in dataset.notes()]
+        lines += self.notes()
         known = ", ".join(source.data_path for source in self.training.sources)
         lines.append(f"training   {known or 'not known; train_data names it for the leak check'}")
         return [*lines, f"report     {self.config.output_dir / 'report.html'}"]
@@ -64,10 +68,12 @@ class EvaluationResult:
     runs: list[Path]
     leak_note: str
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What was done with the sets that whoever gave them may not expect."""
 
     def summary(self) -> str:
         """The metrics of every model, what became of the base's, and where the report is."""
-        lines = metrics_table(self.report.main)
+        lines = [*metrics_table(self.report.main), *self.notes]
         for found in self.report.main.contrasts:
             lines += ["", f"{found.base} → {found.tuned}", found.comparison.table()]
         if self.report.forgetting:
@@ -146,7 +152,8 @@ def evaluate_retrieval(config: EvaluationConfig, *, say: Say = print) -> Evaluat
     )
     runs = _write_runs(plan, reports) if config.save_runs else []
     html, json = write_report(config.output_dir, report, config.language)
-    return EvaluationResult(report, html, json, runs, notes.text(), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return EvaluationResult(report, html, json, runs, notes.text(), seconds, tuple(plan.notes()))
 
 
 def dataset_origin(folder: Path) -> dict[str, str]:
