@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -216,6 +218,9 @@ JSON_LINES += '{"query-id": "q2", "corpus-id": "d2", "score": 1}\n'
         ("qrels.tsv", BEIR + "q1\td1\t2\nq1\td1\t2.0\n"),
         ("qrels.tsv", "# judged in May\n#\n" + BEIR + "# the end\n"),
         ("qrels.tsv.gz", gzip.compress(BEIR.encode())),
+        ("qrels/dev.tsv.bz2", bz2.compress(BEIR.encode())),
+        ("qrels.jsonl.xz", lzma.compress(JSON_LINES.encode())),
+        ("qrels.tsv.zst", pa.compress(BEIR.encode(), "zstd", asbytes=True)),
         ("qrels/dev.tsv", BEIR),
         ("qrels/validation.jsonl", JSON_LINES),
         ("qrels/judged-in-may.tsv", BEIR),
@@ -304,4 +309,4 @@ def test_ids_that_do_not_agree_are_shown(tmp_path):
 
 def test_a_broken_archive_is_said(tmp_path):
     message = complaint(tmp_path, qrels_name="qrels.tsv.gz", qrels=gzip.compress(BEIR.encode())[:-9])
-    assert "qrels.tsv.gz: the gzip archive is broken or cut short" in message
+    assert "qrels.tsv.gz: the archive is broken or cut short" in message

@@ -13,7 +13,7 @@ from ebr.data.text_records import DOCUMENTS, find_records, is_named_like_texts, 
 from ebr.errors import DataError
 
 CORPUS_FILE = "corpus.jsonl"
-_OTHER_FORMATS = (".zst", ".npy", ".xlsx", ".zip")
+_OTHER_FORMATS = (".npy", ".xlsx", ".zip")
 
 
 def find_corpus(path: Path) -> Path:

@@ -69,7 +69,7 @@ class EvaluationSet:
         """What is done with this set that whoever gave it may not expect, a line each."""
         n_own = self.n_own_documents
         queries = "1 query" if n_own == 1 else f"{n_own:,} queries"
-        own = f"the document under the query's own id is left out of the ranking of {queries}, as nobody judged it for them"
+        own = f"the document under the query's own id is left out of the ranking of {queries}, as nobody judged it there"
         files = f"read from {', '.join(self.found_in)}"
         found = {own: n_own, files: not set(self.found_in) <= set(_FILES)}
         return [text for text, holds in found.items() if holds]

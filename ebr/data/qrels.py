@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ebr.data.faults import Faults
 from ebr.data.record_files import each_record
-from ebr.data.text_lines import each_line
+from ebr.data.text_lines import PACKED_SUFFIXES, each_line, unpacked_name
 from ebr.data.text_records import as_id, is_unusable, listed, plain_key
 from ebr.errors import DataError
 
@@ -52,7 +52,7 @@ def find_qrels(folder: Path) -> Path | None:
     Of splits test counts before dev, dev before train; where none of them is there, the one file that qrels/ holds. None
     where there are no judgements, or nothing says which of several files is meant.
     """
-    names = [f"{split}{suffix}{zipped}" for zipped in ("", ".gz") for split in _SPLITS for suffix in _SUFFIXES]
+    names = [f"{split}{suffix}{packed}" for packed in ("", *PACKED_SUFFIXES) for split in _SPLITS for suffix in _SUFFIXES]
     known = (folder / name for name in (*QRELS_FILES, *names))
     if found := next((path for path in known if path.is_file()), None):
         return found
@@ -103,7 +103,7 @@ def _whole_number(written: str) -> int:
 
 def _judgements(file: Path, query_ids: Collection[str]) -> Iterator[_Found]:
     """(file and place, judgement) of each."""
-    if Path(file.name.lower().removesuffix(".gz")).suffix in _RECORD_SUFFIXES:
+    if Path(unpacked_name(file)).suffix in _RECORD_SUFFIXES:
         yield from _of_records(file)
         return
     lines = ((where, line) for where, line in each_line(file) if not _is_comment(line, query_ids))

@@ -1,4 +1,4 @@
-"""Files of records, whichever tool wrote them: JSON, JSON lines, csv, tsv and Parquet, all but the last also gzipped."""
+"""Files of records, whichever tool wrote them: JSON, JSON lines, csv, tsv and Parquet, all but the last also packed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from ebr.data.record_layouts import TEXT_KEYS
 from ebr.data.record_tables import Found, parquet_rows, table_rows
-from ebr.data.text_lines import UNREADABLE, decoded, opened, unreadable
+from ebr.data.text_lines import UNREADABLE, decoded, opened, unpacked_name, unreadable
 from ebr.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -22,15 +22,15 @@ _PARQUET_MAGIC = b"PAR1"
 
 
 def is_named_like_records(file: Path) -> bool:
-    """Whether a name ends in one of SUFFIXES, with .gz behind it or not, in any case."""
-    return file.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+    """Whether a name ends in one of SUFFIXES, packed or not, in any case."""
+    return unpacked_name(file).endswith(SUFFIXES)
 
 
 def each_record(file: Path, *, of_training: bool = True) -> Iterator[Found]:
     """Every record of a file, in order; of JSON lines, tables and Parquet one after another, as they are read.
 
-    Gzip and Parquet are known by their first bytes, csv and tsv by their suffix. All else is JSON: one object a line, an array,
-    or an object around an array. A table's empty cell is null, and a cell that is a JSON list is a list.
+    Parquet and what is packed are known by their first bytes, csv and tsv by their suffix. All else is JSON: one object a line,
+    an array, or an object around an array. A table's empty cell is null, and a cell that is a JSON list is a list.
     of_training: refuse a table without a column of training texts. Otherwise any columns will do, and a cell is what it says.
     """
     try:
@@ -40,9 +40,9 @@ def each_record(file: Path, *, of_training: bool = True) -> Iterator[Found]:
             yield from parquet_rows(file, of_training)
             return
         with opened(file) as stream:
-            delimiter = _DELIMITERS.get(Path(file.name.lower().removesuffix(".gz")).suffix)
+            delimiter = _DELIMITERS.get(Path(unpacked_name(file)).suffix)
             if delimiter is None:
-                yield from _json_records(file, stream)
+                yield from json_records(file, stream)
             else:
                 yield from table_rows(file, stream, delimiter, of_training)
     except UNREADABLE as error:
@@ -65,7 +65,7 @@ def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _parse = json.JSONDecoder(object_pairs_hook=_with_single_keys).decode
 
 
-def _json_records(file: Path, stream: Iterator[bytes]) -> Iterator[Found]:
+def json_records(file: Path, stream: Iterator[bytes]) -> Iterator[Found]:
     """An array, an object, or lines: what the first line that is not blank begins, and whether it ends it, tells which."""
     head: list[bytes] = []
     for raw in stream:

@@ -25,7 +25,7 @@ _LONGEST_CELL = 2**31 - 1  # the most that a C long holds everywhere
 
 def table_rows(file: Path, stream: Iterator[bytes], delimiter: str, of_training: bool) -> Iterator[Found]:
     """The rows below the header as objects; of_training as in each_record."""
-    rows = _rows(file, stream, delimiter)
+    rows = quoted_rows(file, stream, delimiter)
     where, header = next(rows, (str(file), None))
     if header is None:
         return
@@ -77,7 +77,7 @@ def _check_columns(names: Sequence[str], of_training: bool) -> None:
         layout_of(dict.fromkeys(names, ""))
 
 
-def _rows(file: Path, stream: Iterator[bytes], delimiter: str) -> Iterator[tuple[str, list[str] | DataError]]:
+def quoted_rows(file: Path, stream: Iterator[bytes], delimiter: str) -> Iterator[tuple[str, list[str] | DataError]]:
     """The rows of a table with standard quoting (RFC 4180), blank lines left out; a row is placed where it begins."""
     lines = _Lines(stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from ebr.data.faults import Faults
 from ebr.data.record_files import SUFFIXES, each_record
+from ebr.data.text_lines import PACKED_SUFFIXES, unpacked_name
 from ebr.errors import DataError
 
 _HALF = re.compile("[\ud800-\udfff]")
 _KEYS_SHOWN = 12
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", *(suffix for suffix in SUFFIXES if suffix != ".jsonl"))
-"""How names of files of texts end, before a .gz; where there are several, the first counts."""
+"""How names of files of texts end, before that of a packing; where there are several, the first counts."""
 
 
 def plain_key(key: str) -> str:
@@ -149,13 +150,13 @@ def _text_record(where: str, record: object, spelling: Spelling, with_id: bool) 
 
 
 def is_named_like_texts(file: Path) -> bool:
-    """Whether a name ends in one of RECORD_SUFFIXES, with .gz behind it or not, in any case."""
-    return file.name.lower().removesuffix(".gz").endswith(RECORD_SUFFIXES)
+    """Whether a name ends in one of RECORD_SUFFIXES, packed or not, in any case."""
+    return unpacked_name(file).endswith(RECORD_SUFFIXES)
 
 
 def find_records(folder: Path, name: str) -> Path | None:
-    """The file of records called name in a folder: name.jsonl, or another of SUFFIXES, zipped or not; None without one."""
-    names = [f"{name}{suffix}{zipped}" for zipped in ("", ".gz") for suffix in RECORD_SUFFIXES]
+    """The file of records called name in a folder: name.jsonl or with another of RECORD_SUFFIXES, packed or not; or None."""
+    names = [f"{name}{suffix}{packed}" for packed in ("", *PACKED_SUFFIXES) for suffix in RECORD_SUFFIXES]
     return next((folder / one for one in names if (folder / one).is_file()), None)
 
 
