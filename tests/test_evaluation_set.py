@@ -122,6 +122,7 @@ def test_a_number_as_id_is_read_as_its_digits(tmp_path):
         ({"qrels": BEIR + "q1\td3\n"}, "qrels.tsv:5", "three columns"),
         ({"qrels": BEIR + "q1\t\t1\n"}, "qrels.tsv:5", "three columns"),
         ({"qrels": "q1\td1\n"}, "qrels.tsv:1", "has two columns, 'q1', 'd1'; expected query-id, corpus-id and score"),
+        ({"qrels": "q1|d1|1\n"}, "qrels.tsv:1", "has one column, 'q1|d1|1'; expected"),
         ({"qrels": "docid\tsession\tgrade\nd1\tq1\t1\n"}, "qrels.tsv:1", "'session', 'grade'; expected query-id, corpus-id"),
         ({"qrels": "q1\td1\thigh\n"}, "qrels.tsv:1", "'high' is not a whole number"),
         ({"qrels": '{"qid": "q1", "docid": "d1"}\n'}, "qrels.tsv:1", "its keys are 'qid', 'docid'; expected query-id"),

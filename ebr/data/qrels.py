@@ -188,9 +188,8 @@ def _columns_of(line: str | DataError, query_ids: Collection[str]) -> tuple[_Col
     places = [place for name, there in both if (place := there if name is None else name) is not None]
     if len(set(places)) < len(_NAMES):
         shown = ", ".join(map(repr, cells))
-        raise DataError(
-            f"has {_number(len(cells))} column{'s' * (len(cells) > 1)}, {shown}; expected {_EXPECTED}, or TREC's four without a header"
-        )
+        count = "one column" if len(cells) == 1 else f"{_number(len(cells))} columns"
+        raise DataError(f"has {count}, {shown}; expected {_EXPECTED}, or TREC's four without a header")
     return _Columns(split, len(cells), tuple(places)), True
 
 
