@@ -26,7 +26,7 @@ from ebr.model.identity import differences_from
 from ebr.model.kind import TRUST_HINT, check_trust, refuse_other_families, warn_of_unused_code
 from ebr.model.lengths import keep_within_positions, set_lengths
 from ebr.model.loading import check_weights, watch_loading
-from ebr.model.modules import check_loaded, check_modules, refuse_lost_modules
+from ebr.model.modules import check_loaded, check_modules, lay_out_code, refuse_lost_modules
 from ebr.model.origin import ADAPTER_CONFIG, ModelSource, Origin, adapter_folder, resolve_model
 from ebr.model.plain import plain_encoder
 from ebr.model.pooling import pool_by
@@ -298,6 +298,7 @@ def save_encoder(model: SentenceTransformer, folder: Path) -> None:
     _keep_lower_case(model)
     with quiet_files():
         model.save_pretrained(str(folder))
+    lay_out_code(folder)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ def check_loaded(encoder: SentenceTransformer, location: str, where: str) -> Non
             f"{where}: has a WeightedLayerPooling, which reads every layer, but config.json does not say output_hidden_states, "
             'so it would do nothing; write "output_hidden_states": true into config.json'
         )
+
+
+def lay_out_code(folder: Path) -> None:
+    """Copy code of a saved model's own beside its modules.json, where it is looked for; it is saved in the modules' folders."""
+    for file in folder.glob("*/*.py"):
+        if MODULE_FOLDER.fullmatch(file.parent.name):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _gives_every_layer(model: PreTrainedModel) -> bool:
