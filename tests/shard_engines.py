@@ -26,16 +26,17 @@ def vectors_of(texts):
 class FakeEngine:
     """Notes what goes through it.
 
-    too_large: texts that do not fit; a pass holds `batch` texts and takes `seconds`; the n-th text (from 1) is too much for it
-    when n = dies_at. at_text: what happens when a text comes by.
+    too_large: texts that do not fit; lost: those whose vector is zeros. A pass holds `batch` texts and takes `seconds`; the
+    n-th text (from 1) is too much for it when n = dies_at. at_text: what happens when a text comes by.
     """
 
     dim = DIM
 
-    def __init__(self, *, too_large=(), batch=4, seconds=0.0, token_budget=64, dies_at=None):
+    def __init__(self, *, too_large=(), lost=(), batch=4, seconds=0.0, token_budget=64, dies_at=None):
         self.seen = []
         self.threads = set()
         self.too_large = set(too_large)
+        self.lost = set(lost)
         self.batch = batch
         self.seconds = seconds
         self.token_budget = token_budget
@@ -48,6 +49,7 @@ class FakeEngine:
     def compute(self, texts, on_batch=None):
         self.threads.add(threading.get_ident())
         vectors = vectors_of(texts)
+        vectors[[index for index, text in enumerate(texts) if text in self.lost]] = 0
         for start in range(0, len(texts), self.batch):
             some = texts[start : start + self.batch]
             for text in some:

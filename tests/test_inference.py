@@ -1,5 +1,7 @@
 """Vectors from the engine equal stock vectors, and a run over tables writes them as they are."""
 
+import json
+
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -228,6 +230,41 @@ def test_each_distinct_text_goes_through_the_model_once_and_the_saving_is_said(t
     assert result.embedded.n_encoded == 5
     assert "5 of 10 went through the model; 50.0% saved" in result.summary()
     assert embed(tiny_model, table, tmp_path / "w.txt")[0].embedded.n_encoded == 10
+
+
+def test_texts_that_the_model_cannot_embed_are_bad_rows_of_a_run_that_was_stopped_as_of_one_that_was_not(
+    tiny_model, tmp_path, monkeypatch
+):
+    model = SentenceTransformer(tiny_model, device="cpu")
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})  # for which its table has no row
+    model.save(str(tmp_path / "model"))
+    (tmp_path / "in").mkdir()
+    texts = ["a red shoe", "a <new> cup", "the lamp", "<new>", "the book", "a cup"]
+    rows = [f"r{index}\x01{text}" for index, text in enumerate(texts)]
+    (tmp_path / "in" / "part.csv").write_text("\n".join(["id\x01description", *rows]) + "\n", encoding="utf-8")
+    options = {"shard_rows": 2, "batch_size": 1}
+    whole, _ = embed(str(tmp_path / "model"), tmp_path / "in", tmp_path / "whole.txt", **options)
+    prepare = LocalEngine.prepare
+
+    def dies_at_the_book(self, texts):
+        return prepare(self, texts) if "the book" not in texts else {}["dead"]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError, match="dead"):
+        patch.setattr(LocalEngine, "prepare", dies_at_the_book)
+        embed(str(tmp_path / "model"), tmp_path / "in", tmp_path / "halves.txt", **options)
+    resumed, _ = embed(str(tmp_path / "model"), tmp_path / "in", tmp_path / "halves.txt", **options)
+    assert resumed.embedded.n_kept == 2
+    for name, done in {"whole.txt": whole, "halves.txt": resumed}.items():
+        manifest, read = read_manifest(tmp_path / name), read_embeddings(tmp_path / name, ",")
+        assert (manifest["n_rows"], manifest["n_rejected"], done.embedded.n_rejected) == (4, 2, 2)
+        assert read.columns["id"] == ["r0", "r2", "r4", "r5"]
+        right = SentenceTransformer(tiny_model, device="cpu").encode(["a red shoe", "the lamp", "the book", "a cup"])
+        np.testing.assert_allclose(read.vectors, right, atol=1e-6)
+    assert (tmp_path / "whole.txt").read_bytes() == (tmp_path / "halves.txt").read_bytes()
+    rejects = [(tmp_path / f"{name}.txt.rejects.jsonl").read_text(encoding="utf-8") for name in ("whole", "halves")]
+    assert rejects[0] == rejects[1]
+    reason = "holds '<new>', for which the model has no embedding"
+    assert [(line["line"], line["reason"]) for line in map(json.loads, rejects[0].splitlines())] == [(3, reason), (5, reason)]
 
 
 def test_only_rows_whose_text_changed_are_embedded_again(tiny_model, table, tmp_path):

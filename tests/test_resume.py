@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ebr.data.blank import is_blank
 from ebr.data.embeddings import read_embeddings
+from ebr.data.files import read_manifest
 from ebr.errors import DataError
 from ebr.inference.ledger import Ledger
 from ebr.inference.store import VectorStore
@@ -69,6 +70,34 @@ def test_after_a_failure_only_the_rest_is_computed_and_the_output_is_the_same_to
     assert len(engine.seen) <= 20 - 2 * 3
     assert set(engine.seen) | set(before.seen) == {f"text {table}{i}" for table in "bd" for i in range(12) if i % 5 != 4}
     assert_as_if_undisturbed(run)
+
+
+@pytest.mark.parametrize("dedup", ["shard", "global", "none"])
+@pytest.mark.parametrize("dies_at", [None, 3, 6, 9])
+def test_texts_that_get_no_vector_are_the_same_bad_rows_however_often_a_run_was_stopped(tmp_path, dedup, dies_at):
+    tables = {"b": ["good", "lost", "large", "b", "lost", "c"], "d": ["large", "d", "lost", "e", "good", "f"]}
+    for name, texts in tables.items():
+        write_table(tmp_path / "in" / f"{name}.csv", *[f"{name}{i}|{text}|L" for i, text in enumerate(texts * 2)])
+    unfit = {"too_large": ["large"], "lost": ["lost"]}
+    run = Run(tmp_path / "in", tmp_path / "out" / "v.parquet", dedup=dedup)
+    if dies_at:
+        with pytest.raises(RuntimeError, match="the engine died"):
+            run.go(FakeEngine(**unfit, batch=1, dies_at=dies_at))
+    done = run.go(FakeEngine(**unfit))
+    kept = [(name, text) for name, texts in tables.items() for text in texts * 2 if text not in ("lost", "large")]
+    read = read_embeddings(run.out, "|")
+    assert read.columns["text"] == [text for _, text in kept]
+    assert read.vectors.tobytes() == vectors_of(read.columns["text"]).tobytes()
+    manifest = read_manifest(run.out)
+    assert (done.n_rows, done.n_rejected) == (manifest["n_rows"], manifest["n_rejected"]) == (14, 10)
+    rejects = [json.loads(line) for line in done.rejects_path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["file"], line["line"], line["reason"].split()[0]) for line in rejects] == [
+        (f"{name}.csv", line, "has" if text == "lost" else "does")
+        for name, texts in tables.items()
+        for line, text in enumerate(texts * 2, start=2)
+        if text in ("lost", "large")
+    ]
+    assert run.go(FakeEngine(dies_at=1)).n_rejected == 10
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
