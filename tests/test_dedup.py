@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from ebr.data.embeddings import read_embeddings
 from ebr.errors import DataError
+from ebr.inference import store as store_module
 from ebr.inference.dedup import Dedup, DistinctEncoder, RowDigests
 from ebr.inference.store import VectorStore, row_digest, text_digest
 from ebr.inference.unfit import TOO_LARGE
@@ -43,6 +45,55 @@ def folder(tmp_path):
             tmp_path / "in" / f"{name}.csv", *[f"{name}{i}|{['x', 'y', 'z', f'own {name}'][i % 4]}|L" for i in range(12)]
         )
     return tmp_path / "in"
+
+
+# ---------------------------------------------------------------- the store
+
+
+@pytest.fixture
+def holder(store):
+    """Another process's connection, which is about to write: SQLite lets nobody wait who would switch the file's mode."""
+    store.path.parent.mkdir()
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("CREATE TABLE theirs (a)")
+    other.execute("BEGIN IMMEDIATE")
+    yield other
+    other.close()
+
+
+def test_a_store_that_another_process_opens_at_the_same_moment_is_waited_for(store, holder, monkeypatch):
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            holder.execute("COMMIT")
+
+    monkeypatch.setattr(time, "sleep", wait)
+    vectors = vectors_of(["a", "b"])
+    store.add([b"1" * 16, b"2" * 16], vectors)
+    assert len(waits) == 3
+    assert {digest: known.vector.tolist() for digest, known in store.get([b"1" * 16, b"2" * 16]).items()} == {
+        b"1" * 16: vectors[0].tolist(), b"2" * 16: vectors[1].tolist(),
+    }  # fmt: skip
+
+
+def test_a_store_that_stays_locked_beyond_all_patience_is_named(store, holder, monkeypatch):
+    monkeypatch.setattr(store_module, "_PATIENCE_S", 0)
+    with pytest.raises(DataError, match=r"vectors\.sqlite: cannot be used \(database is locked\)"):
+        store.get([b"1" * 16])
+
+
+def test_what_is_wrong_with_a_store_beside_a_lock_is_said_at_once(store, monkeypatch):
+    class Failing(sqlite3.Connection):
+        def execute(self, statement, *values):
+            raise sqlite3.OperationalError("disk I/O error")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(store_module.sqlite3, "connect", lambda path, **how: connect(path, factory=Failing, **how))
+    monkeypatch.setattr(time, "sleep", None)
+    with pytest.raises(DataError, match=r"cannot be used \(disk I/O error\)"):
+        store.get([b"1" * 16])
 
 
 # ---------------------------------------------------------------- an encoder

@@ -14,12 +14,13 @@ from sentence_transformers import SentenceTransformer
 from ebr import cli
 from ebr.config import EvaluationConfig, FinetuneConfig, MergeConfig, TrainConfig
 from ebr.data.evaluation_set import evaluation_files, read_evaluation_set
-from ebr.data.files import hash_files
+from ebr.data.files import hash_files, write_json
 from ebr.data.trec_runs import read_run
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.inference.engines import RetrievalEncoder
 from ebr.retrieval.metrics import METRICS, score_run
 from ebr.workflow import evaluate_retrieval, evaluation, merge_adapter, train_sentence_transformer
+from ebr.workflow.leak_check import Provenance, TrainingSource
 from tests.conftest import SHARED_DATA
 
 
@@ -271,6 +272,15 @@ def test_every_model_and_what_it_was_tuned_from_is_looked_at(config, tiny_model,
     assert run(config, models=[tiny_model, other])[1]["leaks"]["answered"] == 0
     assert run(config, models=[tiny_model, other, tuned])[1]["leaks"]["answered"] == 1
     assert run(config, models=[tiny_model, later])[1]["leaks"]["answered"] == 1
+
+
+@pytest.mark.parametrize("option", ["base_model_path", "lora_adapter_path", "model_name"])
+def test_an_option_that_was_left_out_leads_to_no_folder_called_none(tmp_path, monkeypatch, option):
+    for folder, options in {"tuned": {option: None, "data_path": "a"}, "None": {"data_path": "b"}}.items():
+        (tmp_path / folder).mkdir()
+        write_json(tmp_path / folder / "ebr_manifest.json", {"kind": "model", "config": options})
+    monkeypatch.chdir(tmp_path)
+    assert Provenance.of([str(tmp_path / "tuned")]).sources == (TrainingSource("a"),)
 
 
 def test_training_records_named_by_the_user_must_be_there(config, tmp_path):

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from ebr.config import FinetuneConfig, TrainConfig
-from ebr.data.files import size_of
+from ebr.data.files import read_manifest, size_of
 from ebr.errors import ConfigError, EBRError, Interrupted, SaveError
+from ebr.model.encoder import load_encoder
 from ebr.training import checkpoints, disk, journal
 from ebr.training.disk import Checkpoints, DiskNeeds, disk_needs
 from ebr.training.doctor import Severity
@@ -501,6 +502,19 @@ def test_user_is_asked_until_a_folder_takes_the_model(tmp_path):
     ]
 
 
+def test_answer_that_names_no_folder_is_said_and_asked_again(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    typed = ["~nobody-of-this-name/model", "mo\0del", str(tmp_path / "loop")]
+    disk, lines = Disk(tmp_path / "final"), []
+    assert finished(disk, tmp_path / "final", tmp_path).saved(answering(*typed, str(tmp_path / "good")), lines.append) == (
+        tmp_path / "good"
+    )
+    assert disk.saved == [tmp_path / "good"]
+    assert len(lines) == 4
+    for answer, line in zip(typed, lines[1:], strict=True):
+        assert f"({answer!r} names no folder: " in line
+
+
 def test_user_may_make_room_and_give_the_same_folder_again(tmp_path):
     final = tmp_path / "final"
     final.mkdir()
@@ -597,17 +611,33 @@ def test_run_whose_last_files_find_no_room_has_its_model_all_the_same(config, mo
     assert f"warning: the model is saved, but {work_of(result)} could not be written (No space left on device)" in lines
 
 
-def test_picture_that_cannot_be_drawn_does_not_cost_the_model(config, monkeypatch):
+@pytest.mark.parametrize(("part", "error"), [("picture", ValueError("no such font")), ("picture", FULL), ("page", FULL)])
+def test_report_or_picture_that_cannot_be_made_does_not_cost_the_model(config, evaluation_folder, monkeypatch, part, error):
+    from ebr.retrieval import report
     from ebr.visualization import loss_plot
 
-    def broken(*args):
-        raise ValueError("no such font")
+    module, name = (loss_plot, "draw_loss_curve") if part == "picture" else (report, "write_report")
 
-    monkeypatch.setattr(loss_plot, "draw_loss_curve", broken)
-    with pytest.raises(ValueError, match="no such font"):
-        run(config)
-    assert weights(config.output_dir / "tiny-bert-peft-lora")
-    assert json.loads((config.output_dir / "tiny-bert-peft-lora.run" / RUN).read_text()) == {"finished": True}
+    def broken(*args, **options):
+        for place in args:  # half of it is there
+            if isinstance(place, Path):
+                half = place / "report.html" if place.is_dir() else place
+                half.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(module, name, broken)
+    lines, more = [], {} if part == "picture" else {"eval_dataset": evaluation_folder}
+    changed = FinetuneConfig(**{**config.to_json(), "max_steps": 2, "num_epochs": 1, **more})
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        train_sentence_transformer(changed, say=lines.append)
+    folder = config.output_dir / "tiny-bert-peft-lora"
+    said = f"the model is saved in {folder}, but its report could not be made; ebr evaluate makes one"
+    assert lines[-1] == said
+    assert same(weights(folder), weights(folder.with_name(f"{folder.name}.run") / "checkpoint-2"))
+    assert load_encoder(str(folder)).encode(["a"]).shape == (1, 32)
+    assert not [path.name for path in folder.iterdir() if path.is_file() and path.read_bytes() == b"half"]
+    assert read_manifest(folder)["kind"] == "model"
+    assert json.loads((folder.with_name(f"{folder.name}.run") / RUN).read_text()) == {"finished": True}
 
 
 # ---------------------------------------------------------------- with real files that do not fit

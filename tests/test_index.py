@@ -15,6 +15,7 @@ from ebr.data import embeddings
 from ebr.data.embeddings import write_embeddings
 from ebr.data.files import hash_file, read_manifest, write_json
 from ebr.errors import ConfigError, DataError, ModelError
+from ebr.model.encoder import load_encoder
 from ebr.retrieval import index_recall, index_source
 from ebr.retrieval.index import FaissIndex, n_threads, threads
 from ebr.retrieval.index_kinds import IndexSpec, Kind
@@ -587,6 +588,21 @@ def test_rows_that_do_not_fit_are_not_added(home, fault):
     assert {file.name: file.read_bytes() for file in home.index.iterdir()} == before
 
 
+def test_what_was_said_once_of_vectors_made_elsewhere_holds_for_those_added(home, tiny_model):
+    texts = ["the red small shoe", "a large blue lamp", "the green book", "buy a cup"]
+    vectors = load_encoder(tiny_model, pooling="cls").encode_document(texts)
+    for name, rows in {"a.npy": vectors[:2], "b.npy": vectors[2:]}.items():
+        np.save(home.path / name, rows)
+    said = {"model_path": tiny_model, "pooling": "cls", "base_model_path": tiny_model}
+    home.build("a.npy", id_column=None, **said)
+    home.build("b.npy", id_column=None, add=True)
+    assert [home.sidecar[name] for name in ("model", "pooling", "base_model_path")] == [tiny_model, "cls", tiny_model]
+    (matches,) = open_index(home.index).search([texts[3]])
+    assert (matches[0].id, round(matches[0].score, 4)) == ("3", 1.0)
+    with pytest.raises(DataError, match=r"does not fit .*: pooling 'mean', not 'cls'"):
+        home.build("b.npy", id_column=None, add=True, pooling="mean")
+
+
 def test_rows_that_another_run_added_meanwhile_are_not_lost(home, monkeypatch):
     home.write(clustered(50))
     home.write(clustered(3, seed=1), name="b.npy", ids=list("xyz"))
@@ -642,6 +658,19 @@ def test_queries_of_another_model_are_refused(home):
         home.build(query_embeddings=home.path / "q.npy")
     with pytest.raises(DataError, match=r"8 numbers a vector, where .* has 16"):
         home.build(query_embeddings=home.path / "short.npy")
+
+
+@pytest.mark.parametrize("what", [{"spelling_sha256": "s2"}, {"architecture": {"0": {"class": "B"}}}])
+def test_queries_of_the_same_weights_that_are_read_or_computed_otherwise_are_refused(home, what):
+    facts = {**MODEL, "spelling_sha256": "s1", "architecture": {"0": {"class": "A"}}}
+    home.write(clustered(50), facts=facts)
+    home.write(clustered(20), name="q.npy", facts={**facts, **what})
+    with pytest.raises(DataError, match=r"query_embeddings .*q\.npy: made by another model than .*; embed them with the same"):
+        home.build(query_embeddings=home.path / "q.npy")
+    # Vectors of before record neither, and those made elsewhere nothing.
+    for known in (MODEL, {}):
+        home.write(clustered(20), name="q.npy", facts=known)
+        home.build(query_embeddings=home.path / "q.npy")
 
 
 REACH = {
