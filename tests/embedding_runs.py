@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ebr.data.dialects import Dialect
 from ebr.data.shards import open_source
 from ebr.data.vector_formats import format_of
 from ebr.inference.dedup import Dedup
@@ -63,7 +64,7 @@ class Run:
     facts: dict = field(default_factory=dict)
 
     def source(self):
-        return open_source(self.folder, "*", "|", "text", self.columns, key_column=self.key)
+        return open_source(self.folder, "*", Dialect.of("|"), "text", self.columns, key_column=self.key)
 
     def output(self, source):
         work_dir, is_file = work_folder(self.out), bool(self.out.suffix)

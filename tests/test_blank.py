@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ebr.data.blank import is_blank
 from ebr.data.corpus import count_texts, read_corpus
+from ebr.data.dialects import Dialect
 from ebr.data.evaluation_set import read_evaluation_set
 from ebr.data.examples import read_examples
 from ebr.data.queries import Query, read_queries
@@ -106,7 +107,7 @@ def test_a_query_that_nobody_sees_is_left_out_of_lines_and_refused_in_json(tmp_p
 
 def test_a_row_whose_text_nobody_sees_is_rejected_and_one_that_is_a_list_is_a_text_like_any_other(tmp_path):
     (tmp_path / "t").write_text(f"id|text\n1|{NOTHING}\n2|['a', 'b']\n3|\ufeff \x1b\n4|[\"a\"]\n", encoding="utf-8")
-    source = open_source(tmp_path, "*", "|", "text", None)
+    source = open_source(tmp_path, "*", Dialect.of("|"), "text", None)
     (rows,) = [parse_shard(shard, source.schema) for shard in read_shards(source, 100)]
     assert rows.texts == ["['a', 'b']", '["a"]']
     assert [(row.line, row.reason) for row in rows.bad] == [(2, "text is empty"), (4, "text is empty")]

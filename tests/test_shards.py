@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from ebr.data.blank import is_blank
 from ebr.data.cutting import Limits, cut
+from ebr.data.dialects import Dialect
 from ebr.data.records import read_records
 from ebr.data.shards import count_rows, open_source, parse_shard, read_shards
 from ebr.data.tables import BadRow, join_cells
@@ -25,7 +26,7 @@ QUICK = settings(deadline=None, max_examples=50, database=None)
 
 
 def source_of(folder, output_columns=None, *, delimiter="\x01", text="text", **more):
-    return open_source(folder, "*", delimiter, text, output_columns, **more)
+    return open_source(folder, "*", Dialect.of(delimiter), text, output_columns, **more)
 
 
 def written(folder, data, name="t"):
@@ -355,7 +356,7 @@ plain_cell = cell.filter(lambda text: text is None or not set(text) & set("\n\r\
 def test_pieces_are_the_same_however_few_bytes_are_read_at_a_time(text, block_bytes, limits):
     for delimiter in ",", "|":
         few, many = (
-            list(cut(read_records(Path("t"), io.BytesIO(text.encode()), delimiter, n_bytes), limits))
+            list(cut(read_records(Path("t"), io.BytesIO(text.encode()), Dialect.of(delimiter), n_bytes), limits))
             for n_bytes in (block_bytes, 1000)
         )
         assert few == many

@@ -9,17 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ebr.data.table_files import (
-    Compression,
-    TableKind,
-    find_tables,
-    n_parquet_rows,
-    open_bytes,
-    open_table,
-    parquet_batches,
-    parquet_schema,
-    refuse_columns_without_text,
-)
+from ebr.data.columnar import as_text, columnar_batches, columnar_schema, n_columnar_rows, refuse_columns_without_text
+from ebr.data.contents import TableKind
+from ebr.data.dialects import Dialect
+from ebr.data.table_files import find_tables, open_table
+from ebr.data.unpacking import Compression
 from ebr.errors import ConfigError, DataError
 
 TABLE = b"id\x01text\n1\x01a\n"
@@ -37,12 +31,12 @@ def opened(path, data, column_names=None, root=None):
     """The table of a file with these bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return open_table(path, root or path.parent, "\x01", column_names)
+    return open_table(path, root or path.parent, Dialect.of("\x01"), column_names)
 
 
 def content(path, data):
     """What a text file with these bytes holds, unpacked."""
-    with open_bytes(opened(path, data)) as stream:
+    with opened(path, data).open() as stream:
         return stream.read()
 
 
@@ -82,17 +76,17 @@ def test_folder_without_a_table_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["000000_0", "t.csv", "t.parquet", "t.gz"])
 def test_file_is_told_by_its_first_bytes_and_never_by_its_name(tmp_path, name, data, compression):
     file = opened(tmp_path / name, data)
-    assert (file.kind, file.compression, file.columns) == (TableKind.TEXT, compression, ("id", "text"))
+    assert (file.kind, file.contents.compression, file.columns) == (TableKind.TEXT, compression, ("id", "text"))
     assert (file.path, file.name, file.n_bytes) == (tmp_path / name, name, len(data))
-    with open_bytes(file) as stream:
+    with file.open() as stream:
         assert stream.read() == TABLE
 
 
 def test_parquet_is_told_by_its_first_bytes(tmp_path):
     pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"]}), tmp_path / "000000_0.csv")
-    file = open_table(tmp_path / "000000_0.csv", tmp_path, "\x01", ["x"])
+    file = open_table(tmp_path / "000000_0.csv", tmp_path, Dialect.of("\x01"), ["x"])
     assert (file.kind, file.columns) == (TableKind.PARQUET, ("id", "text"))  # its own names, whatever text files lack
-    assert n_parquet_rows(file.path) == 2
+    assert n_columnar_rows(file.path, file.kind) == 2
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
@@ -120,14 +114,14 @@ def test_absent_file_is_named(tmp_path):
     file = opened(tmp_path / "t", TABLE)
     file.path.unlink()
     with pytest.raises(DataError, match=r"/t: cannot be read \(No such file or directory\)"):
-        open_bytes(file)
+        file.open()
     with pytest.raises(DataError, match=r"/t: cannot be read \(No such file or directory\)"):
-        open_table(file.path, tmp_path, "\x01", None)
+        open_table(file.path, tmp_path, Dialect.of("\x01"), None)
 
 
 def test_position_on_disk_runs_with_the_content(tmp_path):
     data = gzip.compress(b"id\x01text\n" + b"x" * 9_000_000)
-    with open_bytes(opened(tmp_path / "t", data)) as stream:
+    with opened(tmp_path / "t", data).open() as stream:
         n_bytes = len(stream.read())
         assert stream.disk_position(n_bytes) == len(data)
         assert stream.disk_position(n_bytes // 2) == pytest.approx(len(data) / 2, rel=0.01)
@@ -156,7 +150,7 @@ def test_header_that_names_a_column_twice_is_refused(tmp_path):
         opened(tmp_path / "t", b"id\x01id\n")
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["id", "id"]), tmp_path / "p")
     with pytest.raises(DataError, match=r"p: column id occurs twice; rename one"):
-        open_table(tmp_path / "p", tmp_path, "\x01", None)
+        open_table(tmp_path / "p", tmp_path, Dialect.of("\x01"), None)
 
 
 def test_folders_give_columns_unescaped_and_null(tmp_path):
@@ -190,6 +184,18 @@ def test_folder_that_is_not_utf8_is_refused(tmp_path, name):
 # ---------------------------------------------------------------- Parquet as text
 
 
+def of_schema(path):
+    """[(name, type)] of a Parquet file."""
+    schema = columnar_schema(path, TableKind.PARQUET)
+    return list(zip(schema.names, schema.types, strict=True))
+
+
+def text_batches(path, names):
+    places = [columnar_schema(path, TableKind.PARQUET).names.index(name) for name in names]
+    for batch in columnar_batches(path, TableKind.PARQUET, places):
+        yield pa.table({name: as_text(path, name, cells) for name, cells in zip(names, batch.columns, strict=True)})
+
+
 def test_parquet_columns_come_as_text(tmp_path):
     columns = {
         "int": pa.array([1, None]), "float": pa.array([0.1, -2.0]), "bool": pa.array([True, False]),
@@ -199,8 +205,8 @@ def test_parquet_columns_come_as_text(tmp_path):
         "nothing": pa.nulls(2), "a.b": pa.array(["dot", ""]), "a": pa.array(["no dot", "\\N"]),
     }  # fmt: skip
     pq.write_table(pa.table(columns), tmp_path / "t")
-    refuse_columns_without_text(tmp_path / "t", parquet_schema(tmp_path / "t"), list(columns))
-    [batch] = parquet_batches(tmp_path / "t", list(columns))
+    refuse_columns_without_text(tmp_path / "t", of_schema(tmp_path / "t"))
+    [batch] = text_batches(tmp_path / "t", list(columns))
     assert set(batch.schema.types) == {pa.string()}
     assert batch.to_pydict() == {
         "int": ["1", None], "float": ["0.1", "-2"], "bool": ["true", "false"], "date": ["1970-01-01", "1970-01-02"],
@@ -208,7 +214,7 @@ def test_parquet_columns_come_as_text(tmp_path):
         "binary": ["a", "北"], "dictionary": ["x", "y"], "large": ["p", None], "nothing": [None, None],
         "a.b": ["dot", ""], "a": ["no dot", "\\N"],
     }  # fmt: skip
-    [batch] = parquet_batches(tmp_path / "t", ["a"])
+    [batch] = text_batches(tmp_path / "t", ["a"])
     assert batch.to_pydict() == {"a": ["no dot", "\\N"]}
 
 
@@ -216,16 +222,15 @@ def test_parquet_columns_come_as_text(tmp_path):
 def test_parquet_column_without_a_text_form_is_named(tmp_path, cells, kind):
     column = pa.array(cells, pa.map_(pa.string(), pa.int8())) if kind == "map<" else pa.array(cells)
     pq.write_table(pa.table({"x": column, "y": ["fine"]}), tmp_path / "t")
-    schema = parquet_schema(tmp_path / "t")
-    refuse_columns_without_text(tmp_path / "t", schema, ["y"])
+    refuse_columns_without_text(tmp_path / "t", of_schema(tmp_path / "t")[1:])
     with pytest.raises(DataError, match=rf"t: column 'x' is {kind}.*, which has no text form; leave it out of output_columns"):
-        refuse_columns_without_text(tmp_path / "t", schema, ["y", "x"])
+        refuse_columns_without_text(tmp_path / "t", of_schema(tmp_path / "t"))
 
 
 def test_binary_column_that_is_not_utf8_is_named(tmp_path):
     pq.write_table(pa.table({"x": [b"\xff\xfe"]}), tmp_path / "t")
     with pytest.raises(DataError, match=r"t: column 'x' is binary and not text \(.*UTF8.*\); leave it out of output_columns"):
-        list(parquet_batches(tmp_path / "t", ["x"]))
+        list(text_batches(tmp_path / "t", ["x"]))
 
 
 def test_linked_folders_are_entered_once_and_loops_are_not(tmp_path):

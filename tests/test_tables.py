@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ebr.data import records
+from ebr.data.dialects import Dialect, parse_delimiter
 from ebr.data.records import find_records, read_records
 from ebr.data.tables import (
     BadRow,
     Row,
     column_index,
     join_cells,
-    parse_delimiter,
     read_all_cells,
     read_cells,
     read_header,
@@ -26,6 +26,7 @@ from ebr.data.tables import (
 )
 from ebr.errors import ConfigError, DataError
 
+COMMA = Dialect.of(",")
 QUICK = settings(deadline=None, max_examples=50, database=None)
 TORN = "csv cannot read it ({} lines): a quote that never closes, or text after a closing one"
 
@@ -252,7 +253,7 @@ def test_single_column_with_a_plain_name_is_a_table_of_one_column(tmp_path):
 def stretches(data, delimiter, block_bytes):
     """[(line, bytes)] of the records of data that is read so many bytes at a time."""
     found, offset = [], 0
-    for block in read_records("t.csv", io.BytesIO(data), delimiter, block_bytes):
+    for block in read_records("t.csv", io.BytesIO(data), Dialect.of(delimiter), block_bytes):
         assert block.offset == offset
         offset += len(block.data)
         assert [block.line_of(index) for index in range(len(block))] == block.lines()
@@ -274,9 +275,9 @@ def test_records_are_the_same_however_few_bytes_are_read_at_a_time(pieces, block
 @example('a,"b\n""c",d\n"",""\n')
 def test_comma_tables_read_as_by_the_csv_module(text):
     ours = []
-    for raw in find_records(text.encode(), ",", 1).raws():
+    for raw in find_records(text.encode(), COMMA, 1).raws():
         try:
-            ours.append(split_record(raw, ","))
+            ours.append(split_record(raw, COMMA))
         except ValueError:
             ours.append(None)
     theirs, reader = [], csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -303,22 +304,22 @@ def test_comma_tables_read_as_by_the_csv_module(text):
 def test_shortcuts_through_well_formed_tables_change_nothing(text):
     data = text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        shortcut = find_records(data, ",", 1).raws()
-        patch.setattr(records, "_are_paired", lambda data, quotes: False)
-        assert find_records(data, ",", 1).raws() == shortcut
-    for delimiter in ",", "|":
-        raws = find_records(data, delimiter, 1).raws()
+        shortcut = find_records(data, COMMA, 1).raws()
+        patch.setattr(records, "_are_paired", lambda data, quotes, delimiter: False)
+        assert find_records(data, COMMA, 1).raws() == shortcut
+    for dialect in COMMA, Dialect.of("|"):
+        raws = find_records(data, dialect, 1).raws()
         for n_columns in 1, 2:
-            together = read_all_cells(raws, delimiter, n_columns)
-            assert together in (None, one_by_one(raws, delimiter, n_columns))
+            together = read_all_cells(raws, dialect, n_columns)
+            assert together in (None, one_by_one(raws, dialect, n_columns))
 
 
-def one_by_one(raws, delimiter, n_columns):
+def one_by_one(raws, dialect, n_columns):
     """The cells of all records; of bad ones, the reason."""
     rows = []
     for raw in raws:
         try:
-            rows.append(read_cells(raw, delimiter, n_columns))
+            rows.append(read_cells(raw, dialect, n_columns))
         except ValueError as error:
             rows.append(str(error))
     return rows
@@ -328,20 +329,20 @@ def test_shortcuts_are_taken():
     raws = [b'1,"a ""b"", c"\r\n', b'2,"d\ne"\n', b'"","f"']
     data = b"".join(raws)
     quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"'))
-    assert records._are_paired(data, quotes)
-    assert read_all_cells(raws, ",", 2) == [["1", 'a "b", c'], ["2", "d\ne"], ["", "f"]]
-    assert read_all_cells([b"1\x01\\N\r\n", b'"\x012'], "\x01", 2) == [["1", None], ['"', "2"]]
+    assert records._are_paired(data, quotes, b",")
+    assert read_all_cells(raws, COMMA, 2) == [["1", 'a "b", c'], ["2", "d\ne"], ["", "f"]]
+    assert read_all_cells([b"1\x01\\N\r\n", b'"\x012'], Dialect.of("\x01"), 2) == [["1", None], ['"', "2"]]
 
 
 def test_records_that_csv_would_run_together_are_read_one_by_one():
-    assert read_all_cells([b'"a\n', b'b"\n'], ",", 1) is None
+    assert read_all_cells([b'"a\n', b'b"\n'], COMMA, 1) is None
 
 
 def test_long_record_is_read_in_few_steps(monkeypatch):
     reads = []
     stream = io.BytesIO(b"x" * 100_000 + b"\n")
     monkeypatch.setattr(records, "find_records", lambda data, *_, **rest: reads.append(data) or find_records(data, *_, **rest))
-    assert sum(map(len, read_records("t.csv", stream, "\x01", 10))) == 1
+    assert sum(map(len, read_records("t.csv", stream, Dialect.of("\x01"), 10))) == 1
     assert len(reads) < 20  # each twice as long as the one before, not 10,000 of 10 bytes more
 
 

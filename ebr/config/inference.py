@@ -36,6 +36,27 @@ class InferenceConfig(Config):
         "列名，用于没有表头的文本文件（如 Hive 的 part 文件）；未设置时首行即表头",
         min_length=1,
     )
+    encoding: str = option(
+        "utf-8",
+        "of text files: gb18030 (GBK), big5, utf-16, latin-1, …; a byte-order mark goes before it",
+        "文本文件的编码：gb18030（含 GBK）、big5、utf-16、latin-1 等；文件带 BOM 时以 BOM 为准",
+        min_length=1,
+    )
+    null_values: Names | None = option(
+        None,
+        "words of text files that mean null, beside \\N: NULL, as hive -e and beeline print it",
+        "文本文件中除 \\N 外表示空值的词，如 hive -e 与 beeline 输出的 NULL",
+    )
+    quote: str | None = option(
+        None,
+        "around cells of text files that hold delimiters or line breaks; not set = \" under a comma; '' = none",
+        "文本文件中包住含分隔符或换行的单元格的引号；未设置时仅逗号分隔用 \"；'' 表示没有",
+    )
+    escape: str | None = option(
+        None,
+        "before a quote in a quoted cell (Spark: \\), or, without quotes, before any character (Hive's ESCAPED BY)",
+        "引号内写在引号之前的转义符（Spark 为 \\）；没有引号时可写在任何字符之前（Hive 的 ESCAPED BY）",
+    )
     description_column: str = option("description", "the column to embed", "要编码的文本列")
     prompt: str | None = option(
         None,

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ebr.data.columnar import are_unnamed, as_text, columnar_batches, columnar_schema, n_columnar_rows
 from ebr.data.records import Records, read_records
-from ebr.data.table_files import TableFile, n_parquet_rows, open_bytes, parquet_batches, parquet_schema
+from ebr.data.table_files import TableFile
 from ebr.data.tables import names_of
 from ebr.errors import DataError
 
@@ -40,22 +41,22 @@ class Limits:
     most_bytes: int
 
 
-def text_pieces(file: TableFile, delimiter: str, *, has_header: bool, limits: Limits) -> Iterator[Piece]:
+def text_pieces(file: TableFile, *, has_header: bool, limits: Limits) -> Iterator[Piece]:
     """The rows of a text file. Raises DataError when it cannot be read, or its header changed meanwhile."""
-    with open_bytes(file) as stream:
-        stretches = read_records(file.path, stream, delimiter)
+    with file.open() as stream:
+        stretches = read_records(file.path, stream, file.dialect)
         if has_header:
-            stretches = _below_header(file, stretches, delimiter)
+            stretches = _below_header(file, stretches)
         for first_line, n_rows, payload, end in cut(stretches, limits):
             yield Piece(first_line, n_rows, payload, stream.disk_position(end))
 
 
-def _below_header(file: TableFile, stretches: Iterable[Records], delimiter: str) -> Iterator[Records]:
+def _below_header(file: TableFile, stretches: Iterable[Records]) -> Iterator[Records]:
     above = True
     for records in stretches:
         if above and len(records):
             above = False
-            if tuple(names_of(file.path, records, delimiter)) != file.columns:
+            if tuple(names_of(file.path, records, file.dialect)) != file.columns:
                 raise _changed(file)
             yield replace(records, starts=records.starts[1:], ends=records.ends[1:])
         else:
@@ -99,14 +100,15 @@ def _n_fitting(n_bytes_with: npt.NDArray[np.int64], n_rows: int, limits: Limits)
     return max(0 if n_rows else 1, int(np.searchsorted(n_bytes_with, limits.most_bytes, side="right")))
 
 
-def parquet_pieces(file: TableFile, columns: Sequence[str], limits: Limits) -> Iterator[Piece]:
-    """The rows of a Parquet file, of these columns. Raises DataError when it cannot be read, or changed meanwhile."""
-    if tuple(parquet_schema(file.path).names) != file.columns:
+def columnar_pieces(file: TableFile, columns: Sequence[str], limits: Limits) -> Iterator[Piece]:
+    """The rows of a file of columns, these of them, as text. Raises DataError when it cannot be read, or changed meanwhile."""
+    stored = columnar_schema(file.path, file.kind).names
+    if tuple(stored) != file.columns and not (are_unnamed(stored) and len(stored) == len(file.columns)):
         raise _changed(file)
-    bytes_a_row = file.n_bytes / max(1, n_parquet_rows(file.path))
+    bytes_a_row = file.n_bytes / max(1, n_columnar_rows(file.path, file.kind))
     parts: list[pa.Table] = []
     n_rows = n_bytes = end = 0
-    for batch in parquet_batches(file.path, columns):
+    for batch in _text_batches(file, columns):
         ends = np.cumsum(_n_bytes(batch))
         at = 0
         while at < len(batch):
@@ -116,13 +118,19 @@ def parquet_pieces(file: TableFile, columns: Sequence[str], limits: Limits) -> I
             at, n_rows, end = at + take, n_rows + take, end + take
             n_bytes += (int(ends[at - 1]) if at else 0) - before
             if at < len(batch) or n_rows == limits.most_rows:
-                yield _parquet_piece(parts, end, bytes_a_row)
+                yield _columnar_piece(parts, end, bytes_a_row)
                 parts, n_rows, n_bytes = [], 0, 0
     if n_rows:
-        yield _parquet_piece(parts, end, bytes_a_row)
+        yield _columnar_piece(parts, end, bytes_a_row)
 
 
-def _parquet_piece(parts: Sequence[pa.Table], end: int, bytes_a_row: float) -> Piece:
+def _text_batches(file: TableFile, columns: Sequence[str]) -> Iterator[pa.Table]:
+    for batch in columnar_batches(file.path, file.kind, [file.columns.index(name) for name in columns]):
+        cells = zip(columns, batch.columns, strict=True)
+        yield pa.table({name: as_text(file.path, name, column) for name, column in cells})
+
+
+def _columnar_piece(parts: Sequence[pa.Table], end: int, bytes_a_row: float) -> Piece:
     table = pa.concat_tables(parts).combine_chunks()
     return Piece(end - len(table) + 1, len(table), table, end * bytes_a_row)
 
@@ -139,9 +147,19 @@ def _changed(file: TableFile) -> DataError:
     return DataError(f"{file.path}: its columns are not {', '.join(file.columns)} any more; it changed meanwhile: run again")
 
 
-def piece_digest(file: TableFile, delimiter: str, piece: Piece) -> str:
+def piece_digest(file: TableFile, piece: Piece) -> str:
     """sha256 in hex of all that the rows of a piece depend on; the same however its columns lie in memory."""
-    facts = [file.kind.value, file.name, piece.first_line, piece.n_rows, file.columns, file.partitions, delimiter]
+    dialect = file.dialect
+    facts: list[Any] = [
+        file.kind.value,
+        file.name,
+        piece.first_line,
+        piece.n_rows,
+        file.columns,
+        file.partitions,
+        dialect.delimiter,
+    ]
+    facts += [dialect.facts()] if dialect.facts() else []
     digest = hashlib.sha256(json.dumps(facts).encode() + b"\n")
     if isinstance(piece.payload, bytes):
         digest.update(piece.payload)

@@ -1,6 +1,6 @@
 r"""Where the rows of a delimited table begin and end, found in the bytes of a stream without a look at each line.
 
-Only \n ends a line. Under the comma, the only delimiter with quoting, a \n within a quoted cell ends none.
+Only \n ends a line; where the dialect has quotes, a \n within a quoted cell ends none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import AnyStr, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.dialects import Dialect
 from ebr.errors import DataError
 
 LONGEST_QUOTED = 16 * 2**20
@@ -56,7 +57,7 @@ class Records:
         return [self.data[start:end] for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
 
 
-def read_records(file: Path, stream: BinaryIO, delimiter: str, block_bytes: int = _BLOCK) -> Iterator[Records]:
+def read_records(file: Path, stream: BinaryIO, dialect: Dialect, block_bytes: int = _BLOCK) -> Iterator[Records]:
     """The records of an open table, in stretches of about block_bytes; a BOM at the very start is left out.
 
     A stretch may hold no record. Raises DataError when a record is over 1 GiB.
@@ -66,7 +67,7 @@ def read_records(file: Path, stream: BinaryIO, delimiter: str, block_bytes: int 
         # A record longer than a block is searched anew each time; reading twice as much each time keeps that linear.
         block = stream.read(max(block_bytes, len(pending)))
         data, final = pending + block, not block
-        records = find_records(data, delimiter, line, offset=offset, final=final)
+        records = find_records(data, dialect, line, offset=offset, final=final)
         yield records
         pending, offset = data[len(records.data) :], offset + len(records.data)
         line += len(records.newlines)
@@ -74,13 +75,13 @@ def read_records(file: Path, stream: BinaryIO, delimiter: str, block_bytes: int 
             raise DataError(f"{file}:{line}: a row over 1 GiB; is this a table of text?")
 
 
-def find_records(data: bytes, delimiter: str, first_line: int, *, offset: int = 0, final: bool = True) -> Records:
+def find_records(data: bytes, dialect: Dialect, first_line: int, *, offset: int = 0, final: bool = True) -> Records:
     """The whole records of data, which starts where a record may. final: nothing follows, so the last needs no line end."""
     view = np.frombuffer(data, np.uint8)
     newlines = np.flatnonzero(view == ord("\n"))
     ends = newlines + 1
-    if delimiter == "," and b'"' in data:
-        ends = newlines[~_is_quoted(data, newlines)] + 1
+    if dialect.quote and dialect.quote.encode() in data:
+        ends = newlines[~_is_quoted(data, newlines, dialect)] + 1
     if final and data and not (len(ends) and ends[-1] == len(data)):
         ends = np.append(ends, len(data))
     starts = np.concatenate([[0], ends[:-1]])[: len(ends)].astype(np.int64)
@@ -91,23 +92,28 @@ def find_records(data: bytes, delimiter: str, first_line: int, *, offset: int = 
     return Records(data[:used], starts[~is_blank], ends[~is_blank], newlines, offset, first_line)
 
 
-def _is_quoted(data: bytes, newlines: _Positions) -> npt.NDArray[np.bool_]:
+def _is_quoted(data: bytes, newlines: _Positions, dialect: Dialect) -> npt.NDArray[np.bool_]:
     """Which line ends lie in a quoted cell. A cell that is still open, or may be, where the data ends, holds all the rest."""
-    quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"'))
-    if _are_paired(data, quotes):
+    quote, delimiter, escape = dialect.quote.encode(), dialect.delimiter.encode(), dialect.escape.encode()
+    quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord(quote))
+    if escape and escape in data:
+        quotes = quotes[[not is_escaped(data, int(at), escape) for at in quotes]]
+    if _are_paired(data, quotes, delimiter):
         is_quoted: npt.NDArray[np.bool_] = np.searchsorted(quotes, newlines) % 2 == 1
         return is_quoted
     opens, closes, at = [-1], [-1], 0
-    while (opened := data.find(b'"', at)) >= 0:
-        if opened and data[opened - 1] not in b",\n":  # within a cell that no quote opened, a character like any other
+    while (opened := data.find(quote, at)) >= 0:
+        if (
+            opened and data[opened - 1] not in delimiter + b"\n"
+        ):  # within a cell that no quote opened, a character like any other
             at = opened + 1
             continue
         limit = min(opened + LONGEST_QUOTED, len(data))
-        end = end_of_quoted(data, b'"', opened, limit)
+        end = end_of_quoted(data, quote, opened, limit, escape)
         at = limit if end is None else end
         opens.append(opened)
         closes.append(at)
-        if end is None or not data.startswith((b",", b"\n", b"\r\n"), at):
+        if end is None or not data.startswith((delimiter, b"\n", b"\r\n"), at):
             # Broken: nothing can be trusted before the next line.
             at = data.find(b"\n", at) + 1
             if not at:
@@ -117,25 +123,40 @@ def _is_quoted(data: bytes, newlines: _Positions) -> npt.NDArray[np.bool_]:
     return is_quoted
 
 
-def _are_paired(data: bytes, quotes: _Positions) -> bool:
+def _are_paired(data: bytes, quotes: _Positions, delimiter: bytes) -> bool:
     """Whether every second quote closes what the one before it opened, so that counting them is enough. The common case."""
     if len(data) > LONGEST_QUOTED:
         return False
     # What stands around each quote; the data's ends count as line ends.
     around = np.frombuffer(b"\n" + data + b"\n\n", np.uint8)
     before, behind, next_but_one = around[quotes[::2]], around[quotes[1::2] + 2], around[quotes[1::2] + 3]
-    opens = (before == ord(",")) | (before == ord("\n"))
-    closes = (behind == ord(",")) | (behind == ord("\n")) | ((behind == ord("\r")) & (next_but_one == ord("\n")))
+    between, quote = ord(delimiter), data[quotes[0]] if len(quotes) else 0
+    opens = (before == between) | (before == ord("\n"))
+    closes = (behind == between) | (behind == ord("\n")) | ((behind == ord("\r")) & (next_but_one == ord("\n")))
     # Two quotes within a cell are one of its own: the first seems to close the cell, the second to open it again.
     opens[1:] |= quotes[2::2] == quotes[1:-1:2] + 1
-    return bool(opens.all() and (closes | (behind == ord('"'))).all())
+    return bool(opens.all() and (closes | (behind == quote)).all())
 
 
-def end_of_quoted(text: AnyStr, quote: AnyStr, opened: int, limit: int) -> int | None:
-    """Where the cell that a quote opens is over; None when it is not before the limit. Two quotes are one of the cell's own."""
+def end_of_quoted(text: AnyStr, quote: AnyStr, opened: int, limit: int, escape: AnyStr) -> int | None:
+    """Where the cell that a quote opens is over; None when it is not before the limit.
+
+    Two quotes are one of the cell's own, and so is one behind an escape (empty = none).
+    """
     at = opened + 1
     while (closing := text.find(quote, at, limit)) >= 0:
-        if not text.startswith(quote, closing + 1):
+        if escape and is_escaped(text, closing, escape):
+            at = closing + 1
+        elif text.startswith(quote, closing + 1):
+            at = closing + 2
+        else:
             return closing + 1
-        at = closing + 2
     return None
+
+
+def is_escaped(text: AnyStr, at: int, escape: AnyStr) -> bool:
+    """Whether an odd number of escapes stands before a place: every second one is escaped itself."""
+    first = at
+    while first and text.startswith(escape, first - 1):
+        first -= 1
+    return (at - first) % 2 == 1

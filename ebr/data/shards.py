@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import pyarrow as pa
 
 from ebr.data.blank import is_blank
-from ebr.data.cutting import Limits, parquet_pieces, piece_digest, text_pieces
+from ebr.data.columnar import columnar_schema, n_columnar_rows, refuse_columns_without_text
+from ebr.data.contents import TableKind, looks_like_gbk
+from ebr.data.cutting import Limits, columnar_pieces, piece_digest, text_pieces
+from ebr.data.dialects import UTF8, Dialect
+from ebr.data.json_rows import JsonRows
 from ebr.data.records import find_records, read_records
-from ebr.data.table_files import (
-    TableFile,
-    TableKind,
-    find_tables,
-    n_parquet_rows,
-    open_bytes,
-    open_table,
-    parquet_schema,
-    refuse_columns_without_text,
-)
-from ebr.data.tables import BadRow, Cells, column_index, read_all_cells, read_cells
+from ebr.data.table_files import TableFile, find_tables, open_table
+from ebr.data.tables import NOT_UTF8, BadRow, Cells, column_index, read_all_cells, read_cells
+from ebr.data.unpacking import bytes_on_disk
 from ebr.data.vectors import VECTOR
 from ebr.errors import ConfigError, DataError
 
 MOST_BYTES = 64 * 2**20
 """Bytes of a shard, unless a single row has more."""
+
+_GBK = "; it reads as GBK: set encoding gb18030"
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,13 @@ class Schema:
 
     text_column: str
     columns: tuple[str, ...]
-    delimiter: str
+    dialect: Dialect
     key_column: str | None = None
+
+    @property
+    def delimiter(self) -> str:
+        """Between the columns of the input, and of text output."""
+        return self.dialect.delimiter
 
     def needed(self) -> tuple[str, ...]:
         """Every column that is read, each once."""
@@ -66,9 +67,9 @@ class Source:
 class Shard:
     """Consecutive rows of one file, not parsed yet.
 
-    first_line: line (text) or row (Parquet), from 1, of its first row. n_lines: its rows, good and bad, without blank lines.
+    first_line: line (text) or row (columns), from 1, of its first row. n_lines: its rows, good and bad, without blank lines.
     digest: sha256 in hex of all that its rows depend on: the same digest, the same rows and the same rejects.
-    payload: the lines as they are (text), or the needed columns as text (Parquet).
+    dialect: how its text is written, in the file's own encoding. payload: its lines in UTF-8, or the needed columns as text.
     read_share: share of all input bytes (0 to 1) that is read up to its end.
     """
 
@@ -76,6 +77,7 @@ class Shard:
     first_line: int
     n_lines: int
     digest: str
+    dialect: Dialect
     columns: tuple[str, ...]
     partitions: tuple[tuple[str, str | None], ...]
     payload: bytes | pa.Table
@@ -86,7 +88,7 @@ class Shard:
 class ShardRows:
     """A parsed shard: the good rows in order, and the bad ones.
 
-    texts, keys (of the key column), lines and raws (the row's bytes; of Parquet, the row as JSON): one a good row.
+    texts, keys (of the key column), lines and raws (the row's bytes; of columns, the row as JSON): one a good row.
     columns: the output columns, all strings, null for null.
     """
 
@@ -101,7 +103,7 @@ class ShardRows:
 def open_source(
     input_dir: Path,
     file_pattern: str,
-    delimiter: str,
+    dialect: Dialect,
     text_column: str,
     output_columns: Sequence[str] | None,
     *,
@@ -115,12 +117,12 @@ def open_source(
     """
     if column_names is not None and len(set(column_names)) < len(column_names):
         raise ConfigError(f"column_names: {', '.join(column_names)} names a column twice; name each once")
-    opened = {path: open_table(path, input_dir, delimiter, column_names) for path in find_tables(input_dir, file_pattern)}
+    opened = {path: open_table(path, input_dir, dialect, column_names) for path in find_tables(input_dir, file_pattern)}
     files = tuple(file for file in opened.values() if file is not None)
     if not files:
         raise DataError(f"input_dir {input_dir}: all {len(opened)} files that match {file_pattern!r} are empty")
     columns = files[0].all_columns if output_columns is None else tuple(output_columns)
-    schema = Schema(text_column, columns, delimiter, key_column)
+    schema = Schema(text_column, columns, dialect, key_column)
     for file in files:
         if output_columns is None and set(file.all_columns) != set(columns):
             raise DataError(
@@ -143,20 +145,21 @@ def _check_columns(file: TableFile, schema: Schema) -> None:
         column_index(file.path, file.all_columns, name, "output_columns")
     if schema.key_column is not None:
         column_index(file.path, file.all_columns, schema.key_column, "incremental_key")
-    if file.kind is TableKind.PARQUET:
-        own = [name for name in schema.needed() if name in file.columns]
-        refuse_columns_without_text(file.path, parquet_schema(file.path), own)
+    if file.kind is not TableKind.TEXT:
+        stored = columnar_schema(file.path, file.kind)
+        own = [(name, stored.types[file.columns.index(name)]) for name in schema.needed() if name in file.columns]
+        refuse_columns_without_text(file.path, own)
 
 
 def count_rows(source: Source) -> int:
-    """How many rows all files hold, good and bad. Text is read whole for it, Parquet is not."""
+    """How many rows all files hold, good and bad. Text is read whole for it, files of columns are not."""
     n_rows = 0
     for file in source.files:
-        if file.kind is TableKind.PARQUET:
-            n_rows += n_parquet_rows(file.path)
+        if file.kind is not TableKind.TEXT:
+            n_rows += n_columnar_rows(file.path, file.kind)
         else:
-            with open_bytes(file) as stream:
-                records = read_records(file.path, stream, source.schema.delimiter)
+            with file.open() as stream:
+                records = read_records(file.path, stream, file.dialect)
                 n_rows += sum(map(len, records)) - source.has_header
     return n_rows
 
@@ -169,16 +172,17 @@ def read_shards(source: Source, shard_rows: int, *, max_bytes: int = MOST_BYTES)
     """
     schema, limits, n_before = source.schema, Limits(shard_rows, max_bytes), 0
     for file in source.files:
-        if file.kind is TableKind.PARQUET:
-            pieces = parquet_pieces(file, [name for name in schema.needed() if name in file.columns], limits)
+        if file.kind is TableKind.TEXT:
+            pieces = text_pieces(file, has_header=source.has_header, limits=limits)
         else:
-            pieces = text_pieces(file, schema.delimiter, has_header=source.has_header, limits=limits)
+            pieces = columnar_pieces(file, [name for name in schema.needed() if name in file.columns], limits)
         for piece in pieces:
             yield Shard(
                 file=file.name,
                 first_line=piece.first_line,
                 n_lines=piece.n_rows,
-                digest=piece_digest(file, schema.delimiter, piece),
+                digest=piece_digest(file, piece),
+                dialect=file.dialect,
                 columns=file.columns,
                 partitions=file.partitions,
                 payload=piece.payload,
@@ -189,7 +193,7 @@ def read_shards(source: Source, shard_rows: int, *, max_bytes: int = MOST_BYTES)
 
 def parse_shard(shard: Shard, schema: Schema) -> ShardRows:
     """The rows of a shard. One that cannot be used is among `bad`, in its place, with its reason and its bytes."""
-    parsed = _parse_text(shard, schema) if isinstance(shard.payload, bytes) else _parse_parquet(shard, shard.payload)
+    parsed = _parse_text(shard, schema) if isinstance(shard.payload, bytes) else _parse_columns(shard, shard.payload)
     cells = parsed.cells
     for name, value in shard.partitions:
         cells = cells.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(parsed.lines)))
@@ -229,27 +233,30 @@ def _reasons(texts: Sequence[str | None], keys: Sequence[str | None] | None, sch
 
 
 def _parse_text(shard: Shard, schema: Schema) -> _Parsed:
-    records = find_records(shard.payload, schema.delimiter, shard.first_line)
+    dialect = shard.dialect
+    records = find_records(shard.payload, dialect, shard.first_line)
     lines, raws = records.lines(), records.raws()
     bad: list[BadRow] = []
-    rows: Sequence[Cells] | None = read_all_cells(raws, schema.delimiter, len(shard.columns))
+    rows: Sequence[Cells] | None = read_all_cells(raws, dialect, len(shard.columns))
     if rows is None:
         numbered, rows = list(zip(lines, raws, strict=True)), []
         lines, raws = [], []
         for line, raw in numbered:
             try:
-                rows.append(read_cells(raw, schema.delimiter, len(shard.columns)))
+                rows.append(read_cells(raw, dialect, len(shard.columns)))
             except ValueError as error:
-                bad.append(BadRow(shard.file, line, str(error), raw))
+                hint = _GBK if str(error) == NOT_UTF8 and looks_like_gbk(raw) else ""
+                bad.append(BadRow(shard.file, line, f"{error}{hint}", bytes_on_disk(raw, dialect.encoding)))
             else:
                 lines.append(line)
                 raws.append(raw)
     columns = [(name, index) for index, name in enumerate(shard.columns) if name in schema.needed()]
     cells = {name: pa.array([row[index] for row in rows], pa.string()) for name, index in columns}
+    raws = raws if dialect.encoding == UTF8 else [bytes_on_disk(raw, dialect.encoding) for raw in raws]
     return _Parsed(pa.table(cells), lines, raws, bad)
 
 
-def _parse_parquet(shard: Shard, cells: pa.Table) -> _Parsed:
+def _parse_columns(shard: Shard, cells: pa.Table) -> _Parsed:
     raws = JsonRows(cells, range(len(cells)))
     broken = _rows_not_utf8(cells)
     good = [row for row in range(len(cells)) if row not in broken]
@@ -262,7 +269,7 @@ def _parse_parquet(shard: Shard, cells: pa.Table) -> _Parsed:
 
 
 def _rows_not_utf8(cells: pa.Table) -> set[int]:
-    """Parquet's text is whatever its writer called so."""
+    """Text of Parquet and ORC is whatever its writer called so."""
     try:
         cells.validate(full=True)
     except pa.ArrowInvalid:
@@ -277,30 +284,3 @@ def _is_utf8(cell: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-class JsonRows(Sequence[bytes]):
-    """Rows of a table of text, each as one JSON object, made when asked for."""
-
-    def __init__(self, cells: pa.Table, rows: Sequence[int]) -> None:
-        self._cells = cells
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> JsonRows: ...
-    def __getitem__(self, index: int | slice) -> bytes | JsonRows:
-        if isinstance(index, slice):
-            return JsonRows(self._cells, self._rows[index])
-        row = self._rows[index]
-        cells = {name: self._cells.column(name)[row].cast(pa.binary()).as_py() for name in self._cells.column_names}
-        texts = {name: None if cell is None else cell.decode(errors="backslashreplace") for name, cell in cells.items()}
-        return json.dumps(texts, ensure_ascii=False).encode()
-
-    def take(self, rows: Sequence[int]) -> JsonRows:
-        """Some of the rows."""
-        return JsonRows(self._cells, [self._rows[row] for row in rows])

@@ -1,6 +1,5 @@
 r"""Delimited tables (\001 by default, as Hive exports them), streamed in and out.
 
-A person never types \001, so quoting is off: one stray " would swallow the next rows. Only the comma has standard quoting.
 Only \n ends a line, and a \r before it goes with it: U+2028, U+0085, NUL and a lone \r are part of a text.
 """
 
@@ -15,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ebr.data.records import Records, end_of_quoted, read_records
-from ebr.errors import ConfigError, DataError
-
-NULL = "\\N"
-"""How Hive writes a null."""
+from ebr.data.dialects import NULL, UTF8, Dialect
+from ebr.data.records import Records, end_of_quoted, is_escaped, read_records
+from ebr.errors import DataError
 
 Cells = list[str | None]
 """The cells of a row in the order of the columns; None is null."""
 
-_HEADER_BLOCK = 64 * 2**10
-_NOT_UTF8 = "not UTF-8"
+HEADER_BLOCK = 64 * 2**10
+"""Bytes in which a header is looked for."""
+
+NOT_UTF8 = "not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -47,46 +46,36 @@ class BadRow:
     raw: bytes
 
 
-def parse_delimiter(text: str) -> str:
-    r"""One character from how a person types it: `\001`, `\x01`, `\t`, or the character itself."""
-    try:
-        delimiter = text.encode("latin-1", "backslashreplace").decode("unicode_escape") if text.startswith("\\") else text
-    except UnicodeDecodeError:
-        delimiter = text
-    if len(delimiter) != 1 or delimiter in "\n\r":
-        raise ConfigError(f"delimiter: must be one character, like \\001, \\t or , (got {text!r})")
-    if delimiter in " +-.0123456789e":
-        raise ConfigError(f"delimiter: {delimiter!r} also stands inside the vectors of the output; choose another, like \\001")
-    return delimiter
-
-
 def read_header(file: Path, delimiter: str) -> list[str]:
     """The column names of a table. Raises DataError when the file is empty, unreadable, or names a column twice."""
+    dialect = Dialect.of(delimiter)
     with _open(file) as stream:
-        names = first_names(file, stream, delimiter)
-    if names is None:
+        first = first_records(file, stream, dialect)
+    if first is None:
         raise DataError(f"{file}: is empty; a table starts with a line of column names")
-    return names
+    return names_of(file, first, dialect)
 
 
-def first_names(file: Path, stream: BinaryIO, delimiter: str) -> list[str] | None:
-    """The column names that an open table starts with; None when it holds nothing but line ends. Raises DataError."""
-    for records in read_records(file, stream, delimiter, _HEADER_BLOCK):
-        if len(records):
-            return names_of(file, records, delimiter)
-    return None
+def first_records(file: Path, stream: BinaryIO, dialect: Dialect) -> Records | None:
+    """The records that an open table starts with; None when it holds nothing but line ends. Raises DataError."""
+    return next((records for records in read_records(file, stream, dialect, HEADER_BLOCK) if len(records)), None)
 
 
-def names_of(file: Path, records: Records, delimiter: str) -> list[str]:
-    """The column names in the first of the records. Raises DataError when they cannot be read, or one occurs twice."""
+def names_of(file: Path, records: Records, dialect: Dialect, mend: str = "save the file as UTF-8") -> list[str]:
+    """The column names in the first of the records. Raises DataError when they cannot be read, or one occurs twice.
+
+    mend: what to do about a header in another encoding.
+    """
     where = f"{file}:{records.line_of(0)}"
     try:
-        cells = split_record(records.data[records.starts[0] : records.ends[0]], delimiter)
+        names = split_record(records.data[records.starts[0] : records.ends[0]], dialect)
     except ValueError as error:
         reason = str(error)
-        mend = "is not UTF-8; save the file as UTF-8" if reason == _NOT_UTF8 else f"cannot be used: {reason}"
-        raise DataError(f"{where}: the header {mend}") from None
-    return without_twins(where, [name.strip() for name in cells])
+        said = f"is {reason}; {mend}" if reason.startswith("not ") else f"cannot be used: {reason}"
+        raise DataError(f"{where}: the header {said}") from None
+    if any("\0" in name for name in names):
+        raise DataError(f"{where}: the header holds NUL bytes: this is no table of text; leave the file out")
+    return without_twins(where, [name.strip() for name in names])
 
 
 def without_twins(where: str, names: list[str]) -> list[str]:
@@ -111,41 +100,51 @@ def column_index(file: Path, header: Sequence[str], column: str, option: str) ->
 
 def read_rows(file: Path, delimiter: str, n_columns: int) -> Iterator[Row | BadRow]:
     """The rows below the header, one at a time; a row that is ragged or not UTF-8 comes as BadRow, in its place."""
+    dialect = Dialect.of(delimiter)
     with _open(file) as stream:
         # The header is the first record, not line 1: empty lines may stand above it.
         above = 1
-        for records in read_records(file, stream, delimiter):
+        for records in read_records(file, stream, dialect):
             for line, raw in list(zip(records.lines(), records.raws(), strict=True))[above:]:
                 try:
-                    yield Row(line, read_cells(raw, delimiter, n_columns), raw)
+                    yield Row(line, read_cells(raw, dialect, n_columns), raw)
                 except ValueError as error:
                     yield BadRow(file, line, str(error), raw)
             above = 0 if len(records) else above
 
 
-def read_cells(raw: bytes, delimiter: str, n_columns: int) -> Cells:
-    r"""The cells of one record, None for \N. Raises ValueError, whose text is the reason, when it is no row of n_columns."""
-    cells = split_record(raw, delimiter)
+def read_cells(raw: bytes, dialect: Dialect, n_columns: int) -> Cells:
+    """The cells of one record, None for null. Raises ValueError, whose text is the reason, when it is no row of n_columns."""
+    cells = _split(_text(raw, dialect), dialect)
     if len(cells) != n_columns:
         raise ValueError(f"{len(cells)} columns instead of {n_columns}")
-    return [None if cell == NULL else cell for cell in cells]
+    return cells
 
 
-def read_all_cells(raws: Sequence[bytes], delimiter: str, n_columns: int) -> list[Cells] | None:
+def read_all_cells(raws: Sequence[bytes], dialect: Dialect, n_columns: int) -> list[Cells] | None:
     """The cells of many records, faster than one by one; None when one of them may be bad: read_cells tells which."""
     try:
         texts = [raw.removesuffix(b"\n").removesuffix(b"\r").decode() for raw in raws]
-        if delimiter == "," and any("\r" in text for text in texts):
-            return None  # csv would take it for a line end
-        rows: list[Any] = (
-            list(csv.reader(texts, strict=True)) if delimiter == "," else [text.split(delimiter) for text in texts]
-        )
+        rows = _split_all(texts, dialect)
     except (UnicodeDecodeError, csv.Error):
         return None
     # A quote left open takes the next record into its own.
-    if len(rows) != len(raws) or any(len(row) != n_columns for row in rows):
+    if rows is None or len(rows) != len(raws) or any(len(row) != n_columns for row in rows):
         return None
-    return [[None if cell == NULL else cell for cell in row] if NULL in row else row for row in rows]
+    return rows
+
+
+def _split_all(texts: Sequence[str], dialect: Dialect) -> list[Cells] | None:
+    nulls = dialect.nulls
+    if dialect.escape and any(dialect.escape in text for text in texts):
+        return None if dialect.quote else [_split(text, dialect) for text in texts]
+    if not dialect.quote:
+        rows: list[Any] = [text.split(dialect.delimiter) for text in texts]
+    elif any("\r" in text for text in texts):
+        return None  # csv would take it for a line end
+    else:
+        rows = list(csv.reader(texts, delimiter=dialect.delimiter, quotechar=dialect.quote, strict=True))
+    return [row if nulls.isdisjoint(row) else _with_nulls(row, dialect) for row in rows]
 
 
 def join_cells(cells: Sequence[str | None], delimiter: str) -> str:
@@ -159,32 +158,74 @@ def join_cells(cells: Sequence[str | None], delimiter: str) -> str:
     return line.getvalue().removesuffix("\r\n")
 
 
-def split_record(raw: bytes, delimiter: str) -> list[str]:
-    """The cells of one record as they are written. Raises ValueError, whose text is the reason, when it cannot be read."""
+def split_record(raw: bytes, dialect: Dialect) -> list[str]:
+    """The cells of one record as text. Raises ValueError, whose text is the reason, when it cannot be read."""
+    return [NULL if cell is None else cell for cell in _split(_text(raw, dialect), dialect)]
+
+
+def _text(raw: bytes, dialect: Dialect) -> str:
     try:
-        text = raw.removesuffix(b"\n").removesuffix(b"\r").decode()
+        return raw.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError:
-        raise ValueError(_NOT_UTF8) from None
-    return _split_quoted(text) if delimiter == "," and '"' in text else text.split(delimiter)
+        raise ValueError(NOT_UTF8 if dialect.encoding == UTF8 else f"not {dialect.encoding}") from None
 
 
-def _split_quoted(text: str) -> list[str]:
+def _split(text: str, dialect: Dialect) -> Cells:
+    if dialect.quote and dialect.quote in text:
+        return _with_nulls(_split_quoted(text, dialect), dialect)
+    cells = text.split(dialect.delimiter)
+    if not dialect.quote and dialect.escape and dialect.escape in text:
+        return _unescaped(cells, dialect)
+    return _with_nulls(cells, dialect)
+
+
+def _with_nulls(cells: list[str], dialect: Dialect) -> Cells:
+    return [None if cell in dialect.nulls else cell for cell in cells]
+
+
+def _unescaped(pieces: Sequence[str], dialect: Dialect) -> Cells:
+    r"""The cells of a record that was split at every delimiter, the escaped ones too; \\N is no null, but the text \N."""
+    cells: Cells = []
+    parts: list[str] = []
+    pattern = re.compile(re.escape(dialect.escape) + "(.)", re.DOTALL)
+    for index, piece in enumerate(pieces, start=1):
+        parts.append(piece)
+        if index < len(pieces) and is_escaped(piece, len(piece), dialect.escape):
+            continue
+        cell = dialect.delimiter.join(parts)
+        # As Hive reads since 2.0: before, no line end could be escaped.
+        plain = pattern.sub(lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), cell)
+        cells.append(None if cell in dialect.nulls else plain)
+        parts = []
+    return cells
+
+
+def _split_quoted(text: str, dialect: Dialect) -> list[str]:
     # Not csv.reader: it refuses cells over 131,072 characters, and then takes the lines of such a cell for rows.
+    quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
     cells, at = [], 0
     while True:
-        if text.startswith('"', at):
-            end = end_of_quoted(text, '"', at, len(text))
-            if end is None or text[end : end + 1] not in {"", ","}:
+        if text.startswith(quote, at):
+            end = end_of_quoted(text, quote, at, len(text), escape)
+            if end is None or text[end : end + 1] not in {"", delimiter}:
                 lines = text.count("\n") + 1
                 raise ValueError(f"csv cannot read it ({lines} lines): a quote that never closes, or text after a closing one")
-            cells.append(text[at + 1 : end - 1].replace('""', '"'))
+            cells.append(_unquoted(text[at + 1 : end - 1], quote, escape))
         else:
-            end = text.find(",", at)
+            end = text.find(delimiter, at)
             end = len(text) if end < 0 else end
             cells.append(text[at:end])
         if end == len(text):
             return cells
         at = end + 1
+
+
+def _unquoted(cell: str, quote: str, escape: str) -> str:
+    if not escape or escape not in cell:
+        return cell.replace(quote * 2, quote)
+    # As Spark writes: an escape before anything else is a character like any other.
+    own, mark = re.escape(quote), re.escape(escape)
+    return re.sub(f"{mark}([{own}{mark}])|{own}{own}", lambda found: found[1] or quote, cell)
 
 
 def _open(file: Path) -> BinaryIO:

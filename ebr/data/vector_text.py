@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ebr.data.tables import NULL, BadRow, column_index, join_cells, read_header, read_rows
+from ebr.data.dialects import NULL
+from ebr.data.tables import BadRow, column_index, join_cells, read_header, read_rows
 from ebr.data.vector_numbers import format_vectors, parse_vectors
 from ebr.data.vectors import VECTOR, Columns, VectorBatch, Vectors, first_broken, slices, wanted_columns
 from ebr.errors import DataError

@@ -94,7 +94,8 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
     vectors = {name: value for name, value in facts.items() if name not in elsewhere}
     vectors |= {name: config[name] for name in ("precision", "min_cosine", "truncate_dim", "incremental_key")}
     layout = {name: config[name] for name in ("dedup", "shard_rows", "vector_dtype")}
-    layout |= {"output_format": options.format.value, "columns": list(options.schema.columns)}
+    # What is as it always was stays out: outputs of before there was a choice are of the same recipe.
+    layout |= {"output_format": options.format.value, "columns": list(options.schema.columns), **options.schema.dialect.facts()}
     return {
         "vectors": vectors,
         "layout": {**layout, "delimiter": options.schema.delimiter, "text_column": options.schema.text_column},

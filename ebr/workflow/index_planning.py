@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
-from ebr.data.tables import parse_delimiter
+from ebr.data.dialects import parse_delimiter
 from ebr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ebr.config import InferenceConfig
+from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
-from ebr.data.tables import parse_delimiter
 from ebr.errors import ConfigError
 from ebr.workflow.speech import Say, library_versions
 
@@ -129,7 +129,13 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
     source = open_source(
         config.input_dir,
         config.file_pattern,
-        parse_delimiter(config.delimiter),
+        parse_dialect(
+            config.delimiter,
+            quote=config.quote,
+            escape=config.escape,
+            null_values=config.null_values or (),
+            encoding=config.encoding,
+        ),
         config.description_column,
         config.output_columns,
         column_names=config.column_names,

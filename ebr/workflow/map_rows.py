@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ebr.config import VisualizationConfig
-from ebr.data.tables import parse_delimiter
+from ebr.data.dialects import parse_delimiter
 from ebr.errors import DataError
 from ebr.workflow.map_vectors import MapVectors, Rows, VectorTable, read_vector_table
 
