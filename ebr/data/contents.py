@@ -38,6 +38,8 @@ class Contents:
 
 
 _HEAD = 8192
+PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+"""How names of packed files end."""
 _ORC_MAGIC = b"ORC"
 _MARKS = {
     codecs.BOM_UTF8: UTF8,
@@ -87,6 +89,20 @@ _FOREIGN: dict[bytes, tuple[str, str]] = {
     b"\x89PNG\r\n\x1a\n": ("a PNG picture", "leave it out"),
     b"\xff\xd8\xff": ("a JPEG picture", "leave it out"),
 }
+
+
+def suffix_within(path: Path) -> str:
+    """The suffix that says what a file holds, in lower case: .jsonl of x.jsonl.gz."""
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in PACKED_SUFFIXES else name.suffix
+
+
+def open_text(path: Path) -> TextStream:
+    """The content of a file of text, unpacked, in UTF-8. Raises DataError when it is none, or cannot be read."""
+    contents = contents_of(path)
+    if contents.kind is not TableKind.TEXT:
+        raise DataError(f"{path}: is a file of columns ({contents.kind.value}); give it as text")
+    return contents.open(path)
 
 
 def contents_of(path: Path, encoding: str = UTF8) -> Contents:
@@ -184,3 +200,8 @@ def looks_like_gbk(raw: bytes) -> bool:
     beyond = [char.encode("gb2312", "ignore") for char in text if not char.isascii()]
     n_common = sum(1 for code in beyond if code and code[0] <= 0xD7)
     return n_common * 4 >= len(beyond) * 3 > 0
+
+
+def save_as_utf8(raw: bytes) -> str:
+    """How to mend a text that is no UTF-8, where no option tells its encoding."""
+    return "it reads as GBK: iconv -f GB18030 -t UTF-8 turns the file" if looks_like_gbk(raw) else "save the file as UTF-8"

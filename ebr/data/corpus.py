@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ebr.data.blank import is_blank
+from ebr.data.contents import contents_of, open_text
 from ebr.data.documents import Document
 from ebr.data.faults import Faults
 from ebr.data.text_lines import each_line
@@ -13,7 +14,6 @@ from ebr.data.text_records import DOCUMENTS, find_records, is_named_like_texts, 
 from ebr.errors import DataError
 
 CORPUS_FILE = "corpus.jsonl"
-_OTHER_FORMATS = (".npy", ".xlsx", ".zip")
 
 
 def find_corpus(path: Path) -> Path:
@@ -22,8 +22,10 @@ def find_corpus(path: Path) -> Path:
     if file is None or not file.is_file():
         what = f"holds no {CORPUS_FILE}" if path.is_dir() else "there is no such file"
         raise DataError(f"corpus {path}: {what}; give {CORPUS_FILE}, the folder that holds it, or a text file, one text a line")
-    if file.suffix.lower() in _OTHER_FORMATS:
-        raise DataError(f"corpus {file}: is {file.suffix}; give {CORPUS_FILE}, or a text file, one text a line")
+    if is_named_like_texts(file):
+        contents_of(file)
+    else:
+        open_text(file).close()
     return file
 
 

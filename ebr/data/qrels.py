@@ -15,9 +15,10 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
+from ebr.data.contents import PACKED_SUFFIXES, suffix_within
 from ebr.data.faults import Faults
 from ebr.data.record_files import each_record
-from ebr.data.text_lines import PACKED_SUFFIXES, each_line, unpacked_name
+from ebr.data.text_lines import each_line
 from ebr.data.text_records import as_id, is_unusable, listed, plain_key
 from ebr.errors import DataError
 
@@ -103,7 +104,7 @@ def _whole_number(written: str) -> int:
 
 def _judgements(file: Path, query_ids: Collection[str]) -> Iterator[_Found]:
     """(file and place, judgement) of each."""
-    if Path(unpacked_name(file)).suffix in _RECORD_SUFFIXES:
+    if suffix_within(file) in _RECORD_SUFFIXES:
         yield from _of_records(file)
         return
     lines = ((where, line) for where, line in each_line(file) if not _is_comment(line, query_ids))

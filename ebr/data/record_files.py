@@ -1,4 +1,4 @@
-"""Files of records, whichever tool wrote them: JSON, JSON lines, csv, tsv and Parquet, all but the last also packed."""
+"""Files of records, whichever tool wrote them: JSON, JSON lines, csv and tsv, packed or not, Parquet, ORC and Feather."""
 
 from __future__ import annotations
 
@@ -9,44 +9,43 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ebr.data.contents import TableKind, contents_of, suffix_within
 from ebr.data.record_layouts import TEXT_KEYS
-from ebr.data.record_tables import Found, parquet_rows, table_rows
-from ebr.data.text_lines import UNREADABLE, decoded, opened, unpacked_name, unreadable
+from ebr.data.record_tables import Found, columnar_rows, table_rows
+from ebr.data.text_lines import decoded, not_utf8, of_whole_file
 from ebr.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BOM = b"\xef\xbb\xbf"
-_PARQUET_MAGIC = b"PAR1"
 
 
 def is_named_like_records(file: Path) -> bool:
     """Whether a name ends in one of SUFFIXES, packed or not, in any case."""
-    return unpacked_name(file).endswith(SUFFIXES)
+    return suffix_within(file) in SUFFIXES
 
 
 def each_record(file: Path, *, of_training: bool = True) -> Iterator[Found]:
     """Every record of a file, in order; of JSON lines, tables and Parquet one after another, as they are read.
 
-    Parquet and what is packed are known by their first bytes, csv and tsv by their suffix. All else is JSON: one object a line,
+    What has columns and what is packed is known by its first bytes, csv and tsv by their suffix. All else is JSON: one object a line,
     an array, or an object around an array. A table's empty cell is null, and a cell that is a JSON list is a list.
     of_training: refuse a table without a column of training texts. Otherwise any columns will do, and a cell is what it says.
     """
     try:
-        with file.open("rb") as stream:
-            magic = stream.read(len(_PARQUET_MAGIC))
-        if magic == _PARQUET_MAGIC:
-            yield from parquet_rows(file, of_training)
+        contents = contents_of(file)
+        if contents.kind is not TableKind.TEXT:
+            yield from columnar_rows(file, contents.kind, of_training)
             return
-        with opened(file) as stream:
-            delimiter = _DELIMITERS.get(Path(unpacked_name(file)).suffix)
+        with contents.open(file) as stream:
+            delimiter = _DELIMITERS.get(suffix_within(file))
             if delimiter is None:
                 yield from json_records(file, stream)
             else:
                 yield from table_rows(file, stream, delimiter, of_training)
-    except UNREADABLE as error:
-        yield str(file), unreadable(error)
+    except DataError as error:
+        yield of_whole_file(file, error)
 
 
 # ---------------------------------------------------------------- JSON
@@ -100,8 +99,7 @@ def _document(file: Path, whole: bytes) -> Iterator[Found]:
         return
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        yield f"{file}:{line}", DataError(f"is not UTF-8 (byte {byte:#04x}); save the file as UTF-8")
+        yield f"{file}:{line}", DataError(not_utf8(error))
         return
     except (ValueError, RecursionError) as error:
         yield str(file), DataError(f"is not valid JSON ({error})")

@@ -1,4 +1,4 @@
-"""Rows of tables as records: csv, tsv and Parquet, the columns' names being the keys."""
+"""Rows of tables as records: csv, tsv, Parquet, ORC and Feather, the columns' names being the keys."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ebr.data.columnar import columnar_batches, columnar_schema
+from ebr.data.contents import TableKind
 from ebr.data.record_layouts import SCORE_KEYS, is_text_key, layout_of
 from ebr.data.text_lines import decoded
+from ebr.data.unpacking import UnreadableError
 from ebr.errors import DataError
 
 Found = tuple[str, object]
 """Where a record stands and the record, or the DataError that says why it cannot be read."""
 
-_BATCH_ROWS = 2048
 _LONGEST_CELL = 2**31 - 1  # the most that a C long holds everywhere
 
 
@@ -86,6 +87,8 @@ def quoted_rows(file: Path, stream: Iterator[bytes], delimiter: str) -> Iterator
             begin = lines.number + 1
             try:
                 row = next(rows, None)
+            except UnreadableError:
+                raise
             except DataError as error:
                 yield f"{file}:{lines.number}", error
                 continue
@@ -128,22 +131,17 @@ def _cell_value(name: str, cell: str) -> Any:  # noqa: ANN401
     return cell if is_text else value
 
 
-# ---------------------------------------------------------------- Parquet
+# ---------------------------------------------------------------- columns
 
 
-def parquet_rows(file: Path, of_training: bool) -> Iterator[Found]:
-    """The rows of a Parquet file as objects; of_training as in each_record."""
+def columnar_rows(file: Path, kind: TableKind, of_training: bool) -> Iterator[Found]:
+    """The rows of a file of columns as objects; of_training as in each_record. Raises DataError when it cannot be used."""
     number = 0
-    with pq.ParquetFile(file) as table:
-        try:
-            _check_columns(table.schema_arrow.names, of_training)
-        except DataError as error:
-            yield str(file), error
-            return
-        for batch in table.iter_batches(_BATCH_ROWS):
-            for row in _python_rows(_with_texts(batch)):
-                number += 1
-                yield f"{file}: row {number}", row
+    _check_columns(columnar_schema(file, kind).names, of_training)
+    for batch in columnar_batches(file, kind):
+        for row in _python_rows(_with_texts(batch)):
+            number += 1
+            yield f"{file}: row {number}", row
 
 
 def _with_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -161,7 +159,7 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 
 def _python_rows(batch: pa.RecordBatch) -> Iterator[object]:
-    """Each row as an object. Parquet's text is whatever its writer called so: it need not be UTF-8."""
+    """Each row as an object. Text in columns is whatever its writer called so: it need not be UTF-8."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ebr.data.contents import PACKED_SUFFIXES, suffix_within
 from ebr.data.faults import Faults
 from ebr.data.record_files import SUFFIXES, each_record
-from ebr.data.text_lines import PACKED_SUFFIXES, unpacked_name
 from ebr.errors import DataError
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -151,7 +151,7 @@ def _text_record(where: str, record: object, spelling: Spelling, with_id: bool) 
 
 def is_named_like_texts(file: Path) -> bool:
     """Whether a name ends in one of RECORD_SUFFIXES, packed or not, in any case."""
-    return unpacked_name(file).endswith(RECORD_SUFFIXES)
+    return suffix_within(file) in RECORD_SUFFIXES
 
 
 def find_records(folder: Path, name: str) -> Path | None:

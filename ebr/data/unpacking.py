@@ -35,6 +35,10 @@ class Compression(str, Enum):
     """zlib's, Hadoop's default."""
 
 
+class UnreadableError(DataError):
+    """A file cannot be read any further: none of its lines is to blame."""
+
+
 class TextStream(io.BufferedReader):
     """The content of a file; every failure to read it is a DataError that names the file."""
 
@@ -88,12 +92,12 @@ class _Content(io.RawIOBase):
         try:
             n_bytes = int(self._content.readinto(buffer))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._path}: is not {error.encoding} ({error.reason}); give its encoding") from None
+            raise UnreadableError(f"{self._path}: is not {error.encoding} ({error.reason}); give its encoding") from None
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             if self._compression is Compression.NONE or getattr(error, "strerror", None):
                 raise unreadable(self._path, error) from None
             packed = self._compression.value
-            raise DataError(
+            raise UnreadableError(
                 f"{self._path}: the {packed} archive is broken or cut short ({first_line(error)}); copy the file again"
             ) from None
         self.n_given += n_bytes
@@ -186,6 +190,6 @@ def readable(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from None
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: Exception) -> UnreadableError:
     """The error for a file that cannot be read."""
-    return DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or first_line(error)})")
+    return UnreadableError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or first_line(error)})")

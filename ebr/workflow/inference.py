@@ -36,6 +36,7 @@ class InferencePlan:
 
     def lines(self, *, count: bool = True) -> list[str]:
         """The plan, for people. count: with the number of rows, for which every text table is read once."""
+        from ebr.data.doubts import doubts_of
         from ebr.data.shards import count_rows
 
         source, config = self.source, self.config
@@ -48,6 +49,7 @@ class InferencePlan:
         ]
         if source.empty_files:
             lines.append(f"empty   {_counted(len(source.empty_files), 'table')} without a row, like {source.empty_files[0]}")
+        lines += [f"note    {doubt}" for doubt in doubts_of(source)]
         return lines
 
     def output(self) -> Output:
