@@ -69,6 +69,10 @@ CHANGES = [
 
 # Proved elsewhere: option → where.
 ELSEWHERE = {
+    "encoding": "test_dialects.py",
+    "null_values": "test_dialects.py",
+    "quote": "test_dialects.py",
+    "escape": "test_dialects.py",
     "column_names": "test_part_files_of_hive_without_header_or_ending_are_embedded",
     "output_format": "test_the_format_of_the_output_is_chosen_by_option_or_suffix",
     "vector_dtype": "test_the_format_of_the_output_is_chosen_by_option_or_suffix",

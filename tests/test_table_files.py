@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +22,23 @@ from ebr.errors import ConfigError, DataError
 TABLE = b"id\x01text\n1\x01a\n"
 
 
-def zstd(data):
+def zstd(data, codec="zstd"):
     """One frame."""
     packed = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(packed, "zstd") as stream:
+    with pa.CompressedOutputStream(packed, codec) as stream:
         stream.write(data)
     return packed.getvalue().to_pybytes()
+
+
+def lz4(data):
+    """One frame."""
+    return zstd(data, "lz4")
+
+
+PACKERS = {
+    "gzip": gzip.compress, "zstd": zstd, "bzip2": bz2.compress, "xz": lzma.compress, "lz4": lz4, "deflate": zlib.compress,
+}  # fmt: skip
+every_packer = pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
 
 
 def opened(path, data, column_names=None, root=None):
@@ -68,8 +82,7 @@ def test_folder_without_a_table_is_refused(tmp_path):
     ("data", "compression"),
     [
         (TABLE, Compression.NONE),
-        (gzip.compress(TABLE), Compression.GZIP),
-        (zstd(TABLE), Compression.ZSTD),
+        *((pack(TABLE), Compression(name)) for name, pack in PACKERS.items()),
         (b"\x50\x2a\x4d\x18\x02\0\0\0xy" + zstd(TABLE), Compression.ZSTD),
     ],
 )
@@ -89,18 +102,22 @@ def test_parquet_is_told_by_its_first_bytes(tmp_path):
     assert n_columnar_rows(file.path, file.kind) == 2
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+@every_packer
 def test_archives_of_several_parts_are_read_to_their_end(tmp_path, pack):
     big = b"id\x01text\n" + os.urandom(3_000_000)
     assert content(tmp_path / "t", pack(big) + pack(b"") + pack(b"\n1\x01a\n")) == big + b"\n1\x01a\n"
 
 
-@pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (zstd, "zstd")])
+def test_xz_filled_up_with_zeros_between_two_streams_is_read_to_its_end(tmp_path):
+    assert content(tmp_path / "t", lzma.compress(TABLE) + b"\0" * 8 + lzma.compress(b"2\x01b\n")) == TABLE + b"2\x01b\n"
+
+
+@pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-9], lambda data: data[: len(data) // 2], lambda data: data + b"garbage!"]
 )
-def test_broken_archive_is_named(tmp_path, pack, name, damage):
-    data = damage(pack(b"id\x01text\n" + os.urandom(3_000_000)))
+def test_broken_archive_is_named(tmp_path, name, damage):
+    data = damage(PACKERS[name](b"id\x01text\n" + os.urandom(3_000_000)))
     with pytest.raises(DataError, match=rf"/t: the {name} archive is broken or cut short \(.+\); copy the file again"):
         content(tmp_path / "t", data)
 
@@ -131,7 +148,7 @@ def test_position_on_disk_runs_with_the_content(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\r\n\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n", b"\n" * 3_000_000])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+@pytest.mark.parametrize("pack", [bytes, *PACKERS.values()])
 @pytest.mark.parametrize("column_names", [None, ["id"]])
 def test_file_of_nothing_but_line_ends_is_empty(tmp_path, data, pack, column_names):
     assert opened(tmp_path / "t", pack(data), column_names) is None

@@ -45,5 +45,3 @@ def _doubts(file: TableFile, cells: Cells, source: Source) -> Iterator[tuple[str
             yield "null_values", f"{name} is the word NULL; if it means null, set null_values NULL"
         if not file.dialect.quote and len(cell) > 1 and cell[0] == cell[-1] == '"':
             yield "quote", f"{name} stands in quotes: {cell[:40]!r}; if they are not its own, set quote '\"'"
-        if not file.dialect.escape and "\\" + file.dialect.quote in cell and file.dialect.quote:
-            yield "escape", f"{name} holds a quote behind a backslash: {cell[:40]!r}; if they are one, set escape \\"

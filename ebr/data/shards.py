@@ -24,8 +24,6 @@ from ebr.errors import ConfigError, DataError
 MOST_BYTES = 64 * 2**20
 """Bytes of a shard, unless a single row has more."""
 
-_GBK = "; it reads as GBK: set encoding gb18030"
-
 
 @dataclass(frozen=True)
 class Schema:
@@ -245,8 +243,8 @@ def _parse_text(shard: Shard, schema: Schema) -> _Parsed:
             try:
                 rows.append(read_cells(raw, dialect, len(shard.columns)))
             except ValueError as error:
-                hint = _GBK if str(error) == NOT_UTF8 and looks_like_gbk(raw) else ""
-                bad.append(BadRow(shard.file, line, f"{error}{hint}", bytes_on_disk(raw, dialect.encoding)))
+                reason = f"{error}{_hint(str(error), raw, dialect)}"
+                bad.append(BadRow(shard.file, line, reason, bytes_on_disk(raw, dialect.encoding)))
             else:
                 lines.append(line)
                 raws.append(raw)
@@ -254,6 +252,15 @@ def _parse_text(shard: Shard, schema: Schema) -> _Parsed:
     cells = {name: pa.array([row[index] for row in rows], pa.string()) for name, index in columns}
     raws = raws if dialect.encoding == UTF8 else [bytes_on_disk(raw, dialect.encoding) for raw in raws]
     return _Parsed(pa.table(cells), lines, raws, bad)
+
+
+def _hint(reason: str, raw: bytes, dialect: Dialect) -> str:
+    """What option would have the row read, by its looks."""
+    if reason == NOT_UTF8 and looks_like_gbk(raw):
+        return "; it reads as GBK: set encoding gb18030"
+    if dialect.quote and not dialect.escape and b"\\" + dialect.quote.encode() in raw:
+        return f"; it holds \\{dialect.quote}: set escape \\\\"
+    return ""
 
 
 def _parse_columns(shard: Shard, cells: pa.Table) -> _Parsed:

@@ -135,7 +135,6 @@ def read_all_cells(raws: Sequence[bytes], dialect: Dialect, n_columns: int) -> l
 
 
 def _split_all(texts: Sequence[str], dialect: Dialect) -> list[Cells] | None:
-    nulls = dialect.nulls
     if dialect.escape and any(dialect.escape in text for text in texts):
         return None if dialect.quote else [_split(text, dialect) for text in texts]
     if not dialect.quote:
@@ -144,7 +143,9 @@ def _split_all(texts: Sequence[str], dialect: Dialect) -> list[Cells] | None:
         return None  # csv would take it for a line end
     else:
         rows = list(csv.reader(texts, delimiter=dialect.delimiter, quotechar=dialect.quote, strict=True))
-    return [row if nulls.isdisjoint(row) else _with_nulls(row, dialect) for row in rows]
+    for null in dialect.nulls:
+        rows = [[None if cell == null else cell for cell in row] if null in row else row for row in rows]
+    return rows
 
 
 def join_cells(cells: Sequence[str | None], delimiter: str) -> str:
