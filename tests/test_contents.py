@@ -24,6 +24,7 @@ from ebr.cli import main
 from ebr.data.contents import TableKind, contents_of, looks_like_gbk, suffix_within
 from ebr.data.corpus import find_corpus, read_corpus
 from ebr.data.dialects import Dialect
+from ebr.data.evaluation_set import read_evaluation_set
 from ebr.data.examples import read_examples
 from ebr.data.shards import count_rows, open_source, parse_shard, read_shards
 from ebr.errors import DataError
@@ -260,6 +261,23 @@ def test_a_corpus_may_be_packed_and_is_known_by_the_suffix_within(tmp_path):
     (tmp_path / "c.txt").write_bytes(READ["parquet"])
     with pytest.raises(DataError, match=r"c\.txt: is a file of columns \(parquet\); give it as text"):
         find_corpus(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize("name", ["queries.jsonl", "corpus.jsonl", "qrels.tsv"])
+def test_an_evaluation_folder_names_what_it_cannot_read(evaluation_folder, name):
+    (evaluation_folder / name).write_bytes(FOREIGN["zip"][0])
+    with pytest.raises(DataError, match=rf"{name}: is a zip archive"):
+        read_evaluation_set(evaluation_folder)
+
+
+def test_an_evaluation_folder_may_be_packed_and_of_utf16(evaluation_folder):
+    before = read_evaluation_set(evaluation_folder)
+    queries, corpus = evaluation_folder / "queries.jsonl", evaluation_folder / "corpus.jsonl"
+    queries.write_bytes(queries.read_text(encoding="utf-8").encode("utf-16"))
+    (evaluation_folder / "corpus.jsonl.xz").write_bytes(lzma.compress(corpus.read_bytes()))
+    corpus.unlink()
+    after = read_evaluation_set(evaluation_folder)
+    assert (after.queries, after.documents, after.qrels) == (before.queries, before.documents, before.qrels)
 
 
 def test_kinds_are_told_apart(tmp_path):
