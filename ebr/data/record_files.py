@@ -29,8 +29,8 @@ def is_named_like_records(file: Path) -> bool:
 def each_record(file: Path, *, of_training: bool = True) -> Iterator[Found]:
     """Every record of a file, in order; of JSON lines, tables and Parquet one after another, as they are read.
 
-    What has columns and what is packed is known by its first bytes, csv and tsv by their suffix. All else is JSON: one object a line,
-    an array, or an object around an array. A table's empty cell is null, and a cell that is a JSON list is a list.
+    What has columns and what is packed is known by its first bytes, csv and tsv by their suffix. All else is JSON: one object
+    a line, an array, or an object around an array. A table's empty cell is null, and a cell that is a JSON list is a list.
     of_training: refuse a table without a column of training texts. Otherwise any columns will do, and a cell is what it says.
     """
     try:
