@@ -310,4 +310,4 @@ def test_ids_that_do_not_agree_are_shown(tmp_path):
 
 def test_a_broken_archive_is_said(tmp_path):
     message = complaint(tmp_path, qrels_name="qrels.tsv.gz", qrels=gzip.compress(BEIR.encode())[:-9])
-    assert "qrels.tsv.gz: the archive is broken or cut short" in message
+    assert "qrels.tsv.gz: the gzip archive is broken or cut short" in message

@@ -146,7 +146,7 @@ def test_lines_are_read_one_after_another(tmp_path):
     found = each_record(file)
     assert next(found) == (f"{file}:1", RECORDS[1])
     where, last = list(found)[-1]
-    assert where == str(file) and str(last).startswith("the archive is broken or cut short")
+    assert where == str(file) and str(last).startswith("the gzip archive is broken or cut short")
 
 
 # ---------------------------------------------------------------- JSON
