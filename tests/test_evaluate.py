@@ -283,6 +283,15 @@ def test_an_option_that_was_left_out_leads_to_no_folder_called_none(tmp_path, mo
     assert Provenance.of([str(tmp_path / "tuned")]).sources == (TrainingSource("a"),)
 
 
+def test_folders_that_were_written_over_in_turns_name_each_other_and_the_check_ends(tmp_path):
+    for folder, base in ("ab", "ba"):
+        (tmp_path / folder).mkdir()
+        options = {"data_path": f"records of {folder}", "model_name": str(tmp_path / base)}
+        write_json(tmp_path / folder / "ebr_manifest.json", {"kind": "model", "config": options})
+    sources = Provenance.of([str(tmp_path / "a")]).sources
+    assert sources == (TrainingSource("records of a"), TrainingSource("records of b"))
+
+
 def test_training_records_named_by_the_user_must_be_there(config, tmp_path):
     with pytest.raises(DataError, match=r"train_data .*nowhere"):
         run(config, train_data=str(tmp_path / "nowhere.jsonl"))

@@ -73,8 +73,11 @@ class Provenance:
         return cls(tuple(sources), tuple(unknown))
 
 
-def _recorded(model: Path) -> Iterator[TrainingSource]:
-    """The training records of a model, of the adapter that was merged into it, and of the base that it was tuned from."""
+def _recorded(model: Path, above: frozenset[Path] = frozenset()) -> Iterator[TrainingSource]:
+    """The training records of a model, of the adapter that was merged into it, and of the base that it was tuned from.
+
+    above: models that lead here; a folder that was written over since may name one of them.
+    """
     manifest = read_manifest(model) if model.is_dir() else None
     recorded = (manifest or {}).get("config", {})
     if manifest is not None and "data_path" in recorded:
@@ -83,8 +86,8 @@ def _recorded(model: Path) -> Iterator[TrainingSource]:
         yield TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
     for name in ("lora_adapter_path", "base_model_path", "model_name"):
         below = recorded.get(name)  # null where the option was left out
-        if below and Path(below).resolve() != model.resolve():
-            yield from _recorded(Path(below))
+        if below and Path(below).resolve() not in (seen := above | {model.resolve()}):
+            yield from _recorded(Path(below), seen)
 
 
 @dataclass(frozen=True)
