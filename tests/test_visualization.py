@@ -271,6 +271,44 @@ def test_one_search_finds_the_neighbours_of_both_projections_and_of_the_page(her
     assert json.loads(result.numbers.read_text())["neighbours"] == {"k": 10, "search": "exact"}
 
 
+@pytest.mark.parametrize(
+    ("before", "method"),
+    [({"method": "tsne", "page": False}, "tsne"), ({"method": "both"}, "umap"), ({"method": "umap"}, "both")],
+)
+def test_beyond_the_exact_search_a_page_does_not_depend_on_what_was_drawn_before(here, monkeypatch, before, method):
+    exact = neighbours.nearest_neighbours
+
+    def found_about(vectors, k, **how):
+        """As NN-descent does: of a wider search, the first ten are others."""
+        indices, similarities, _ = vars(exact(vectors, k, **how)).values()
+        return neighbours.Neighbours(np.roll(indices, k // 2, axis=1), similarities, exact=False)
+
+    def drawn_by_them(vectors, *, neighbours=None, **_):
+        return projection.Projection("map", neighbours.indices[:, :2].astype(np.float32), {})
+
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 20)
+    monkeypatch.setattr(neighbours, "nearest_neighbours", found_about)
+    monkeypatch.setattr(projection, "project_tsne", drawn_by_them)
+    monkeypatch.setattr(projection, "project_umap", drawn_by_them)
+    path = write(here / "v.parquet", blobs(60))
+    fresh, _ = run(path, here, method=method, output_path=here / "map.html")
+    expected = fresh.page.read_bytes()
+    monkeypatch.setenv("EBR_CACHE_DIR", str(here / "another cache"))
+    run(path, here, **before)
+    again, _ = run(path, here, method=method, output_path=here / "map.html")
+    assert again.page.read_bytes() == expected
+
+
+def test_ids_of_classes_are_measured_as_the_same_classes_by_name(here):
+    numbers = [str(1000 + row % 15) for row in range(60)]
+    path = write(here / "v.parquet", blobs(60, 15), number=numbers, name=[f"c{one}" for one in numbers])
+    (by_number, said), (by_name, _) = (run(path, here, label_column=column) for column in ("number", "name"))
+    assert by_number.lines == by_name.lines
+    assert [line for line in said if "--label_kind numbers" in line] == [
+        "labels  'number' holds 15 different whole numbers, taken for classes; if they measure something: --label_kind numbers"
+    ]
+
+
 def test_a_redraw_is_the_first_map_bit_for_bit(here):
     path = write(here / "v.parquet", blobs(40))
     first, _ = run(path, here, method="tsne")

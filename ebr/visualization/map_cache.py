@@ -36,8 +36,11 @@ _PARTIAL_LIVES_S = 24 * 3600
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "openTSNE", "umap-learn", "pynndescent", "numba")
 _COMPUTING = {
     "visualization": ("alignment", "neighbours", "placement", "projection", "quality", "sampling", "trust"),
-    "workflow": ("map_numbers",),
-    "data": ("embeddings", "vector_formats", "vector_npy", "vector_numbers", "vector_parquet", "vector_text", "vectors"),
+    "workflow": ("map_numbers", "map_vectors"),
+    "data": (
+        *("embeddings", "files", "records", "tables"),
+        *("vector_formats", "vector_npy", "vector_numbers", "vector_parquet", "vector_text", "vectors"),
+    ),
 }
 """Our modules that make what is kept, by room: with other code the same input may give other numbers."""
 

@@ -27,7 +27,7 @@ MOST_LABELS = 1000
 _TOO_MANY = f"more than {MOST_LABELS:,} labels"
 _ALL_EQUAL = "all vectors are equal"
 _NOT_FINITE = "the vectors' numbers are too large or too small"
-_NUMBERS = "the column holds numbers, not labels"
+_NUMBERS = "the column holds numbers, not labels (label_kind)"
 _MODERATE = (1e-6, 1e6)
 
 # Each row that is asked for its neighbours is compared with all others; from 1,000 rows the share that agrees is known to 0.016

@@ -81,6 +81,6 @@ REASONS = {
     "all vectors point the same way": "所有向量方向相同",
     "fewer than 3 points": "少于 3 个点",
     "the vectors' numbers are too large or too small": "向量数值过大或过小",
-    "the column holds numbers, not labels": "该列是数值，不是标签",
+    "the column holds numbers, not labels (label_kind)": "该列是数值，不是标签（label_kind）",
 }
 """Why a number can be undefined: in English, as it is recorded, and in Chinese."""

@@ -78,11 +78,13 @@ class MapContent:
     @cached_property
     def columns(self) -> list[MapColumn]:
         """The column that colours at the start, then every other that groups rows or counts something."""
+        from ebr.visualization.colours import MOST_NAMED
         from ebr.visualization.columns import MapColumn
 
         rows, columns = self.rows, [self.column]
         for name in (name for name in rows.columns if name not in (rows.label, rows.id, rows.text)):
-            column = MapColumn(name, tuple(cell[:_CELL] for cell in rows.columns[name]))
+            # Nobody asked for it by name, and beyond the labels that have a colour of their own a scale shows more.
+            column = MapColumn(name, tuple(cell[:_CELL] for cell in rows.columns[name]), most_classes=MOST_NAMED)
             is_grouping = len(set(column.texts)) <= max(_MARKED, _MOST_DISTINCT * len(rows.ids))
             if column.numbers is not None or is_grouping:
                 columns.append(column)

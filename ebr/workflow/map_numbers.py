@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Coords = NDArray[np.float32]
 
+METHODS = {"tsne": ["tsne"], "umap": ["umap"], "pca": ["pca"], "both": ["tsne", "umap"]}
+"""What is projected, by the option."""
 NEIGHBOURS = 10
 """Nearest neighbours kept of a row: what the page shows and the atlas holds."""
 
@@ -50,7 +53,6 @@ class MapNumbers:
         self.config = config
         self.cache = cache
         self.say = say
-        self._found: Neighbours | None = None
 
     @property
     def vectors(self) -> Vectors:
@@ -71,8 +73,8 @@ class MapNumbers:
             "n_projected": len(self.projected),
             "projected": _fingerprint(self.projected),
         }
-        if method != "pca":  # which has neither
-            key |= {"mode": self.config.mode, "start": None if start is None else _fingerprint(start)}
+        if method != "pca":  # which has none of them
+            key |= {"mode": self.config.mode, "start": None if start is None else _fingerprint(start), **self._search_facts()}
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             projection = self._project(method, options, start)
@@ -85,27 +87,36 @@ class MapNumbers:
 
     def neighbours(self) -> Neighbours:
         """The nearest rows of each in the original space, NEIGHBOURS of them."""
-        from ebr.visualization.neighbours import EXACT_UP_TO, Neighbours
+        from ebr.visualization.neighbours import Neighbours
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-            found = self._search(NEIGHBOURS)
+            found = self._searched.first(NEIGHBOURS)
             return {"indices": found.indices, "similarities": found.similarities}, {"exact": found.exact}
 
-        key: dict[str, Any] = {"what": "neighbours", "k": NEIGHBOURS}
-        if len(self._vectors) > EXACT_UP_TO:  # only then is there chance in them
-            key |= {"seed": self.config.seed, "mode": self.config.mode}
-        arrays, facts = self._kept(key, compute)
+        arrays, facts = self._kept({"what": "neighbours", "k": NEIGHBOURS, **self._search_facts()}, compute)
         return Neighbours(arrays["indices"], arrays["similarities"], facts["exact"])
 
-    def _search(self, k: int) -> Neighbours:
-        """The k nearest rows of each among all rows; those of a larger k are at hand once a projection asked for them."""
+    @cached_property
+    def _searched(self) -> Neighbours:
+        """The nearest rows of each among all rows, in one search for the maps and the page."""
         from ebr.visualization.neighbours import nearest_neighbours
 
-        if self._found is None or self._found.indices.shape[1] < min(k, len(self._vectors) - 1):
-            self.say(f"neighbours of {len(self._vectors):,} rows in the original space")
-            n_jobs = 1 if self.config.mode == "reproducible" else None
-            self._found = nearest_neighbours(self.vectors, k, seed=self.config.seed, n_jobs=n_jobs)
-        return self._found.first(k)
+        self.say(f"neighbours of {len(self._vectors):,} rows in the original space")
+        n_jobs = 1 if self.config.mode == "reproducible" else None
+        return nearest_neighbours(self.vectors, self._n_searched, seed=self.config.seed, n_jobs=n_jobs)
+
+    @property
+    def _n_searched(self) -> int:
+        """Neighbours of a row that are searched: those of the page, or of the map that looks at most."""
+        return max([NEIGHBOURS, *(n for n in map(self._n_neighbours, METHODS[self.config.method]) if n is not None)])
+
+    def _search_facts(self) -> dict[str, Any]:
+        """What the neighbours depend on beside the vectors. An approximate search of more also finds other first ten."""
+        from ebr.visualization.neighbours import EXACT_UP_TO
+
+        if len(self._vectors) <= EXACT_UP_TO:
+            return {}
+        return {"seed": self.config.seed, "mode": self.config.mode, "n_searched": self._n_searched}
 
     def quality(self, column: MapColumn) -> ClusterQuality:
         """How well the labels of a column group in the original space."""
@@ -165,7 +176,7 @@ class MapNumbers:
                 initialization=start,
                 reproducible=reproducible,
                 seed=self.config.seed,
-                neighbours=self._neighbours_for(method) if among == n_rows else None,
+                neighbours=None if self._n_neighbours(method) is None else self._searched,
             )
         if among == n_rows:
             return projection
@@ -176,16 +187,16 @@ class MapNumbers:
         coords[others] = place_by_neighbours(sample, projection.coords, self.vectors, rows=others)
         return replace(projection, coords=coords, settings={**projection.settings, "placed by neighbours": len(others)})
 
-    def _neighbours_for(self, method: str) -> Neighbours | None:
-        """What the projection would search for itself, where others can use it too; None for a method that does its own."""
+    def _n_neighbours(self, method: str) -> int | None:
+        """How many neighbours among all rows a projection looks at; None for one that needs none, or searches on its own."""
         from ebr.visualization.projection import FEWEST_POINTS, default_neighbors, tsne_neighbours
 
         n_rows = len(self._vectors)
-        if n_rows < FEWEST_POINTS or (method == "tsne" and self.config.tsne_engine == "sklearn"):
+        if len(self.projected) < n_rows or n_rows < FEWEST_POINTS or method == "pca":
             return None
-        if method == "tsne":
-            return self._search(max(tsne_neighbours(n_rows, self.config.tsne_perplexity), NEIGHBOURS))
-        return self._search(max((self.config.umap_neighbors or default_neighbors(n_rows)) - 1, NEIGHBOURS))
+        if method == "umap":
+            return (self.config.umap_neighbors or default_neighbors(n_rows)) - 1
+        return None if self.config.tsne_engine == "sklearn" else tsne_neighbours(n_rows, self.config.tsne_perplexity)
 
 
 def _fingerprint(values: NDArray[Any] | Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from ebr.config import VisualizationConfig
 from ebr.data.files import write_json
 from ebr.workflow.map_drawing import MapContent, MapPanel
 from ebr.workflow.map_files import MapFiles, check_map_files, map_files
-from ebr.workflow.map_numbers import Coords, DrawnMap, MapNumbers
+from ebr.workflow.map_numbers import METHODS, Coords, DrawnMap, MapNumbers
 from ebr.workflow.map_rows import MapRows, read_map_rows
 from ebr.workflow.map_vectors import Rows
 from ebr.workflow.speech import Say
@@ -21,7 +21,6 @@ from ebr.workflow.speech import Say
 if TYPE_CHECKING:
     from ebr.visualization.map_cache import MapCache
 
-_METHODS = {"tsne": ["tsne"], "umap": ["umap"], "pca": ["pca"], "both": ["tsne", "umap"]}
 _NOTEBOOK_WIDTH = 1000
 _MEASURED_AHEAD, _MEASURED_AHEAD_UP_TO = 4, 200_000
 """Columns beside the label column whose groups are measured too, and the rows up to which that takes seconds."""
@@ -42,12 +41,14 @@ class VisualizationPlan:
         dim = rows.vectors.shape[1]
         before = [] if rows.before is None else [f"before  {config.before_path}: vectors of {rows.before.shape[1]}"]
         files = map_files(config, len(rows.ids))
+        doubt = rows.column(config.label_kind).doubt
         shown = [f"shown   {self._shown()}"] if rows.n_all > len(self.projected) else []
         page = [f"no page: {len(rows.ids):,} rows; --page writes one all the same"] if self._lacks_page(files) else []
         return [
             f"input   {config.embeddings_path}: {rows.n_all:,} vectors of {dim}, {len(set(rows.labels))} labels",
             *before,
             *(f"warning: {note}" for note in rows.notes),
+            *([f"labels  {doubt}"] if doubt else []),
             *shown,
             f"output  {config.output_path}",
             *page,
@@ -159,7 +160,7 @@ def _chosen(rows: MapRows, config: VisualizationConfig) -> tuple[MapRows, Rows]:
 
 
 def _single(rows: MapRows, numbers: MapNumbers, config: VisualizationConfig) -> MapContent:
-    panels = [MapPanel("", numbers.map(method)) for method in _METHODS[config.method]]
+    panels = [MapPanel("", numbers.map(method)) for method in METHODS[config.method]]
     files = map_files(config, len(rows.ids))
     neighbours = None if files.page is None and files.atlas is None else numbers.neighbours()
     return MapContent(rows, config, panels, {"": numbers.quality(rows.column(config.label_kind))}, neighbours)
