@@ -259,7 +259,7 @@ def test_rows_that_are_missing_from_a_folder_are_counted(tmp_path):
 def test_foreign_text_loads_with_one_line_of_what_is_assumed(tmp_path, caplog):
     read, line = assumption(caplog, foreign(tmp_path / "v.txt", "vector|id\n1 2|a\n+3   4.5 |\\N\n"))
     assert (read.vectors.tolist(), read.columns) == ([[1, 2], [3, 4.5]], {"id": ["a", None]})
-    assert line == r"txt, delimiter '\x01' and a 'vector' column"
+    assert line == r"txt, delimiter '\x01' and the vector in the column 'vector'"
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
@@ -273,7 +273,7 @@ def test_foreign_parquet_may_hold_any_list_of_floats(tmp_path, caplog, kind, siz
     pq.write_table(pa.table(columns), tmp_path / "v.parquet")
     read, line = assumption(caplog, tmp_path / "v.parquet")
     assert (read.vectors.tolist(), read.columns) == ([[1, 2], [3, 4.5]], {"n": ["7", None], "label": ["a", "a"]})
-    assert line == "parquet, a list of floats in the column 'vector'"
+    assert line == "parquet, the vector in the column 'vector'"
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
@@ -316,9 +316,16 @@ def test_foreign_files_that_do_not_fit_together_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"b\.txt: its vectors have 3 numbers, not 2 like the rest"):
         read_embeddings(tmp_path)
     foreign(tmp_path / "b.txt", "name|vector\n1|1 2\n")
-    with pytest.raises(DataError, match=r"b\.txt: its columns \['name'\] differ from \['id'\] before it; name those to keep"):
-        read_embeddings(tmp_path)
     assert read_embeddings(tmp_path, columns={}).vectors.tolist() == [[1, 2], [1, 2]]
+    with pytest.raises(DataError, match=r"b\.txt: no column 'id' \(id_column\)"):
+        read_embeddings(tmp_path, columns={"id": "id_column"})
+
+
+def test_a_column_of_some_foreign_files_is_null_in_the_others_with_a_line(tmp_path, caplog):
+    foreign(tmp_path / "a.txt", "id|vector\n1|1 2\n")
+    foreign(tmp_path / "b.txt", "name|vector\n1|1 2\n")
+    assert read_embeddings(tmp_path).columns == {"id": ["1", None], "name": [None, "1"]}
+    assert caplog.messages[1:] == [f"{tmp_path}: null in the files that lack them: 'id' (1 of 2 files), 'name' (1 of 2 files)"]
 
 
 @pytest.mark.parametrize(
@@ -331,12 +338,19 @@ def test_foreign_files_that_do_not_fit_together_are_refused(tmp_path):
         ("id|vector\n" + "a|1 2\n" * 300 + "b|1\n", "v.txt:302: the vector has 1 numbers where the first has 2"),
         ("id|vector\n" + "a|1 2\n" * 256 + "b|1\n" * 256, "v.txt:258: the vector has 1 numbers where the first has 2"),
         ("id|vector\na|\n", "v.txt:2: the vector is empty"),
-        ("id|vector\na|\\N\n", r"v.txt:2: the vector is not numbers between spaces: '\\N'"),
-        ("id|vector\na|1 2\nb|one two\n", "v.txt:3: the vector is not numbers between spaces: 'one two'"),
-        ("id|vector\na|[1, 2]\n", "v.txt:2: the vector is not numbers between spaces: '[1, 2]'"),
+        ("id|vector\na|\\N\n", r"v.txt:2: the vector is no list of numbers: '\\N'"),
+        ("id|vector\na|1 2\nb|one two\n", "v.txt:3: the vector is no list of numbers: 'one two'"),
+        ("id|vector\na|[1, 2\n", "v.txt:2: the vector is no list of numbers: '[1, 2'"),
+        ("id|vector\na|[[1, 2]]\n", "v.txt:2: the vector is no list of numbers: '[[1, 2]]'"),
+        ("id|vector\na|[1, null]\n", "v.txt:2: the vector is no list of numbers: '[1, null]'"),
+        ("id|vector\na|[]\n", "v.txt:2: the vector is empty"),
+        ("id|vector\na|0,5 1,5\n", "v.txt:2: the vector is no list of numbers: '0,5 1,5'"),
+        ("id|vector\na|0,5, 1,5\n", "v.txt:2: the vector is no list of numbers: '0,5, 1,5'"),
+        ("id|vector\na|0,5;1,5\n", "v.txt:2: the vector is no list of numbers: '0,5;1,5'"),
+        ("id|vector\na|[1 ... 2]\n", "v.txt:2: the vector is no list of numbers: '[1 ... 2]'"),
         ("id|vector\na|1 2\nb\n", "v.txt:3: 1 columns instead of 2"),
         ("id|vector\n", "v.txt: holds no rows"),
-        ("id|vectr\na|1\n", "v.txt: no column 'vector' (a vector file); it has 'id', 'vectr'; did you mean 'vectr'?"),
+        ("id|vectr\na|1\n", "v.txt: no column 'vector' (vector_column); it has 'id', 'vectr'; did you mean 'vectr'?"),
         ("", "v.txt: is empty; a table starts with a line of column names"),
     ],
 )

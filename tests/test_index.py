@@ -676,6 +676,7 @@ def test_queries_of_the_same_weights_that_are_read_or_computed_otherwise_are_ref
 REACH = {
     "embeddings_path": "every test here",
     "delimiter": "test_a_text_file_made_elsewhere_is_read_with_its_delimiter",
+    "vector_column": "test_the_column_of_the_vectors_may_be_named",
     "id_column": "test_without_an_id_column_ids_are_row_numbers_and_a_column_called_id_may_be_kept",
     "output_columns": "test_ids_are_the_users_own_texts_and_come_back_with_their_columns",
     "index_path": "test_what_is_no_index_is_not_written_over",
@@ -704,6 +705,15 @@ def test_a_text_file_made_elsewhere_is_read_with_its_delimiter(home):
     home.build("v.txt", delimiter="|", id_column="sku")
     assert ids_of(open_index(home.index).search_vectors(np.eye(2, dtype=np.float32), 1)) == [["苹果"], ["007"]]
     assert home.sidecar["model_sha256"] is None and home.sidecar["embeddings"][0]["manifest_sha256"] is None
+
+
+def test_the_column_of_the_vectors_may_be_named(home, caplog):
+    text = "id,a_emb,b_emb\nx,[1 0],[0 1]\ny,[0 1],[1 0]\n"
+    for name in ("v.csv", "q.csv"):
+        (home.path / name).write_text(text, encoding="utf-8")
+    home.build("v.csv", vector_column="b_emb", query_embeddings=home.path / "q.csv")
+    assert ids_of(open_index(home.index).search_vectors(np.eye(2, dtype=np.float32), 1)) == [["y"], ["x"]]
+    assert sum("no manifest" in message for message in caplog.messages) == 2  # one a file, however often it is read
 
 
 def test_model_options_of_vectors_made_elsewhere_are_recorded(home, tiny_model):

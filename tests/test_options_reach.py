@@ -14,7 +14,7 @@ from ebr.model.pooling import pooling_name
 from ebr.training import arguments, engine
 from ebr.training import run as training
 from ebr.training.processes import ALONE, Processes
-from ebr.workflow import finetuning, plan_finetune, visualize_embeddings
+from ebr.workflow import finetuning, plan_finetune, plan_visualization, visualize_embeddings
 
 # Values of the trainer's arguments that carry the time or the machine.
 VOLATILE = {"logging_dir", "run_name"}
@@ -491,7 +491,7 @@ MAP_CHANGES = {
 
 
 def test_no_map_option_is_left_out():
-    apart = {"embeddings_path", "delimiter", "over_max_points"}  # each has tests of its own
+    apart = {"embeddings_path", "delimiter", "vector_column", "over_max_points"}  # each has tests of its own
     assert {*MAP_CHANGES, *apart} == set(VisualizationConfig.model_fields)
 
 
@@ -512,6 +512,16 @@ def test_a_foreign_vector_file_may_have_another_delimiter(vector_file, tmp_path,
     other.write_text(vector_file.read_text(encoding="utf-8").replace("\x01", "\t"), encoding="utf-8")
     config = VisualizationConfig(embeddings_path=other, delimiter="\\t", output_path=tmp_path / "map.png")
     assert look(monkeypatch, config)["labels"] == ["乙", "甲"]
+
+
+def test_a_map_takes_the_vectors_of_the_column_that_is_named(vector_file, tmp_path, monkeypatch):
+    text = vector_file.read_text(encoding="utf-8").replace("vector\n", "a_emb\x01b_emb\n").replace("\n", "\x011 2\n")
+    vector_file.write_text(text.replace("b_emb\x011 2", "b_emb"), encoding="utf-8")
+    found = {}
+    for name in ("a_emb", "b_emb"):
+        config = VisualizationConfig(embeddings_path=vector_file, before_path=vector_file, vector_column=name, method="pca")
+        _, found[name] = look(monkeypatch, config), plan_visualization(config).rows
+    assert [(rows.vectors.shape, rows.before.shape) for rows in found.values()] == [((40, 8),) * 2, ((40, 2),) * 2]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "parquet", "npy"])

@@ -382,8 +382,12 @@ def test_parquet_that_is_broken_inside_is_a_message_too(tmp_path):
         (pa.array([[1.0], [None]]), "a vector among rows 1 to 2 holds null"),
         (pa.array([[1.0], [float("nan")]]), "row 2: the vector holds nan, inf or a number beyond float32"),
         (pa.array([[1.0], [1e39]]), "row 2: the vector holds nan, inf or a number beyond float32"),
-        (pa.array([[1], [2]]), "column 'vector' is list<.*int64>; it must be a list of floats"),
-        (pa.array(["1 2", "3"]), "column 'vector' is string; it must be a list of floats"),
+        (pa.array([["1"], ["2"]]), "column 'vector' is list<.*string>; it must be a list of numbers"),
+        (pa.array([[[1.0]], [[2.0]]]), "column 'vector' is list<.*list<.*double>>; it must be a list of numbers"),
+        (pa.array([b"1234", b"5678"]), "column 'vector' is binary; it must be a list of numbers"),
+        (pa.array([1.0, 2.0]), "column 'vector' is double; it must be a list of numbers"),
+        (pa.array(["1 2", "3"]), "row 2: the vector has 1 numbers where the first has 2"),
+        (pa.array(["1 2", None]), r"row 2: the vector is no list of numbers: '\\\\N'"),
     ],
 )
 def test_parquet_column_that_holds_no_vectors_is_refused(tmp_path, column, message):
@@ -402,16 +406,18 @@ def test_row_of_a_later_batch_is_named_by_its_place_in_the_file(tmp_path):
 def test_column_that_is_no_text_is_refused_only_when_it_is_asked_for(tmp_path):
     columns = {"tags": pa.array([["a"]]), "n": pa.array([7]), "vector": pa.array([[1.0]])}
     pq.write_table(pa.table(columns), tmp_path / "v.parquet")
-    with pytest.raises(DataError, match=r"column 'tags' is list<.*> and cannot be read as text; name the columns to keep"):
-        read(tmp_path / "v.parquet", PARQUET)
+    with pytest.raises(
+        DataError, match=r"column 'tags' is list<.*> and cannot be read as text; choose another for label_column"
+    ):
+        read(tmp_path / "v.parquet", PARQUET, columns={"tags": "label_column"})
     assert read(tmp_path / "v.parquet", PARQUET, columns={"n": "label_column"})[0] == {"n": ["7"]}
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.float32([1, 2]), r"is float32 of shape \(2,\); it must be a matrix of floats"),
-        (np.array([[1, 2]]), r"is int64 of shape \(1, 2\); it must be a matrix of floats"),
+        (np.float32([1, 2]), r"is float32 of shape \(2,\); it must be a matrix of numbers"),
+        (np.array([["1", "2"]]), r"is <U1 of shape \(1, 2\); it must be a matrix of numbers"),
         (np.array([[None]]), "cannot be read as npy .*Python objects"),
         (np.array([[1, np.inf]]), "row 1: the vector holds nan, inf"),
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.image import imread
 
 from ebr import VisualizationConfig, visualize_embeddings
 from ebr.data import embeddings
@@ -459,6 +461,53 @@ def test_a_missing_column_is_named_with_those_that_are_there(here):
         with pytest.raises(DataError, match=rf"v.parquet: no column 'nix' \({option}\); it has 'id', 'label', 'text'"):
             run(path, here, **{option: "nix"})
     assert not (here / "map.png").exists()
+
+
+def test_a_bare_matrix_is_drawn_in_one_colour(here):
+    np.save(here / "v.npy", blobs(40))
+    result, said = run(here / "v.npy", here)
+    assert "labels  none, so all have one colour" in said
+    assert result.lines[0] == "0 labelled rows, 0 labels; 40 rows without a label are left out"
+    assert not [line for line in result.lines if "undefined" in line]
+    colours = imread(result.picture)[..., :3].reshape(-1, 3)
+    coloured = colours[np.ptp(colours, axis=1) > 0.5]
+    assert len(coloured) and (np.diff(coloured, axis=1) > 0).all()  # shades of one blue
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_table_without_labels_begins_in_one_colour_and_offers_its_columns(here, cache):
+    path = write(here / "v.parquet", blobs(40), label=None, topic=[f"t{row % 4}" for row in range(40)])
+    result, said = run(path, here, cache=cache, max_points=30)
+    assert "labels  none, so all have one colour; name a column with --label_column: 'text', 'topic'" in said
+    assert [line for line in said if "at random" in line]
+    data = json.loads(re.search(r'<script[^>]* id="data">(.*?)</script>', result.page.read_text(encoding="utf-8"))[1])
+    assert (data["start"], [column["name"] for column in data["columns"]]) == (-1, ["topic"])
+    run(here / "v.parquet", here, label_column="topic")
+
+
+@pytest.mark.parametrize("label_column", ["label", None])
+def test_numbers_of_a_map_in_one_colour_run_it_again(here, label_column):
+    path = write(here / "v.parquet", blobs(20), **({"label": None} if label_column else {}))
+    result, _ = run(path, here, label_column=label_column)
+    again = VisualizationConfig.from_dict(json.loads(result.numbers.read_text())["config"])
+    assert visualize_embeddings(again, say=lambda _: None).lines == result.lines
+    assert result.lines[0] == "0 labelled rows, 0 labels; 20 rows without a label are left out"
+
+
+def test_lists_records_and_bytes_beside_the_vectors_do_not_keep_a_map_from_being_drawn(here, caplog):
+    columns = {
+        "embedding": pa.array(blobs(12).tolist()),
+        "label": pa.array(["a", "b"] * 6),
+        "tags": pa.array([["x"]] * 12),
+        "box": pa.array([{"w": 1}] * 12),
+        "image": pa.array([b"\xff\xd8"] * 12),
+    }
+    pq.write_table(pa.table(columns), here / "v.parquet")
+    for cache in (True, True, False):  # the second time from the cache
+        result, _ = run(here / "v.parquet", here, cache=cache)
+        assert result.lines[0] == "12 labelled rows, 2 labels"
+        with pytest.raises(DataError, match=r"column 'tags' \(label_column\) is no text: list<.*string>; choose another"):
+            run(here / "v.parquet", here, cache=cache, label_column="tags")
 
 
 def test_names_are_no_numbers(here):

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ByteSize
 
 from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
-from ebr.config.options import Config, Names, option
+from ebr.config.options import Config, Names, option, vector_column_option
 from ebr.errors import ConfigError
 
 IndexKind = Literal[
@@ -28,6 +28,7 @@ class IndexConfig(Config):
         "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
         min_length=1,
     )
+    vector_column: str | None = vector_column_option()
     id_column: str | None = option(
         "id",
         "the column with each row's own id; none = ids are the row numbers, from 0",

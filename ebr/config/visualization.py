@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, Language, Names, option
+from ebr.config.options import Config, Language, Names, option, vector_column_option
 from ebr.errors import ConfigError
 
 PICTURES = (".png", ".svg", ".pdf")
 PAGE = ".html"
+LABEL_COLUMN = "label"
 
 
 class VisualizationConfig(Config):
@@ -27,7 +28,12 @@ class VisualizationConfig(Config):
         "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
         min_length=1,
     )
-    label_column: str = option("label", "the column that colours the points", "用于着色的列")
+    vector_column: str | None = vector_column_option()
+    label_column: str | None = option(
+        LABEL_COLUMN,
+        "the column that colours the points; none = all in one colour, as where there is no label column and no other is named",
+        "用于着色的列；none 表示所有点同色，没有 label 列且未指定其他列时也是如此",
+    )
     label_kind: Literal["auto", "categories", "numbers"] = option(
         "auto",
         "what label_column holds: names with a colour each, or numbers with a colour bar; auto = by its values",

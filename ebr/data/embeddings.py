@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from ebr.data.files import hash_file, manifest_path, read_manifest, write_files_aside, write_json
+from ebr.data.foreign_vectors import find_foreign, visible_files
 from ebr.data.vector_formats import (
     VectorFormat,
-    detected_format,
     files_of,
     format_of,
     is_rows_file,
@@ -26,16 +25,13 @@ from ebr.data.vector_formats import (
     unfit_rows,
     write_vectors,
 )
-from ebr.data.vectors import VECTOR, Columns, Vectors
+from ebr.data.vectors import VECTOR, Columns, VectorBatch, Vectors
 from ebr.errors import ConfigError, DataError
-
-log = logging.getLogger(__name__)
 
 PART_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{12})\.[a-z.]+")
 """What the files of a folder of parts are called: their place, and the beginning of the digest of what they hold."""
 
 _KIND = "embeddings"
-_NO_VECTORS = (".json", ".jsonl", ".crc")  # what else lies beside vector files: manifests, rejects, checksums
 
 
 @dataclass(frozen=True)
@@ -50,29 +46,41 @@ class Embeddings:
     manifest: dict[str, Any] | None
 
 
-def read_embeddings(path: Path, delimiter: str = "\x01", columns: Mapping[str, str] | None = None) -> Embeddings:
+def read_embeddings(
+    path: Path, delimiter: str = "\x01", columns: Mapping[str, str] | None = None, *, vector_column: str | None = None
+) -> Embeddings:
     """Read all vectors of a file or folder, and its other columns.
 
     Its manifest says format and delimiter and is verified; for one without, a line says what is assumed. columns: those to
-    keep, each with the option that names it; None = all.
+    keep, each with the option that names it; None = all that are text. vector_column: of a file made elsewhere; None = by its
+    name, which is vector, embedding or the like, or columns numbered x_0, x_1, …
     Raises DataError naming file and row when something is absent, changed since it was finished, or cannot be read.
     """
-    return find_embeddings(path, delimiter).read(columns)
+    return find_embeddings(path, delimiter, vector_column=vector_column).read(columns)
 
 
 def iterate_embeddings(
-    path: Path, delimiter: str = "\x01", columns: Mapping[str, str] | None = None, batch_rows: int = 4096
+    path: Path,
+    delimiter: str = "\x01",
+    columns: Mapping[str, str] | None = None,
+    batch_rows: int = 4096,
+    *,
+    vector_column: str | None = None,
 ) -> Iterator[Embeddings]:
     """The same rows, at most batch_rows at a time, in the memory of one batch.
 
     The hash of a file is verified before its first row is given, the number of rows after the last one.
     """
-    return _batches(find_embeddings(path, delimiter), columns, batch_rows)
+    return find_embeddings(path, delimiter, vector_column=vector_column).batches(columns, batch_rows)
 
 
 @dataclass(frozen=True)
 class EmbeddingFiles:
-    """The files of one result, in order, how to read them, and the hashes they must have ({}: made elsewhere)."""
+    """The files of one result, in order, how to read them, and the hashes they must have ({}: made elsewhere).
+
+    texts: the columns of each file that are text, by what was found in those made elsewhere; None = all but the vector.
+    left_out: their other columns, and what they are.
+    """
 
     path: Path
     files: list[Path]
@@ -80,13 +88,16 @@ class EmbeddingFiles:
     delimiter: str
     manifest: dict[str, Any] | None
     hashes: dict[Path, str]
+    vector_column: str | None = VECTOR
+    texts: Mapping[Path, Sequence[str]] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """sha256 over all that a reading depends on: what the files hold, in order, and how they are read.
 
         Raises DataError for a file that differs from its manifest.
         """
-        digest = sha256(json.dumps([self.format.value, self.delimiter]).encode())
+        digest = sha256(json.dumps([self.format.value, self.delimiter, self.vector_column]).encode())
         for file in self.files:
             for written in files_of(file, self.format):
                 found = hash_file(written) if written.is_file() else "none"
@@ -94,11 +105,15 @@ class EmbeddingFiles:
                 digest.update(found.encode())
         return digest.hexdigest()
 
+    def batches(self, columns: Mapping[str, str] | None = None, batch_rows: int = 4096) -> Iterator[Embeddings]:
+        """The same rows, at most batch_rows at a time, as iterate_embeddings gives them."""
+        return _batches(self, columns, batch_rows)
+
     def read(self, columns: Mapping[str, str] | None = None) -> Embeddings:
         """All rows, as read_embeddings gives them."""
         parts: list[Vectors] = []
         cells: Columns = {}
-        for batch in _batches(self, columns, 4096):
+        for batch in self.batches(columns):
             parts.append(batch.vectors)
             for name, values in batch.columns.items():
                 cells.setdefault(name, []).extend(values)
@@ -112,15 +127,22 @@ class EmbeddingFiles:
         return Embeddings(vectors, cells, self.manifest)
 
 
-def find_embeddings(path: Path, delimiter: str = "\x01", option: str = "embeddings_path") -> EmbeddingFiles:
+def find_embeddings(
+    path: Path, delimiter: str = "\x01", option: str = "embeddings_path", *, vector_column: str | None = None
+) -> EmbeddingFiles:
     """The files of a result, unread: by its manifest, or, for one made elsewhere, by what a line says is assumed.
 
-    option: what names the path. Raises DataError when something is absent or its manifest cannot be used.
+    option: what names the path. vector_column: as read_embeddings has it. Raises DataError when something is absent or
+    its manifest cannot be used.
     """
     if not path.exists():
         raise DataError(f"{option} {path}: no such file; run the inference stage first")
     manifest = read_manifest(path)
-    return _found_elsewhere(path, delimiter, option) if manifest is None else _found_by_manifest(path, manifest)
+    if manifest is not None:
+        return _found_by_manifest(path, manifest)
+    found = find_foreign(path, delimiter, option, vector_column)
+    texts = {file: [name for name in layout.texts if name in found.texts] for file, layout in found.layouts.items()}
+    return EmbeddingFiles(path, list(texts), found.format, found.delimiter, None, {}, vector_column, texts, found.left_out)
 
 
 def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> EmbeddingFiles:
@@ -148,7 +170,7 @@ def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> EmbeddingFiles:
 
 def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str]) -> None:
     suffixes = {file.suffix for name in [f"x{suffix_of(fmt)}"] for file in files_of(Path(name), fmt)}
-    strangers = [file.name for file in _visible(folder) if file.suffix in suffixes and file not in hashes]
+    strangers = [file.name for file in visible_files(folder) if file.suffix in suffixes and file not in hashes]
     # Parts of a run that is bringing the folder up to date count once the manifest names them.
     strangers = [name for name in strangers if not PART_FILE.fullmatch(name)]
     if strangers:
@@ -156,56 +178,45 @@ def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str
         raise DataError(f"{folder}: {names} is not in its manifest; move it out of the folder, or embed again")
 
 
-def _visible(folder: Path) -> list[Path]:
-    """Files that may hold vectors or rows, sorted: not those that tools hide or leave beside the data."""
-    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", "_")))
-    return sorted(file for file in files if file.suffix not in _NO_VECTORS)
-
-
-def _found_elsewhere(path: Path, delimiter: str, option: str) -> EmbeddingFiles:
-    files = [path]
-    if path.is_dir():
-        visible = _visible(path)
-        matrices = {file.with_suffix("") for file in visible if file.suffix == suffix_of(VectorFormat.NPY)}
-        files = [file for file in visible if not (is_rows_file(file) and file.with_suffix("").with_suffix("") in matrices)]
-    formats = {detected_format(file) for file in files}
-    if len(formats) != 1:
-        kinds = ", ".join(sorted(fmt.value for fmt in formats))
-        what = f"holds vector files of several formats ({kinds})" if kinds else "holds no vector files"
-        raise DataError(f"{option} {path}: {what}; name one file, or a folder of files of one format")
-    (fmt,) = formats
-    assumed = {
-        VectorFormat.TXT: f"delimiter {delimiter!r} and a {VECTOR!r} column",
-        VectorFormat.PARQUET: f"a list of floats in the column {VECTOR!r}",
-        VectorFormat.NPY: "one vector a row, and its columns in the .rows.parquet beside it, if there is one",
-    }[fmt]
-    order = f"{len(files)} files in the order of their names, " if path.is_dir() else ""
-    log.warning("%s: no manifest, so it was made elsewhere or not finished: assuming %s%s, %s", path, order, fmt.value, assumed)
-    return EmbeddingFiles(path, files, fmt, delimiter, None, {})
-
-
 def _batches(found: EmbeddingFiles, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[Embeddings]:
     """All rows, checked against the manifest; the last checks come after the last batch."""
     manifest = found.manifest
     n_rows, dim = 0, None if manifest is None else manifest["dim"]
-    names: list[str] | None = None
+    names = None if found.texts is None else list(dict.fromkeys(name for texts in found.texts.values() for name in texts))
+    names = names if columns is None else list(columns)
     for file in found.files:
         _verify(found, file)
-        for batch in read_batches(file, found.format, delimiter=found.delimiter, columns=columns, batch_rows=batch_rows):
+        for batch in _file_batches(found, file, columns, batch_rows):
             dim = dim or batch.vectors.shape[1]
             names = list(batch.columns) if names is None else names
             if batch.vectors.shape[1] != dim:
                 raise DataError(
                     f"{file}: its vectors have {batch.vectors.shape[1]} numbers, not {dim} like the rest; embed again"
                 )
-            if batch.columns.keys() != set(names):
-                raise DataError(f"{file}: its columns {list(batch.columns)} differ from {names} before it; name those to keep")
+            if not batch.columns.keys() <= set(names):
+                raise DataError(f"{file}: its columns {list(batch.columns)} differ from {names} before it; embed again")
             n_rows += len(batch.vectors)
-            yield Embeddings(batch.vectors, batch.columns, manifest)
+            cells = {name: batch.columns.get(name) or [None] * len(batch.vectors) for name in names}
+            yield Embeddings(batch.vectors, cells, manifest)
     if not n_rows:
         raise DataError(f"{found.path}: holds no rows")
     if manifest is not None and manifest["n_rows"] != n_rows:
         raise DataError(f"{found.path}: holds {n_rows} rows where its manifest says {manifest['n_rows']}; embed again")
+
+
+def _file_batches(
+    found: EmbeddingFiles, file: Path, columns: Mapping[str, str] | None, batch_rows: int
+) -> Iterator[VectorBatch]:
+    if columns is None and found.texts is not None:
+        columns = dict.fromkeys(found.texts[file], "")
+    return read_batches(
+        file,
+        found.format,
+        delimiter=found.delimiter,
+        columns=columns,
+        batch_rows=batch_rows,
+        vector_column=found.vector_column,
+    )
 
 
 def _verify(found: EmbeddingFiles, file: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ebr.data.vector_npy import ROWS_SUFFIX, join_npy, read_npy, rows_path, write_npy
-from ebr.data.vector_parquet import join_parquet, read_parquet, write_parquet
-from ebr.data.vector_text import join_text, read_text, unfit_names, unfit_text_rows, write_text
+from ebr.data.vector_layout import Layout
+from ebr.data.vector_npy import ROWS_SUFFIX, join_npy, npy_layout, read_npy, rows_path, write_npy
+from ebr.data.vector_npz import npz_layout, read_npz
+from ebr.data.vector_parquet import join_parquet, parquet_layout, read_parquet, write_parquet
+from ebr.data.vector_text import join_text, read_text, text_layout, unfit_names, unfit_text_rows, write_text
 from ebr.data.vectors import VECTOR, VectorBatch, Vectors, checked_vectors
 from ebr.errors import ConfigError, DataError
 
@@ -19,13 +21,15 @@ DTYPES = ("float32", "float16")
 
 
 class VectorFormat(str, Enum):
-    """How a vector file is written."""
+    """How a vector file is written. NPZ is only read."""
 
     TXT = "txt"
     PARQUET = "parquet"
     NPY = "npy"
+    NPZ = "npz"
 
 
+_WRITTEN = (VectorFormat.TXT, VectorFormat.PARQUET, VectorFormat.NPY)
 _OF_SUFFIX = {
     ".txt": VectorFormat.TXT,
     ".csv": VectorFormat.TXT,
@@ -33,7 +37,8 @@ _OF_SUFFIX = {
     ".parquet": VectorFormat.PARQUET,
     ".npy": VectorFormat.NPY,
 }
-_MAGIC = {b"PAR1": VectorFormat.PARQUET, b"\x93NUM": VectorFormat.NPY}
+_READ_SUFFIX = {**_OF_SUFFIX, ".npz": VectorFormat.NPZ}
+_MAGIC = {b"PAR1": VectorFormat.PARQUET, b"\x93NUM": VectorFormat.NPY, b"PK\x03\x04": VectorFormat.NPZ}
 
 
 def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
@@ -44,8 +49,8 @@ def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
     by_suffix = _OF_SUFFIX.get(output_path.suffix.lower())
     if output_format is None:
         return by_suffix or VectorFormat.TXT
-    if output_format not in [each.value for each in VectorFormat]:
-        raise ConfigError(f"output_format {output_format!r}: must be one of {', '.join(each.value for each in VectorFormat)}")
+    if output_format not in [each.value for each in _WRITTEN]:
+        raise ConfigError(f"output_format {output_format!r}: must be one of {', '.join(each.value for each in _WRITTEN)}")
     fmt = VectorFormat(output_format)
     if by_suffix not in {None, fmt}:
         raise ConfigError(f"output_format {fmt.value}: contradicts output_path {output_path}; let it end in {suffix_of(fmt)}")
@@ -54,7 +59,7 @@ def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
 
 def detected_format(path: Path) -> VectorFormat:
     """The format of a file made elsewhere: by its suffix, else by its first bytes, else text."""
-    by_suffix = _OF_SUFFIX.get(path.suffix.lower())
+    by_suffix = _READ_SUFFIX.get(path.suffix.lower())
     if by_suffix:
         return by_suffix
     with path.open("rb") as file:
@@ -142,6 +147,15 @@ def join_parts(parts: Sequence[Path], output: Path, fmt: VectorFormat) -> None:
     join(parts, output)
 
 
+def layout_of(path: Path, fmt: VectorFormat, *, delimiter: str, vector_column: str | None = None) -> Layout:
+    """Which columns of one file are what, without its rows. Raises DataError when it cannot be read, or none is the vector."""
+    if fmt is VectorFormat.TXT:
+        return text_layout(path, delimiter, vector_column)
+    if fmt is VectorFormat.PARQUET:
+        return parquet_layout(path, vector_column)
+    return npy_layout(path) if fmt is VectorFormat.NPY else npz_layout(path, vector_column)
+
+
 def read_batches(
     path: Path,
     fmt: VectorFormat,
@@ -149,14 +163,17 @@ def read_batches(
     delimiter: str,
     columns: Mapping[str, str] | None = None,
     batch_rows: int = 4096,
+    vector_column: str | None = None,
 ) -> Iterator[VectorBatch]:
     """The rows of one file, at most batch_rows at a time; no batch when it holds none.
 
-    columns: those to keep, each with the option that names it; None = all.
+    columns: those to keep, each with the option that names it; None = all. vector_column: as find_vector has it.
     Raises DataError naming file, column and row when something is absent or cannot be read, nan and inf included.
     """
     if fmt is VectorFormat.TXT:
-        return read_text(path, delimiter, columns, batch_rows)
+        return read_text(path, delimiter, columns, batch_rows, vector_column)
     if fmt is VectorFormat.PARQUET:
-        return read_parquet(path, columns, batch_rows)
-    return read_npy(path, columns, batch_rows)
+        return read_parquet(path, columns, batch_rows, vector_column)
+    if fmt is VectorFormat.NPY:
+        return read_npy(path, columns, batch_rows)
+    return read_npz(path, columns, batch_rows, vector_column)

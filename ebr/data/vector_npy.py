@@ -12,7 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.lib import format as npy
 
-from ebr.data.vector_parquet import count_parquet_rows, join_parquet, parquet_columns, read_rows_beside, write_parquet
+from ebr.data.vector_layout import Layout
+from ebr.data.vector_parquet import (
+    count_parquet_rows,
+    join_parquet,
+    parquet_columns,
+    read_rows_beside,
+    rows_beside_layout,
+    write_parquet,
+)
 from ebr.data.vectors import Columns, VectorBatch, Vectors, as_float32, as_type, wanted_columns
 from ebr.errors import DataError, first_line
 
@@ -59,16 +67,29 @@ def join_npy(parts: Sequence[Path], output: Path) -> None:
     join_parquet([rows_path(part) for part in parts], rows_path(output))
 
 
-def mapped(path: Path) -> npt.NDArray[np.floating[Any]]:
-    """The (N, D) matrix of an npy file, mapped. Raises DataError when it is none, holds no floats, or is cut short."""
+def mapped(path: Path) -> npt.NDArray[Any]:
+    """The (N, D) matrix of an npy file, mapped. Raises DataError when it is none, holds no numbers, or is cut short."""
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as npy ({first_line(error)})") from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.shape[1]:
-        what = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
-        raise DataError(f"{path}: is {what}; it must be a matrix of floats, one vector a row")
+    if not isinstance(matrix, np.ndarray):
+        raise DataError(f"{path}: is an archive; call it .npz")
+    return checked_matrix(path, matrix)
+
+
+def checked_matrix(path: Path, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The matrix. Raises DataError when it is none, or holds no numbers."""
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
+        what = f"{matrix.dtype} of shape {matrix.shape}"
+        raise DataError(f"{path}: is {what}; it must be a matrix of numbers, one vector a row")
     return matrix
+
+
+def npy_layout(path: Path) -> Layout:
+    """The columns beside a matrix. Raises DataError when they cannot be read."""
+    beside = rows_path(path)
+    return rows_beside_layout(beside) if beside.is_file() else Layout((), ())
 
 
 def read_npy(path: Path, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[VectorBatch]:
@@ -92,4 +113,4 @@ def _cell_batches(path: Path, columns: Mapping[str, str] | None, n_rows: int, ba
     elif count_parquet_rows(beside) != n_rows:
         raise DataError(f"{path}: {n_rows} vectors, but {count_parquet_rows(beside)} rows in {beside.name}; write both again")
     else:
-        yield from read_rows_beside(beside, names, batch_rows)
+        yield from read_rows_beside(beside, {name: (columns or {}).get(name, "") for name in names}, batch_rows)

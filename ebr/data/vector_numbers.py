@@ -6,14 +6,16 @@ three, each group one look-up in a table of ready text. What does not fit the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ebr.data.vectors import Vectors
+from ebr.data.dialects import NULL
+from ebr.data.vectors import Vectors, first_broken
+from ebr.errors import DataError
 
 # A number is a cell of 20 bytes, 0 where nothing stands: sign and what precedes the nine digits (8), then three times
 # three digits and a spare byte (4 each). The last spare byte holds the space.
@@ -21,6 +23,11 @@ _CELL = 20
 _LEADS = ["0.", "0.0", "0.00", "0.000", *(f"{digit}." for digit in range(1, 10))]
 _N_LEADS = len(_LEADS)
 _SPACE = np.uint32(ord(" ") << 24)
+
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
+"""JSON, pgvector and numpy print [ ], Python ( ), Postgres { }."""
+_SEPARATORS = (",", ";", "|", "\x02")
+"""The first that occurs stands between numbers; else spaces do."""
 
 
 def _lead_table() -> npt.NDArray[np.uint32]:
@@ -98,12 +105,76 @@ def parse_vectors(texts: Sequence[str]) -> Vectors:
 
     Raises ValueError when one is no such text, or when their lengths differ.
     """
-    if not texts:
+    return _parsed(pa.array(texts, pa.large_string()), " ")
+
+
+def _parsed(texts: pa.Array, separator: str) -> Vectors:
+    if not len(texts):
         return np.empty((0, 0), dtype=np.float32)
-    numbers = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+    numbers = pc.split_pattern(texts, separator)
     lengths = np.diff(numbers.offsets.to_numpy())
     if lengths.min() != lengths.max():
         raise ValueError(f"vectors of {lengths.min()} and of {lengths.max()} numbers")
     # pa.ArrowInvalid is a ValueError.
     flat: Vectors = numbers.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
     return flat.reshape(len(texts), -1)
+
+
+def read_vectors(texts: Sequence[str | None], dim: int | None, where: Callable[[int], str]) -> Vectors:
+    r"""N vectors (N, D) float32 from texts as people and databases write them: `1 2`, `[1, 2]`, `{1,2}`, `1;2`, `1\x022`.
+
+    dim: D, where it is known already. Raises DataError, which begins with where(row), for a row that is no such vector.
+    """
+    given = [text or "" for text in texts]
+    # The spelling of infer first, unless it cannot be: to fail takes long.
+    is_other = any(mark in given[0] for mark in (*_BRACKETS, *_SEPARATORS))
+    for parse in [_parse_spellings] if is_other else [parse_vectors, _parse_spellings]:
+        try:
+            vectors = parse(given)
+        except ValueError:
+            continue
+        if vectors.shape[1] == (dim or vectors.shape[1]) and first_broken(vectors) is None:
+            return vectors
+    parsed: list[Vectors] = []
+    for row, text in enumerate(texts):
+        parsed.append(_read_vector(where(row), NULL if text is None else text, dim))
+        dim = parsed[0].size
+    return np.stack(parsed)
+
+
+def _parse_spellings(texts: Sequence[str]) -> Vectors:
+    """Raises ValueError."""
+    return _parsed(pa.array(map(_between_commas, texts), pa.large_string()), ",")
+
+
+def _between_commas(text: str) -> str:
+    """The numbers of one vector, however they are written. Raises ValueError where it is not certain which they are."""
+    inner = text.strip()
+    if len(inner) > 1 and inner[-1] == _BRACKETS.get(inner[0]):
+        inner = inner[1:-1].strip()
+    separator = next((mark for mark in _SEPARATORS if mark in inner), None)
+    if separator is None:
+        return ",".join(inner.split())
+    if inner.count(f"{separator} ") == inner.count(separator):
+        inner = inner.replace(f"{separator} ", separator)
+    if len(inner.split()) > 1:  # spread over lines, say
+        numbers = inner.split(separator)
+        if not all(number[:1].isspace() for number in numbers[1:]):
+            raise ValueError("0,5, 1,5 are two numbers in many countries")
+        return ",".join(map(str.strip, numbers))
+    return inner.replace(separator, ",")
+
+
+def _read_vector(where: str, text: str, dim: int | None) -> Vectors:
+    try:
+        numbers = _between_commas(text)
+        vector = np.array(numbers.split(",") if numbers else [], dtype=np.float32)
+    except ValueError:
+        raise DataError(f"{where}: the vector is no list of numbers: {text[:60]!r}") from None
+    if vector.size == 0:
+        raise DataError(f"{where}: the vector is empty")
+    if dim is not None and vector.size != dim:
+        raise DataError(f"{where}: the vector has {vector.size} numbers where the first has {dim}")
+    if not np.isfinite(vector).all():
+        raise DataError(f"{where}: the vector holds nan or inf")
+    return vector

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ebr.data.vectors import VECTOR, Columns, VectorBatch, as_float32, as_type, wanted_columns
+from ebr.data.tables import without_twins
+from ebr.data.vector_arrow import Read, arrow_layout, read_arrow, text_columns, texts
+from ebr.data.vector_layout import Layout
+from ebr.data.vectors import VECTOR, Columns, VectorBatch, as_type
 from ebr.errors import DataError, first_line
 
 _GROUP_ROWS = 16_384  # rows of a row group, the least that is in memory when a file is read: 25 MB at 384 dimensions
@@ -97,60 +98,33 @@ def parquet_columns(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def read_parquet(path: Path, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[VectorBatch]:
-    """Batches of at most batch_rows rows; the vector may be any list of floats. Raises DataError naming column or row."""
+def parquet_layout(path: Path, vector_column: str | None) -> Layout:
+    """Which columns are what. Raises DataError when none is the vector."""
     with _opened(path) as file:
-        schema = file.schema_arrow
-        if VECTOR not in schema.names:
-            raise DataError(f"{path}: no column {VECTOR!r} (a vector file); it has {', '.join(map(repr, schema.names))}")
-        _check_type(path, schema.field(VECTOR).type)
-        names = wanted_columns(path, schema.names, columns)
-        row, dim = 1, None
-        for batch in file.iter_batches(batch_rows, columns=[*names, VECTOR]):
-            if not batch.num_rows:
-                continue
-            vectors = as_float32(path, row, _matrix(path, row, batch.column(VECTOR), dim))
-            yield VectorBatch(vectors, {name: texts(path, name, batch.column(name)) for name in names})
-            row, dim = row + len(vectors), vectors.shape[1]
+        return arrow_layout(path, file.schema_arrow, vector_column, _reader(file))
 
 
-def read_rows_beside(path: Path, names: Sequence[str], batch_rows: int) -> Iterator[tuple[int, Columns]]:
-    """(rows, columns of text) in batches, from a file without vectors."""
+def read_parquet(
+    path: Path, columns: Mapping[str, str] | None, batch_rows: int, vector_column: str | None = None
+) -> Iterator[VectorBatch]:
+    """Batches of at most batch_rows rows. Raises DataError naming column or row."""
     with _opened(path) as file:
-        for batch in file.iter_batches(batch_rows, columns=list(names)):
-            yield batch.num_rows, {name: texts(path, name, batch.column(name)) for name in names}
+        yield from read_arrow(path, file.schema_arrow, columns, vector_column, _reader(file, batch_rows))
 
 
-def texts(path: Path, name: str, column: pa.Array) -> list[str | None]:
-    """A column as text, null as None. Raises DataError for lists and records, and for bytes that are not UTF-8."""
-    try:
-        cells: list[str | None] = column.cast(pa.string()).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError):
-        raise DataError(
-            f"{path}: column {name!r} is {column.type} and cannot be read as text; name the columns to keep"
-        ) from None
-    return cells
+def rows_beside_layout(path: Path) -> Layout:
+    """The columns of a file without vectors."""
+    with _opened(path) as file:
+        names = without_twins(str(path), list(file.schema_arrow.names))
+        return Layout((), *text_columns(path, file.schema_arrow, names, _reader(file)))
 
 
-def _check_type(path: Path, kind: pa.DataType) -> None:
-    types = pa.types
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not (is_list and types.is_floating(kind.value_type)):
-        raise DataError(f"{path}: column {VECTOR!r} is {kind}; it must be a list of floats")
+def read_rows_beside(path: Path, columns: Mapping[str, str], batch_rows: int) -> Iterator[tuple[int, Columns]]:
+    """(rows, columns of text) in batches, from a file without vectors. columns: each with the option that names it."""
+    with _opened(path) as file:
+        for batch in _reader(file, batch_rows)(list(columns)):
+            yield batch.num_rows, {name: texts(path, name, batch.column(name), option) for name, option in columns.items()}
 
 
-def _matrix(path: Path, first_row: int, column: pa.Array, dim: int | None) -> npt.NDArray[np.floating[Any]]:
-    """(N, D) from a column of lists. Raises DataError when one is null, empty, or of another length."""
-    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    expected = dim or (lengths[0] if len(lengths) else 0)
-    wrong = np.flatnonzero(~(lengths == expected) | (lengths == 0))  # the length of null is nan, which equals nothing
-    if wrong.size:
-        row, length = first_row + int(wrong[0]), lengths[wrong[0]]
-        if not length > 0:
-            raise DataError(f"{path}: row {row}: the vector is empty")
-        raise DataError(f"{path}: row {row}: the vector has {int(length)} numbers where the first has {int(expected)}")
-    numbers = column.flatten()
-    if numbers.null_count:
-        raise DataError(f"{path}: a vector among rows {first_row} to {first_row + len(column) - 1} holds null")
-    matrix: npt.NDArray[np.floating[Any]] = numbers.to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return matrix
+def _reader(file: pq.ParquetFile, batch_rows: int = 4096) -> Read:
+    return lambda names: file.iter_batches(batch_rows, columns=names)

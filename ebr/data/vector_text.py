@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ebr.data.dialects import NULL
-from ebr.data.tables import BadRow, column_index, join_cells, read_header, read_rows
-from ebr.data.vector_numbers import format_vectors, parse_vectors
-from ebr.data.vectors import VECTOR, Columns, VectorBatch, Vectors, first_broken, slices, wanted_columns
+from ebr.data.tables import BadRow, join_cells, read_header, read_rows
+from ebr.data.vector_layout import Layout, find_vector
+from ebr.data.vector_numbers import format_vectors, read_vectors
+from ebr.data.vectors import VECTOR, Columns, VectorBatch, Vectors, slices, wanted_columns
 from ebr.errors import DataError
 
 _SLICE_NUMBERS = 1 << 15  # numbers formatted at once: their cells and temporary arrays stay in the cache
@@ -89,18 +90,29 @@ def join_text(parts: Sequence[Path], output: Path) -> None:
                 shutil.copyfileobj(file, whole, _COPY_BYTES)
 
 
-def read_text(path: Path, delimiter: str, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[VectorBatch]:
+def text_layout(path: Path, delimiter: str, vector_column: str | None) -> Layout:
+    """What the header says. Raises DataError when no column is the vector."""
+    header = read_header(path, delimiter)
+    vector = find_vector(path, header, vector_column)
+    return Layout(vector, tuple(wanted_columns(path, header, None, vector)))
+
+
+def read_text(
+    path: Path, delimiter: str, columns: Mapping[str, str] | None, batch_rows: int, vector_column: str | None = None
+) -> Iterator[VectorBatch]:
     """Batches of batch_rows rows. Raises DataError naming the line that cannot be read."""
     header = read_header(path, delimiter)
-    at = column_index(path, header, VECTOR, "a vector file")
-    kept = {name: header.index(name) for name in wanted_columns(path, header, columns)}
+    at = [header.index(name) for name in find_vector(path, header, vector_column)]
+    kept = {name: header.index(name) for name in wanted_columns(path, header, columns, [header[index] for index in at])}
     rows = _good_rows(path, delimiter, len(header))
     vectors: list[Vectors] = []
     cells: Columns = {name: [] for name in kept}
-    n_rows, dim = 0, None
+    n_rows, dim = 0, len(at) if len(at) > 1 else None
     # Raw lines and cells of vectors are large: a slice of them is let go before the next is read.
     while chunk := list(islice(rows, min(_SLICE_ROWS, batch_rows - n_rows))):
-        vectors.append(_parsed(path, [(line, row[at]) for line, row in chunk], dim))
+        texts = [row[at[0]] if len(at) == 1 else _in_one(row, at) for _, row in chunk]
+        lines = [line for line, _ in chunk]
+        vectors.append(read_vectors(texts, dim, lambda row, lines=lines: f"{path}:{lines[row]}"))  # type: ignore[misc]
         n_rows, dim = n_rows + len(chunk), vectors[-1].shape[1]
         for name, index in kept.items():
             cells[name].extend(row[index] for _, row in chunk)
@@ -111,38 +123,12 @@ def read_text(path: Path, delimiter: str, columns: Mapping[str, str] | None, bat
         yield VectorBatch(np.concatenate(vectors), cells)
 
 
+def _in_one(row: Sequence[str | None], at: Sequence[int]) -> str:
+    return " ".join((row[index] or NULL).strip() for index in at)
+
+
 def _good_rows(path: Path, delimiter: str, n_columns: int) -> Iterator[tuple[int, Sequence[str | None]]]:
     for row in read_rows(path, delimiter, n_columns):
         if isinstance(row, BadRow):
             raise DataError(f"{path}:{row.line}: {row.reason}")
         yield row.line, row.cells
-
-
-def _parsed(path: Path, rows: Sequence[tuple[int, str | None]], dim: int | None) -> Vectors:
-    """All rows at once; one by one when that fails, to name the wrong line or to read unusual spaces."""
-    try:
-        vectors = parse_vectors([text or "" for _, text in rows])
-    except ValueError:
-        pass
-    else:
-        if vectors.shape[1] == (dim or vectors.shape[1]) and first_broken(vectors) is None:
-            return vectors
-    parsed: list[Vectors] = []
-    for line, text in rows:
-        parsed.append(_vector(path, line, NULL if text is None else text, dim))
-        dim = parsed[0].size
-    return np.stack(parsed)
-
-
-def _vector(path: Path, line: int, text: str, dim: int | None) -> Vectors:
-    try:
-        vector = np.array(text.split(), dtype=np.float32)
-    except ValueError:
-        raise DataError(f"{path}:{line}: the vector is not numbers between spaces: {text[:60]!r}") from None
-    if vector.size == 0:
-        raise DataError(f"{path}:{line}: the vector is empty")
-    if dim is not None and vector.size != dim:
-        raise DataError(f"{path}:{line}: the vector has {vector.size} numbers where the first has {dim}")
-    if not np.isfinite(vector).all():
-        raise DataError(f"{path}:{line}: the vector holds nan or inf")
-    return vector

@@ -31,16 +31,18 @@ class VectorBatch:
     columns: Columns
 
 
-def wanted_columns(path: Path, header: Sequence[str], columns: Mapping[str, str] | None) -> list[str]:
-    """The columns to keep: all but the vector, or those named, each with the option that names it.
+def wanted_columns(
+    path: Path, header: Sequence[str], columns: Mapping[str, str] | None, vector: Sequence[str] = (VECTOR,)
+) -> list[str]:
+    """The columns to keep: all but the vector's, or those named, each with the option that names it.
 
     Raises DataError when one is not in the header.
     """
     if columns is None:
-        return [name for name in header if name != VECTOR]
+        return [name for name in header if name not in vector]
     for name, option in columns.items():
-        if name == VECTOR:
-            raise DataError(f"{path}: {VECTOR!r} ({option}) holds the vectors themselves; choose another column")
+        if name in vector:
+            raise DataError(f"{path}: {name!r} ({option}) holds the vectors themselves; choose another column")
         column_index(path, header, name, option)
     return list(columns)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ebr.data.embeddings import iterate_embeddings
-from ebr.data.files import hash_file, manifest_path, read_manifest
+from ebr.data.embeddings import EmbeddingFiles
+from ebr.data.files import hash_file, manifest_path
 from ebr.data.vectors import Columns, Vectors
 from ebr.errors import DataError
 from ebr.retrieval.index_kinds import Metric
@@ -45,8 +45,7 @@ class VectorSource:
     id_column: None = ids are row numbers, from first_id on. keep: the columns that are stored, None = all.
     """
 
-    path: Path
-    delimiter: str
+    files: EmbeddingFiles
     id_column: str | None
     keep: tuple[str, ...] | None
     metric: Metric
@@ -54,8 +53,17 @@ class VectorSource:
     dim: int
     columns: tuple[str, ...]
     """What is stored beside the id."""
-    manifest: dict[str, Any] | None
     first_id: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Where the vectors lie."""
+        return self.files.path
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What is recorded of them; None when they were made elsewhere."""
+        return self.files.manifest
 
     def blocks(self) -> Iterator[Block]:
         """All rows, in their order; scaled to length 1 in a copy where the metric is the cosine.
@@ -63,7 +71,7 @@ class VectorSource:
         Raises DataError naming the row whose id is null or empty, or that has no direction.
         """
         row = 0
-        for batch in iterate_embeddings(self.path, self.delimiter, _wanted(self.id_column, self.keep), BLOCK_ROWS):
+        for batch in self.files.batches(_wanted(self.id_column, self.keep), BLOCK_ROWS):
             n_rows = len(batch.vectors)
             if self.id_column is None:
                 ids = [str(self.first_id + row + index) for index in range(n_rows)]
@@ -89,18 +97,17 @@ class VectorSource:
 
 
 def open_source(
-    path: Path, delimiter: str, id_column: str | None, keep: Sequence[str] | None, metric: Metric, *, first_id: int = 0
+    files: EmbeddingFiles, id_column: str | None, keep: Sequence[str] | None, metric: Metric, *, first_id: int = 0
 ) -> VectorSource:
-    """Look at a vector file or folder: its size is in its manifest; one without a manifest is read once to count.
+    """Look at the rows of find_embeddings: how many is in their manifest; without a manifest they are read once to count.
 
     Raises DataError naming what is absent or cannot be read.
     """
-    manifest = read_manifest(path) if path.exists() else None
-    n_rows, dim, names = 0, 0, []
-    for batch in iterate_embeddings(path, delimiter, _wanted(id_column, keep), BLOCK_ROWS):
+    path, n_rows, dim, names = files.path, 0, 0, []
+    for batch in files.batches(_wanted(id_column, keep), BLOCK_ROWS):
         n_rows, dim, names = n_rows + len(batch.vectors), batch.vectors.shape[1], list(batch.columns)
-        if manifest is not None:
-            n_rows = int(manifest["n_rows"])
+        if files.manifest is not None:
+            n_rows = int(files.manifest["n_rows"])
             break
     if id_column is not None and id_column not in names:
         known = ", ".join(map(repr, names)) or "none"
@@ -109,15 +116,13 @@ def open_source(
         )
     columns = tuple(name for name in names if name != id_column) if keep is None else tuple(dict.fromkeys(keep))
     return VectorSource(
-        path=path,
-        delimiter=delimiter,
+        files=files,
         id_column=id_column,
         keep=None if keep is None else tuple(keep),
         metric=metric,
         n_rows=n_rows,
         dim=dim,
         columns=columns,
-        manifest=manifest,
         first_id=first_id,
     )
 

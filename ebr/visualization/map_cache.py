@@ -37,12 +37,10 @@ _LIBRARIES = ("numpy", "scipy", "scikit-learn", "openTSNE", "umap-learn", "pynnd
 _COMPUTING = {
     "visualization": ("alignment", "neighbours", "placement", "projection", "quality", "sampling", "trust"),
     "workflow": ("map_numbers", "map_vectors"),
-    "data": (
-        *("embeddings", "files", "records", "tables"),
-        *("vector_formats", "vector_npy", "vector_numbers", "vector_parquet", "vector_text", "vectors"),
-    ),
 }
 """Our modules that make what is kept, by room: with other code the same input may give other numbers."""
+_PARSING = "data"
+"""Of this room all: any of its modules may have a part in reading a file."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,11 @@ def _makers() -> dict[str, str]:
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             makers[name] = version(name)
-    for room, names in _COMPUTING.items():
-        for name in names:
-            source = Path(__file__).parents[1] / room / f"{name}.py"
-            if source.is_file():
-                makers[f"{room}.{name}"] = sha256(source.read_bytes()).hexdigest()
+    package = Path(__file__).parents[1]
+    sources = [package / room / f"{name}.py" for room, names in _COMPUTING.items() for name in names]
+    for source in (*sources, *(package / _PARSING).glob("*.py")):
+        if source.is_file():
+            makers[f"{source.parent.name}.{source.stem}"] = sha256(source.read_bytes()).hexdigest()
     return makers
 
 

@@ -55,7 +55,7 @@ class PageContent:
     name; a column that is not there must hold numbers. ids, texts: one a row. neighbours, similarities: (N, k) rows nearest in
     the original space, nearest first (-1: none there), and their cosines; both or neither. lines: the table of the figures, as
     printed. moved: (N,) how far each row moved between two maps, in any unit: the rows that moved most are listed. n_all: of
-    how many rows these are a sample; None: of N.
+    how many rows these are a sample; None: of N. is_coloured: by the first column at the start; False: all in one colour.
     Raises ValueError when lengths disagree, a coordinate is not finite, or a column can be coloured in no way.
     """
 
@@ -70,6 +70,7 @@ class PageContent:
     lines: Sequence[str] = field(default_factory=tuple)
     moved: NDArray[np.float32] | None = None
     n_all: int | None = None
+    is_coloured: bool = True
     language: Literal["en", "zh"] = "en"
     theme: Literal["light", "dark"] = "light"
 
@@ -167,6 +168,7 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "n": len(content.ids),
         "n_all": content.n_all or len(content.ids),
         "panels": [_panel_data(panel) for panel in content.panels],
+        "start": 0 if content.is_coloured else -1,
         "columns": [_column_data(column, content.groups.get(column.name)) for column in content.columns],
         "ids": list(content.ids),  # whole: they are exported
         "texts": [_cut(text) for text in content.texts],

@@ -145,7 +145,8 @@ def quality_lines(quality: ClusterQuality, trust: Mapping[str, MapTrust] | None 
     trust: how far each map can be trusted, by the map's name.
     """
     table = [HEADS[language]]
-    for name, measure in quality.measures().items():
+    has_labels = quality.n_labels or quality.silhouette.reason == _NUMBERS
+    for name, measure in quality.measures().items() if has_labels else ():
         table.append(_cells(NAMES[language][name].format(k=quality.k), measure, MEANINGS[language][name], language))
     for map_name, figures in (trust or {}).items():
         for name, measure in measures_of(figures).items():

@@ -12,6 +12,7 @@ from ebr.data.dialects import parse_delimiter
 from ebr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from ebr.data.embeddings import EmbeddingFiles
     from ebr.retrieval.index_kinds import IndexSpec
     from ebr.retrieval.index_source import VectorSource
     from ebr.retrieval.index_store import Sidecar
@@ -63,11 +64,12 @@ def plan_index(config: IndexConfig) -> IndexPlan:
 
     check_replaceable(config.index_path)
     before = read_sidecar(config.index_path) if config.add else None
-    delimiter, metric = parse_delimiter(config.delimiter), Metric(config.metric)
+    metric = Metric(config.metric)
     first_id = before.n_rows if before else 0
-    source = open_source(config.embeddings_path, delimiter, config.id_column, config.output_columns, metric, first_id=first_id)
+    files = _vector_files(config, "embeddings_path")
+    source = open_source(files, config.id_column, config.output_columns, metric, first_id=first_id)
     model = _model_facts(config, source, before)
-    queries = open_source(config.query_embeddings, delimiter, None, [], metric) if config.query_embeddings else None
+    queries = open_source(_vector_files(config, "query_embeddings"), None, [], metric) if config.query_embeddings else None
     if queries:
         _check_queries(queries, source)
     budget = int(config.memory_budget) if config.memory_budget is not None else free_memory() // 2
@@ -78,6 +80,13 @@ def plan_index(config: IndexConfig) -> IndexPlan:
         return IndexPlan(config, source, spec, "that of the index", budget, queries, before, model)
     kind, why = choose_kind(source.n_rows, source.dim, budget) if config.kind == "auto" else (Kind(config.kind), "as asked for")
     return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None, model)
+
+
+def _vector_files(config: IndexConfig, option: str) -> EmbeddingFiles:
+    from ebr.data.embeddings import find_embeddings
+
+    delimiter = parse_delimiter(config.delimiter)
+    return find_embeddings(config[option], delimiter, option, vector_column=config.vector_column)
 
 
 def _model_facts(config: IndexConfig, source: VectorSource, before: Sidecar | None) -> dict[str, Any]:
@@ -163,6 +172,7 @@ def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar, fac
 
 def old_sources(plan: IndexPlan) -> list[VectorSource] | None:
     """The vectors of the rows that the index has, to measure with; None when they are not there as they were."""
+    from ebr.data.embeddings import find_embeddings
     from ebr.retrieval.index_source import open_source
 
     sources: list[VectorSource] = []
@@ -171,7 +181,7 @@ def old_sources(plan: IndexPlan) -> list[VectorSource] | None:
         if not path.exists() or fact["manifest_sha256"] is None:
             return None
         try:
-            source = open_source(path, "\x01", None, [], plan.source.metric)
+            source = open_source(find_embeddings(path), None, [], plan.source.metric)
         except DataError:  # damaged: the index has its vectors, it is only measured without them
             return None
         if source.facts()["manifest_sha256"] != fact["manifest_sha256"]:

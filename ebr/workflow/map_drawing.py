@@ -76,12 +76,12 @@ class MapContent:
         ]
 
     @cached_property
-    def columns(self) -> list[MapColumn]:
-        """The column that colours at the start, then every other that groups rows or counts something."""
+    def other_columns(self) -> list[MapColumn]:
+        """Every other that groups rows or counts something."""
         from ebr.visualization.colours import MOST_NAMED
         from ebr.visualization.columns import MapColumn
 
-        rows, columns = self.rows, [self.column]
+        rows, columns = self.rows, []
         for name in (name for name in rows.columns if name not in (rows.label, rows.id, rows.text)):
             # Nobody asked for it by name, and beyond the labels that have a colour of their own a scale shows more.
             column = MapColumn(name, tuple(cell[:_CELL] for cell in rows.columns[name]), most_classes=MOST_NAMED)
@@ -175,10 +175,10 @@ class MapContent:
         """The maps as one file for the browser."""
         from ebr.visualization.page import PageContent, PagePanel, write_map_page
 
-        columns = self.columns
-        groups = {column.name: self._groups(column) for column in columns[1:] if column.numbers is None}
+        groups = {column.name: self._groups(column) for column in self.other_columns if column.numbers is None}
         if self.label_groups is not None:
             groups[self.column.name] = self.label_groups
+        labels = [] if self.rows.label is None else [self.column]
         panels = [
             PagePanel(title, _subtitle(panel.map, self.config), warning, panel.map.projection.coords)
             for panel, title, warning in zip(self.panels, self.panel_titles, self.warnings, strict=True)
@@ -189,7 +189,8 @@ class MapContent:
                 title=self.title,
                 n_all=self.rows.n_all,
                 panels=panels,
-                columns=columns,
+                columns=[*labels, *self.other_columns],
+                is_coloured=bool(labels),
                 groups=groups,
                 ids=self.rows.ids,
                 texts=self.rows.texts,

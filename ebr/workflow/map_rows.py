@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ebr.config import VisualizationConfig
+from ebr.config.visualization import LABEL_COLUMN
 from ebr.data.dialects import parse_delimiter
 from ebr.errors import DataError
 from ebr.workflow.map_vectors import MapVectors, Rows, VectorTable, read_vector_table
@@ -26,7 +27,7 @@ class MapRows:
     """N rows: vectors (N, D); before (N, D') of the same rows by another model, or None; cells by column, '' = missing.
 
     ids: of the rows; their numbers in the file, from 0, where it has no ids. label, id, text: the columns that play these
-    parts; id and text are None where the file has none that could. n_all: the rows of which these are a sample, N where they
+    parts; None where the file has none that could. n_all: the rows of which these are a sample, N where they
     are all. notes: what was left out of the files or assumed of them, a line each.
     """
 
@@ -34,7 +35,7 @@ class MapRows:
     before: MapVectors | None
     columns: Mapping[str, Sequence[str]]
     ids: list[str]
-    label: str
+    label: str | None
     id: str | None
     text: str | None
     manifest: Mapping[str, Any] | None
@@ -44,14 +45,14 @@ class MapRows:
 
     @property
     def labels(self) -> Sequence[str]:
-        """The cells that colour the points."""
-        return self.columns[self.label]
+        """The cells that colour the points; where no column does, '' of each row."""
+        return self.columns[self.label] if self.label is not None else [""] * len(self.ids)
 
     def column(self, kind: Literal["auto", "categories", "numbers"] = "auto") -> MapColumn:
-        """The column that colours the points."""
+        """The column that colours the points; one without a name where none does."""
         from ebr.visualization.columns import MapColumn
 
-        return MapColumn(self.label, tuple(self.labels), kind)
+        return MapColumn(self.label or "", tuple(self.labels), kind)
 
     @property
     def texts(self) -> Sequence[str]:
@@ -77,18 +78,22 @@ def read_map_rows(config: VisualizationConfig, cache: MapCache | None = None) ->
     Raises DataError naming what is missing, a row whose vector holds nan or inf, or when no row is left.
     """
     delimiter = parse_delimiter(config.delimiter)
-    after = read_vector_table(config.embeddings_path, delimiter, cache, option="embeddings_path")
+    after = read_vector_table(
+        config.embeddings_path, delimiter, cache, option="embeddings_path", vector_column=config.vector_column
+    )
     columns = _clean(after.columns)
-    label = _required(config, "label_column", columns)
-    id_column = _required(config, "id_column", columns) if config.id_column else _ID if _ID in columns else None
-    text = _required(config, "text_column", columns) if config.text_column else _longest(columns, (label, id_column))
+    # The default asks for labels where there are some; a name that was chosen has to be there.
+    has_labels = config.label_column != LABEL_COLUMN or LABEL_COLUMN in {*columns, *after.left_out}
+    label = _column(config, "label_column", after) if has_labels else None
+    id_column = _column(config, "id_column", after) if config.id_column else _ID if _ID in columns else None
+    text = _column(config, "text_column", after) or _longest(columns, (label, id_column))
     ids = columns[id_column] if id_column is not None else [str(row) for row in range(len(after.vectors))]
     rows = MapRows(after.vectors, None, columns, ids, label, id_column, text, after.manifest, len(ids))
     if config.label_kind == "numbers" and rows.column("numbers").numbers is None:
         raise DataError(f"{config.embeddings_path}: column {label!r} holds no number (label_kind numbers); leave it at auto")
     if config.before_path is None:
         return rows
-    before = read_vector_table(config.before_path, delimiter, cache, option="before_path")
+    before = read_vector_table(config.before_path, delimiter, cache, option="before_path", vector_column=config.vector_column)
     return replace(_matched(rows, before, config), before_manifest=before.manifest)
 
 
@@ -96,10 +101,17 @@ def _clean(columns: Mapping[str, Sequence[str | None]]) -> dict[str, list[str]]:
     return {name: [(cell or "").strip() for cell in cells] for name, cells in columns.items()}
 
 
-def _required(config: VisualizationConfig, option: str, known: Mapping[str, object]) -> str:
-    name: str = getattr(config, option)
-    if name not in known:
-        there = ", ".join(map(repr, known)) or "none beside the vectors"
+def _column(config: VisualizationConfig, option: str, table: VectorTable) -> str | None:
+    """The column that an option names; None where it names none. Raises DataError when it is not there."""
+    name: str | None = getattr(config, option)
+    if name is None:
+        return None
+    if name in table.left_out:
+        raise DataError(
+            f"{config.embeddings_path}: column {name!r} ({option}) is no text: {table.left_out[name]}; choose another"
+        )
+    if name not in table.columns:
+        there = ", ".join(map(repr, table.columns)) or "none beside the vectors"
         raise DataError(f"{config.embeddings_path}: no column {name!r} ({option}); it has {there}")
     return name
 

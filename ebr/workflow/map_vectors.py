@@ -56,31 +56,35 @@ class VectorTable:
     vectors: MapVectors
     columns: Columns
     manifest: Mapping[str, Any] | None
+    left_out: Mapping[str, str]
+    """Columns that are no text, and what they are."""
 
 
-def read_vector_table(path: Path, delimiter: str, cache: MapCache | None, *, option: str) -> VectorTable:
+def read_vector_table(
+    path: Path, delimiter: str, cache: MapCache | None, *, option: str, vector_column: str | None = None
+) -> VectorTable:
     """Read a file or folder of vectors; one that was read before, byte by byte the same, gives its columns from the cache.
 
     option: what names the path. Raises DataError as read_embeddings does.
     """
     from ebr.visualization.map_cache import digest_of, key_of
 
-    files = find_embeddings(path, delimiter, option)
+    files = find_embeddings(path, delimiter, option, vector_column=vector_column)
     if cache is None:
         found = files.read()
-        return VectorTable(_in_memory(found.vectors, ""), found.columns, files.manifest)
+        return VectorTable(_in_memory(found.vectors, ""), found.columns, files.manifest, files.left_out)
     key = key_of(files.fingerprint(), {"what": "table"})
     if (kept := cache.load(key)) is not None:
         n_rows, dim = kept.facts["shape"]
         digest = kept.facts["digest"]
         vectors = MapVectors((n_rows, dim), digest, lambda: _read_again(files, digest))
-        return VectorTable(vectors, _unpacked(kept.arrays["columns"]), files.manifest)
+        return VectorTable(vectors, _unpacked(kept.arrays["columns"]), files.manifest, files.left_out)
     found = files.read()
     digest = digest_of(found.vectors)
     packed = _packed(found.columns)
     if packed.nbytes <= _MOST_KEPT_BYTES:
         cache.store(key, {"columns": packed}, {"shape": found.vectors.shape, "digest": digest})
-    return VectorTable(_in_memory(found.vectors, digest), found.columns, files.manifest)
+    return VectorTable(_in_memory(found.vectors, digest), found.columns, files.manifest, files.left_out)
 
 
 def _in_memory(vectors: Vectors, digest: str) -> MapVectors:

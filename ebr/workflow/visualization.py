@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ebr.visualization.map_cache import MapCache
 
 _NOTEBOOK_WIDTH = 1000
+_COLUMNS_NAMED = 10
 _MEASURED_AHEAD, _MEASURED_AHEAD_UP_TO = 4, 200_000
 """Columns beside the label column whose groups are measured too, and the rows up to which that takes seconds."""
 _WORDS = {"en": ("before", "after"), "zh": ("微调前", "微调后")}
@@ -41,14 +42,16 @@ class VisualizationPlan:
         dim = rows.vectors.shape[1]
         before = [] if rows.before is None else [f"before  {config.before_path}: vectors of {rows.before.shape[1]}"]
         files = map_files(config, len(rows.ids))
-        doubt = rows.column(config.label_kind).doubt
+        labels = (
+            rows.column(config.label_kind).doubt if rows.label is not None else f"none, so all have one colour{_others(rows)}"
+        )
         shown = [f"shown   {self._shown()}"] if rows.n_all > len(self.projected) else []
         page = [f"no page: {len(rows.ids):,} rows; --page writes one all the same"] if self._lacks_page(files) else []
         return [
-            f"input   {config.embeddings_path}: {rows.n_all:,} vectors of {dim}, {len(set(rows.labels))} labels",
+            f"input   {config.embeddings_path}: {rows.n_all:,} vectors of {dim}, {len({*rows.labels} - {''})} labels",
             *before,
             *(f"warning: {note}" for note in rows.notes),
-            *([f"labels  {doubt}"] if doubt else []),
+            *([f"labels  {labels}"] if labels else []),
             *shown,
             f"output  {config.output_path}",
             *page,
@@ -56,7 +59,8 @@ class VisualizationPlan:
 
     def _shown(self) -> str:
         n_projected, n_all = len(self.projected), self.rows.n_all
-        how = "at random" if self.rows.column(self.config.label_kind).numbers is not None else "every label in proportion"
+        is_drawn_by_label = self.rows.label is not None and self.rows.column(self.config.label_kind).numbers is None
+        how = "every label in proportion" if is_drawn_by_label else "at random"
         sample = f"a sample of {n_projected:,} of {n_all:,} rows, {how} (max_points)"
         if len(self.rows.ids) == n_projected:
             return sample
@@ -64,6 +68,11 @@ class VisualizationPlan:
 
     def _lacks_page(self, files: MapFiles) -> bool:
         return files.page is None and self.config.page is None
+
+
+def _others(rows: MapRows) -> str:
+    names = [repr(name) for name in rows.columns if name != rows.id]
+    return f"; name a column with --label_column: {', '.join(names[:_COLUMNS_NAMED])}" if names else ""
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,7 @@ def _content(plan: VisualizationPlan, say: Say) -> MapContent:
     content = _single(rows, after, config) if before is None else _compared(rows, before, after, config)
     if cache is not None and len(rows.ids) <= _MEASURED_AHEAD_UP_TO:
         # Small beside the projection, and then a map by another label column is drawn as fast as one with another title.
-        for column in content.columns[1 : 1 + _MEASURED_AHEAD]:
+        for column in content.other_columns[:_MEASURED_AHEAD]:
             for numbers in (after, *([] if before is None else [before])):
                 numbers.quality(column)
     return content

@@ -89,7 +89,7 @@ function nearest(row) {
 }
 
 const state = {
-  column: columns[0] ?? plainColumn,
+  column: columns[raw.start] ?? plainColumn,
   hidden: new Set(), // codes of the column
   found: null, // rows, or null when nothing is searched
   selected: new Set(),

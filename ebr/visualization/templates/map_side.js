@@ -26,6 +26,7 @@ function fillColourBy() {
     element("option", { text: shortened(column.name, 60), parent: select }).value = String(i);
   });
   element("option", { text: say("one_colour"), parent: select }).value = "-1";
+  select.value = String(columns.indexOf(state.column));
   select.addEventListener("change", () => {
     state.column = columns[Number(select.value)] ?? plainColumn;
     state.hidden = new Set();

@@ -1,0 +1,195 @@
+"""Vector files as others write them: the same rows whatever the spelling, or one line that says what is wrong."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ebr.data.embeddings import iterate_embeddings, read_embeddings
+from ebr.errors import DataError
+
+ROWS = [[1.0, -2.5, 0.001], [0.5, 0.0, 3e5]]
+IDS = ["甲", "乙"]
+
+
+def table(path, vectors, *, delimiter="\x01", name="vector", quote=""):
+    cells = [delimiter.join([row_id, f"{quote}{vector}{quote}"]) for row_id, vector in zip(IDS, vectors, strict=True)]
+    path.write_text("\n".join([f"id{delimiter}{name}", *cells]) + "\n", encoding="utf-8")
+    return path
+
+
+def between(mark, brackets=("", "")):
+    return [brackets[0] + mark.join(map(str, row)) + brackets[1] for row in ROWS]
+
+
+TEXTS = {
+    "a JSON list": {"vectors": map(json.dumps, ROWS)},
+    "pgvector": {"vectors": between(",", "[]")},
+    "an array of Postgres": {"vectors": between(",", "{}")},
+    "a tuple of Python": {"vectors": between(", ", "()")},
+    "a list of Hive": {"vectors": between("\x02")},
+    "commas": {"vectors": between(",")},
+    "semicolons": {"vectors": between(";")},
+    "bars": {"vectors": between("|")},
+    "tabs": {"vectors": between("\t")},
+    "numpy": {"vectors": [str(np.array(row)) for row in ROWS]},
+    "numpy, over two lines": {"vectors": [f"[{a}  {b}\n  {c}]" for a, b, c in ROWS], "delimiter": ",", "quote": '"'},
+    "a JSON list over two lines": {
+        "vectors": [f"[{a},{b},\n {c}]".replace(",", ",\n") for a, b, c in ROWS],
+        "delimiter": ",",
+        "quote": '"',
+    },
+    "quoted in a .csv": {"vectors": map(json.dumps, ROWS), "delimiter": ",", "quote": '"', "file": "v.csv"},
+    "in a .tsv": {"vectors": map(json.dumps, ROWS), "delimiter": "\t", "file": "v.tsv"},
+    "a column embedding": {"vectors": between(" "), "name": "embedding"},
+    "a column text_embedding": {"vectors": between(" "), "name": "text_embedding"},
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_vectors_in_text_are_read_however_they_are_spelled(tmp_path, case):
+    options = {"delimiter": "\x01", "file": "v.txt", **TEXTS[case]}
+    path = table(tmp_path / options.pop("file"), **options)
+    # A .csv and a .tsv say themselves what stands between their columns.
+    read = read_embeddings(path) if path.suffix != ".txt" else read_embeddings(path, options["delimiter"])
+    assert read.vectors.tolist() == np.float32(ROWS).tolist()
+    assert read.columns == {"id": IDS}
+
+
+@pytest.mark.parametrize("prefix", ["", "dim_", "emb"])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_for_each_number_is_read_in_the_order_of_the_numbers(tmp_path, prefix, first, suffix):
+    numbers = np.arange(24, dtype=np.float32).reshape(2, 12)
+    names = [f"{prefix}{first + place}" for place in range(12)]
+    order = [*range(11, -1, -1)]  # the columns stand the other way round: _10 is not before _2
+    columns = {"id": IDS, "n1": [5, 6]} | {names[place]: numbers[:, place].tolist() for place in order}
+    path = tmp_path / f"v.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table(columns), path)
+    else:
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    read = read_embeddings(path)
+    assert read.vectors.tolist() == numbers.tolist()
+    assert read.columns == {"id": IDS, "n1": ["5", "6"]}
+    assert read_embeddings(path, vector_column=prefix).vectors.tolist() == numbers.tolist() if prefix else True
+
+
+def test_an_empty_cell_among_the_numbers_is_named_by_its_line(tmp_path):
+    (tmp_path / "v.csv").write_text("id,x0,x1\na,1,2\nb,,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"v\.csv:3: the vector is no list of numbers"):
+        read_embeddings(tmp_path / "v.csv")
+
+
+def storage(kind, size=3):
+    return pa.array(ROWS, pa.list_(pa.float32())).cast(pa.list_(kind, size) if size else pa.large_list(kind))
+
+
+TENSOR = pa.fixed_shape_tensor(pa.float32(), [3])
+ARROWS = {
+    "a tensor": pa.ExtensionArray.from_storage(TENSOR, pa.FixedSizeListArray.from_arrays(np.float32(ROWS).reshape(-1), 3)),
+    "a large list": pa.array(ROWS, pa.large_list(pa.float64())),
+    "JSON": pa.array(map(json.dumps, ROWS)),
+    "decimals": pa.array(ROWS, pa.list_(pa.float64())).cast(pa.list_(pa.decimal128(20, 6))),
+}
+
+
+@pytest.mark.parametrize("case", ARROWS)
+@pytest.mark.parametrize("name", ["vector", "embeddings"])
+def test_vectors_in_parquet_are_read_however_they_are_stored(tmp_path, case, name):
+    pq.write_table(pa.table({"id": IDS, name: ARROWS[case]}), tmp_path / "v.parquet")
+    read = read_embeddings(tmp_path / "v.parquet")
+    np.testing.assert_array_equal(read.vectors, np.float32(ROWS))
+    assert read.columns == {"id": IDS}
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64"])
+def test_whole_numbers_are_vectors(tmp_path, kind):
+    numbers = np.array([[1, 2], [3, 100]], dtype=kind)
+    pq.write_table(
+        pa.table({"vector": pa.array(numbers.tolist(), pa.list_(pa.from_numpy_dtype(kind)))}), tmp_path / "v.parquet"
+    )
+    np.save(tmp_path / "v.npy", numbers)
+    for name in ("v.parquet", "v.npy"):
+        assert read_embeddings(tmp_path / name).vectors.tolist() == [[1, 2], [3, 100]]
+
+
+def test_columns_that_are_no_text_are_left_out_with_a_line(tmp_path, caplog):
+    columns = {
+        "id": pa.array([b"a", b"\xe7\x94\xb2"]),
+        "tags": pa.array([["x"], ["y"]]),
+        "box": pa.array([{"w": 1}, {"w": 2}]),
+        "image": pa.array([b"ok", b"\xff\xd8"]),
+        "vector": pa.array(ROWS),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "v.parquet")
+    assert read_embeddings(tmp_path / "v.parquet").columns == {"id": ["a", "甲"]}
+    assert caplog.messages[1] == (
+        f"{tmp_path}/v.parquet: left out, for they are no text: 'tags' (list<element: string>), "
+        "'box' (struct<w: int64>), 'image' (binary, not UTF-8)"
+    )
+    del columns["vector"]
+    np.save(tmp_path / "n.npy", np.float32(ROWS))
+    pq.write_table(pa.table(columns), tmp_path / "n.rows.parquet")
+    assert read_embeddings(tmp_path / "n.npy").columns == {"id": ["a", "甲"]}
+
+
+def test_an_archive_of_arrays_has_one_matrix_and_columns(tmp_path, caplog):
+    arrays = {"embeddings": np.float64(ROWS), "ids": np.array(IDS), "score": np.array([0.5, np.nan]), "tokens": np.eye(2)}
+    np.savez(tmp_path / "v.npz", **arrays, config=np.array(7))
+    read = read_embeddings(tmp_path / "v.npz")
+    np.testing.assert_array_equal(read.vectors, np.float32(ROWS))
+    assert read.columns == {"ids": IDS, "score": ["0.5", None]}
+    assert read_embeddings(tmp_path / "v.npz", vector_column="tokens").vectors.tolist() == [[1, 0], [0, 1]]
+    assert [len(batch.vectors) for batch in iterate_embeddings(tmp_path / "v.npz", batch_rows=1)] == [1, 1]
+    assert "left out, for they are no text: 'tokens' (of shape (2, 2)), 'config' (of shape ())" in caplog.text
+
+
+def test_an_archive_never_unpickles(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("sprung").touch, ())
+
+    np.savez(tmp_path / "v.npz", vectors=np.float32(ROWS), labels=np.array([Trap(), None], dtype=object))
+    assert read_embeddings(tmp_path / "v.npz").columns == {}
+    (tmp_path / "p.npz").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match=r"p\.npz: cannot be read as npz"):
+        read_embeddings(tmp_path / "p.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "asked", "message"),
+    [
+        (
+            {"a": np.eye(2), "b": np.eye(3)},
+            None,
+            r"has several matrices \('a' of shape \(2, 2\), 'b' .*name .* --vector_column",
+        ),
+        ({"a": np.arange(2)}, None, r"has no matrix \('a' of shape \(2,\)\)"),
+        ({"a": np.eye(2)}, "b", r"no array 'b' \(vector_column\); it has 'a' of shape \(2, 2\)"),
+        ({"a": np.arange(2)}, "a", r"is int64 of shape \(2,\); it must be a matrix of numbers"),
+        ({}, None, r"has no matrix \(no array\)"),
+    ],
+)
+def test_an_archive_without_a_certain_matrix_is_refused(tmp_path, arrays, asked, message):
+    np.savez(tmp_path / "v.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        read_embeddings(tmp_path / "v.npz", vector_column=asked)
+
+
+def test_two_columns_that_may_be_the_vector_are_told_by_name(tmp_path):
+    path = tmp_path / "v.csv"
+    path.write_text("id,title_emb,body_emb\n甲,1 2,3 4\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"'title_emb', 'body_emb' may all hold the vectors; name one with --vector_column"):
+        read_embeddings(path)
+    read = read_embeddings(path, vector_column="body_emb")
+    assert (read.vectors.tolist(), read.columns) == ([[3, 4]], {"id": ["甲"], "title_emb": ["1 2"]})
+    with pytest.raises(DataError, match=r"no column 'body_em' \(vector_column\).*did you mean 'body_emb'"):
+        read_embeddings(path, vector_column="body_em")
+    with pytest.raises(DataError, match=r"'body_emb' \(label_column\) holds the vectors themselves"):
+        read_embeddings(path, columns={"body_emb": "label_column"}, vector_column="body_emb")
