@@ -126,7 +126,8 @@ class MapNumbers:
             return quality_of_numbers(column.numbers)
 
         def compute() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-            self.say(f"measuring how {column.name!r} groups the rows")
+            if column.name:
+                self.say(f"measuring how {column.name!r} groups the rows")
             return {}, asdict(cluster_quality(self.vectors, column.texts, seed=self.config.seed))
 
         key = {"what": "quality", "labels": _fingerprint(column.texts), "seed": self.config.seed}
