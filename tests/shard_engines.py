@@ -15,6 +15,7 @@ from ebr.errors import DataError
 from ebr.inference.unfit import TOO_LARGE, UnfitTexts
 
 DIM = 5
+LONGEST = 20
 
 
 def vectors_of(texts):
@@ -65,6 +66,9 @@ class FakeEngine:
             vectors[indices] = np.nan
             raise UnfitTexts(dict.fromkeys(indices, TOO_LARGE), vectors)
         return vectors
+
+    def cut(self, texts):
+        return np.array([len(text) > LONGEST for text in texts], dtype=bool)
 
     def encode(self, texts):
         return self.compute(self.prepare(texts))

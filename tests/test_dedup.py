@@ -282,5 +282,6 @@ def test_digests_tell_texts_keys_and_rows_apart():
     assert digests.texts[0] == digests.texts[1] == digests.keys[2] != digests.texts[2]
     assert len(set(digests.rows)) == 3
     assert row_digest(text_digest("k"), text_digest("a")) == digests.rows[0]
-    assert digests.table().shape == (3, 32)
+    table = digests.table(np.array([False, True, False]))
+    assert table.shape == (3, 33) and table[:, 32].tolist() == [0, 1, 0]
     assert text_digest("\ud800") != text_digest("\ud801")

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.vectors import Vectors
-from ebr.inference.engines import Engine, OnBatch
-from ebr.inference.store import DIGEST_BYTES, VectorStore, row_digest, text_digest
+from ebr.inference.engine import Engine, OnBatch
+from ebr.inference.store import DIGEST_BYTES, Known, VectorStore, row_digest, text_digest
 from ebr.inference.unfit import UnfitTexts
+from ebr.model.batching import Bools
 
 
 class Dedup(str, Enum):
@@ -40,10 +41,11 @@ class RowDigests:
         of_keys = [text_digest(key) for key in keys]
         return cls(of_texts, of_keys, [row_digest(key, text) for key, text in zip(of_keys, of_texts, strict=True)])
 
-    def table(self) -> npt.NDArray[np.uint8]:
-        """(N, 32): the digest of each row's key and of its text, side by side."""
+    def table(self, cut: Bools) -> npt.NDArray[np.uint8]:
+        """(N, 33): the digest of each row's key and of its text, and whether that is cut, side by side."""
         rows = [key + text for key, text in zip(self.keys, self.texts, strict=True)]
-        return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), 2 * DIGEST_BYTES)
+        digests = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), 2 * DIGEST_BYTES)
+        return np.column_stack([digests, cut.astype(np.uint8)])
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class EncodedRows:
     """Rows whose text it cannot embed, and why not."""
     n_encoded: int
     """Texts that went through the model, now or before this very shard was interrupted."""
+    cut: Bools
+    """(N,) rows whose text is longer than the model reads."""
     n_reused: int = 0
     """Rows that the run before had with the same text."""
     n_changed: int = 0
@@ -82,34 +86,48 @@ class DistinctEncoder:
         missing = [row for row in range(len(texts)) if row not in known.vectors]
         wanted = [texts[row] for row in missing]
         distinct, place = (wanted, np.arange(len(wanted))) if self.dedup is Dedup.NONE else _distinct(wanted)
-        encoded, unfit = _encode(self.engine, distinct, on_batch)
+        encoded, unfit, cut = _encode(self.engine, distinct, on_batch)
         vectors = np.empty((len(texts), self.engine.dim), dtype=np.float32)
         for row, vector in known.vectors.items():
             vectors[row] = vector
         vectors[missing] = encoded[place]
+        is_cut = self._known_cut(texts, known)
+        is_cut[missing] = cut[place]
         if self.dedup is Dedup.GLOBAL and self._store and digests and missing:
             by_place = dict(zip(place.tolist(), (digests.texts[row] for row in missing), strict=True))
             whole = [index for index in range(len(encoded)) if index not in unfit]
-            self._store.add([by_place[index] for index in whole], encoded[whole], shard=shard)
+            self._store.add([by_place[index] for index in whole], encoded[whole], cut=cut[whole].tolist(), shard=shard)
         failed = {row: unfit[index] for row, index in zip(missing, place.tolist(), strict=True) if index in unfit}
-        return EncodedRows(vectors, failed, len(distinct) + known.n_own, known.n_reused, known.n_changed)
+        return EncodedRows(vectors, failed, len(distinct) + known.n_own, is_cut, known.n_reused, known.n_changed)
+
+    def _known_cut(self, texts: Sequence[str], known: _KnownRows) -> Bools:
+        """(N,) which of the known rows are cut; where an earlier version did not say, their texts are looked at."""
+        cut = np.zeros(len(texts), dtype=np.bool_)
+        for row, is_cut in known.cut.items():
+            cut[row] = bool(is_cut)
+        unsaid = [row for row, is_cut in known.cut.items() if is_cut is None]
+        if unsaid:
+            cut[unsaid] = self.engine.cut(self.engine.prepare([texts[row] for row in unsaid]))
+        return cut
 
     def _known(self, digests: RowDigests | None, shard: str) -> _KnownRows:
         if self._store is None or digests is None:
-            return _KnownRows({}, 0, 0, 0)
-        known: dict[int, Vectors] = {}
+            return _KnownRows({}, {}, 0, 0, 0)
+        known: dict[int, Known] = {}
         n_changed = n_own = 0
         if self.incremental:
             before = self._store.get(digests.rows)
-            known = {row: before[digest].vector for row, digest in enumerate(digests.rows) if digest in before}
+            known = {row: before[digest] for row, digest in enumerate(digests.rows) if digest in before}
             keys = self._store.known_keys(digests.keys)
             n_changed = sum(key in keys and row not in known for row, key in enumerate(digests.keys))
         n_reused = len(known)
         if self.dedup is Dedup.GLOBAL:
             others = self._store.get(list(dict.fromkeys(digests.texts)))
-            known = {row: others[digest].vector for row, digest in enumerate(digests.texts) if digest in others} | known
+            known = {row: others[digest] for row, digest in enumerate(digests.texts) if digest in others} | known
             n_own = sum(other.shard == shard for other in others.values())
-        return _KnownRows(known, n_reused, n_changed, n_own)
+        vectors = {row: one.vector for row, one in known.items()}
+        cut = {row: one.cut for row, one in known.items()}
+        return _KnownRows(vectors, cut, n_reused, n_changed, n_own)
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,7 @@ class _KnownRows:
     """What a store holds of the rows of a shard."""
 
     vectors: dict[int, Vectors]
+    cut: dict[int, bool | None]
     n_reused: int
     n_changed: int
     n_own: int
@@ -130,8 +149,11 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
     return list(place), row_of
 
 
-def _encode(engine: Engine, texts: Sequence[str], on_batch: OnBatch) -> tuple[Vectors, dict[int, str]]:
+def _encode(engine: Engine, texts: Sequence[str], on_batch: OnBatch) -> tuple[Vectors, dict[int, str], Bools]:
+    """The vectors of N texts, those that get none, and which are cut."""
+    prepared = engine.prepare(texts)
     try:
-        return engine.compute(engine.prepare(texts), on_batch), {}
+        vectors, unfit = engine.compute(prepared, on_batch), {}
     except UnfitTexts as error:
-        return error.vectors, error.reasons
+        vectors, unfit = error.vectors, error.reasons
+    return vectors, unfit, engine.cut(prepared)

@@ -1,4 +1,4 @@
-"""Engines: texts → (n, D) float32, whatever stands behind."""
+"""The engine of one model on this machine, and a pair of them for queries and documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,54 +17,28 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from ebr.data.cut_texts import CutTexts
 from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
+from ebr.inference.engine import OnBatch
 from ebr.inference.settings import ComputeSettings, apply_settings, settings_of
 from ebr.inference.unfit import NO_DIRECTION, TOO_LARGE, UnfitTexts
 from ebr.model.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
-from ebr.model.batching import Ints, cost_of, token_budget_batches
+from ebr.model.batching import Bools, Ints, cost_of, token_budget_batches
 from ebr.model.encoder import COSINE, similarity_of
+from ebr.model.lengths import kept_length
 from ebr.model.prompts import Role, prompt_for
 from ebr.model.quantization import is_quantized
 from ebr.model.text_reader import Prepared, TextReader
 
 log = logging.getLogger(__name__)
 
-OnBatch = Callable[[int], None]
-"""Told how many texts each batch held; what it raises ends the work."""
 # Tokens of a corpus of millions would take more memory than its vectors.
 _TEXTS_AT_ONCE = 16384
 # Vectors stay on the device for so many passes: a copy waits for all that was asked of the device before.
 _PASSES_A_COPY = 16
 # Seconds to wait before each new try of a pass that had room before, while others may give memory back.
 _WAITS = (1.0, 3.0, 10.0)
-
-
-class Engine(Protocol):
-    """Turns texts into vectors, one row a text, in their order."""
-
-    @property
-    def dim(self) -> int:
-        """D, the length of a vector."""
-        ...
-
-    @property
-    def token_budget(self) -> int:
-        """Tokens a forward pass; it sinks when memory runs out."""
-        ...
-
-    def prepare(self, texts: Sequence[str]) -> Any:  # noqa: ANN401
-        """N texts as compute takes them. Safe in a thread of its own, while another one computes."""
-        ...
-
-    def compute(self, prepared: Any, on_batch: OnBatch | None = None) -> Vectors:  # noqa: ANN401
-        """What prepare made of N texts → (N, D) float32; only ever from one thread.
-
-        on_batch: told how many texts each forward pass held; what it raises ends the work.
-        Raises UnfitTexts at the end, when the model cannot embed some texts, and ModelError when a vector is not finite, or
-        when memory that was there before stays short.
-        """
-        ...
 
 
 class LocalEngine:
@@ -103,6 +77,8 @@ class LocalEngine:
         self._settings = replace(settings, token_budget=token_budget or settings.token_budget)
         self.reader = TextReader(model, role.value, self.prompt)
         self._sleep = sleep
+        self.cut_texts = CutTexts(length=kept_length(model, role.value))
+        """Of all texts that encode was given."""
         # The most tokens of a pass, and of a text, that memory has sufficed for.
         self._longest = 0
         # Where the texts that are computed stand among those that were given, for messages.
@@ -128,11 +104,13 @@ class LocalEngine:
             try:
                 for start in range(0, len(texts), _TEXTS_AT_ONCE):
                     block, self._first_text = slice(start, start + _TEXTS_AT_ONCE), start
+                    prepared = self.prepare(texts[block])
                     try:
-                        vectors[block] = self.compute(self.prepare(texts[block]), bar.update)
+                        vectors[block] = self.compute(prepared, bar.update)
                     except UnfitTexts as error:
                         vectors[block] = error.vectors
                         unfit |= {start + index: reason for index, reason in error.reasons.items()}
+                    self.cut_texts = self.cut_texts.and_more(len(prepared.lengths), int(prepared.cut.sum()))
             finally:
                 self._first_text = 0
         if unfit:
@@ -144,6 +122,10 @@ class LocalEngine:
     def prepare(self, texts: Sequence[str]) -> Prepared:
         """Tokens of N texts; the texts themselves for a model that has its own way with them. Safe beside compute."""
         return self.reader.prepare(texts)
+
+    def cut(self, prepared: Prepared) -> Bools:
+        """(N,) which texts were longer than the model reads; see Engine."""
+        return prepared.cut
 
     @property
     def token_budget(self) -> int:
@@ -258,7 +240,9 @@ class LocalEngine:
     def _attempt(self, prepared: Prepared, batch: Ints) -> torch.Tensor | None:
         """(B, D) vectors of a batch, on the device; None when it does not fit in memory."""
         try:
-            return self._forward(self.reader.features(prepared, batch, packed=self._packs(prepared)))
+            features = self.reader.features(prepared, batch, packed=self._packs(prepared))
+            self.reader.mark_cut(prepared, batch, features)
+            return self._forward(features)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -17,6 +17,10 @@ from ebr.inference.store import DIGEST_BYTES, VectorStore, row_digest
 
 log = logging.getLogger(__name__)
 
+_CUT = 2 * DIGEST_BYTES
+"""Where it stands, behind the digests of a row, whether its text was cut."""
+_UNSAID = 2
+
 
 def fill_store(output_path: Path, finished: Finished, options: PartOptions) -> None:
     """Put every row of a finished output into the store, once; nothing when it is not there any more, or less exact than asked.
@@ -37,9 +41,9 @@ def fill_store(output_path: Path, finished: Finished, options: PartOptions) -> N
             return
         digests = _Table(options.digests_path(key) for key in finished.keys)
         for batch in iterate_embeddings(output_path, options.schema.delimiter, columns={}):
-            keys, texts = digests.take(len(batch.vectors))
+            keys, texts, cut = digests.take(len(batch.vectors))
             rows = [row_digest(key, text) for key, text in zip(keys, texts, strict=True)]
-            store.add(rows, batch.vectors, keys=keys)
+            store.add(rows, batch.vectors, cut=cut, keys=keys)
         store.add([], np.empty((0, 0), dtype=np.float32), keys=[ready])
     finally:
         store.close()
@@ -59,12 +63,19 @@ class _Table:
     """The rows of several digest files in a row."""
 
     def __init__(self, paths: Iterator[Path]) -> None:
-        self._tables = (np.load(path, allow_pickle=False) for path in paths)
-        self._rest: npt.NDArray[np.uint8] = np.empty((0, 2 * DIGEST_BYTES), dtype=np.uint8)
+        self._tables = map(_digests, paths)
+        self._rest: npt.NDArray[np.uint8] = np.empty((0, _CUT + 1), dtype=np.uint8)
 
-    def take(self, n_rows: int) -> tuple[list[bytes], list[bytes]]:
-        """The digests of the keys and of the texts of the next N rows."""
+    def take(self, n_rows: int) -> tuple[list[bytes], list[bytes], list[bool | None]]:
+        """The digests of the keys and of the texts of the next N rows, and whether the texts were cut."""
         while len(self._rest) < n_rows:
             self._rest = np.concatenate([self._rest, next(self._tables)])
         now, self._rest = self._rest[:n_rows], self._rest[n_rows:]
-        return [row[:DIGEST_BYTES].tobytes() for row in now], [row[DIGEST_BYTES:].tobytes() for row in now]
+        cut = [None if said == _UNSAID else bool(said) for said in now[:, _CUT].tolist()]
+        return [row[:DIGEST_BYTES].tobytes() for row in now], [row[DIGEST_BYTES:_CUT].tobytes() for row in now], cut
+
+
+def _digests(path: Path) -> npt.NDArray[np.uint8]:
+    """(N, 33), as RowDigests makes them; files of an earlier version do not say which texts were cut."""
+    table: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    return table if table.shape[1] > _CUT else np.column_stack([table, np.full(len(table), _UNSAID, dtype=np.uint8)])

@@ -52,7 +52,7 @@ class PartOptions:
         return self.work_dir / "rejects" / f"{key}.jsonl"
 
     def digests_path(self, key: str) -> Path:
-        """(N, 32) bytes: the digests of the key and of the text of each row of the part."""
+        """(N, 33) bytes: the digests of the key and of the text of each row of the part, and whether the text was cut."""
         return self.work_dir / "digests" / f"{key}.npy"
 
 
@@ -109,6 +109,8 @@ class PartRecord:
     """sha256 by file name."""
     n_bytes: int
     first_rejects: list[str]
+    n_cut: int | None = None
+    """Rows whose text is longer than the model reads; None = made by a version that did not count."""
 
     @property
     def name(self) -> str:

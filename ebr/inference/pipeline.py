@@ -55,6 +55,8 @@ class EmbeddedTables:
     """Of those, rows whose key had another text before."""
     first_rejects: list[str]
     dim: int
+    n_cut: int | None = None
+    """Rows whose text is longer than the model reads; None = parts of an earlier version did not count."""
 
 
 def embed_source(
@@ -125,7 +127,7 @@ def _kept(records: dict[int, PartRecord]) -> str:
 def _facts(records: Sequence[PartRecord], done: EmbeddedTables) -> dict[str, Any]:
     # Not how many texts were encoded or reused: that is of the runs, and the same rows make the same output however it came.
     inputs = inputs_digest(record.key for record in records)
-    return {"inputs_sha256": inputs, "n_shards": len(records), "n_rejected": done.n_rejected}
+    return {"inputs_sha256": inputs, "n_shards": len(records), "n_rejected": done.n_rejected, "n_cut": done.n_cut}
 
 
 def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, kept: set[int]) -> EmbeddedTables:
@@ -145,7 +147,13 @@ def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, ke
         n_changed=sum(record.n_changed for record in fresh),
         first_rejects=[line for record in records for line in record.first_rejects][:_FIRST_REJECTS],
         dim=records[0].dim if records else 0,
+        n_cut=_n_cut(records),
     )
+
+
+def _n_cut(records: Sequence[PartRecord]) -> int | None:
+    counts = [record.n_cut for record in records]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 class _Progress:

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ebr.errors import EBRError
-from ebr.inference.engines import Engine
+from ebr.inference.engine import Engine
 from ebr.inference.parts import PartOptions, PartRecord, ShardTask
 from ebr.inference.pipeline import OnBatch
 from ebr.inference.spec import Placement

@@ -38,10 +38,11 @@ def row_digest(key: bytes, text: bytes) -> bytes:
 
 
 class Known(NamedTuple):
-    """A vector, (D,) float32, and the shard that left it here."""
+    """A vector, (D,) float32, the shard that left it here, and whether its text was cut (None: nobody said)."""
 
     vector: Vectors
     shard: str
+    cut: bool | None
 
 
 class VectorStore:
@@ -58,20 +59,37 @@ class VectorStore:
 
     def get(self, digests: Sequence[bytes]) -> dict[bytes, Known]:
         """The known ones of these digests."""
-        rows = self._select("SELECT digest, vector, shard FROM vectors", digests)
-        return {digest: Known(np.frombuffer(vector, dtype=np.float32), shard) for digest, vector, shard in rows}
+        rows = self._select("SELECT digest, vector, shard, cut FROM vectors", digests)
+        return {
+            digest: Known(np.frombuffer(vector, dtype=np.float32), shard, None if cut is None else bool(cut))
+            for digest, vector, shard, cut in rows
+        }
 
     def known_keys(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of these digests of keys that were seen before."""
         return {digest for (digest,) in self._select("SELECT digest FROM keys", digests)}
 
-    def add(self, digests: Iterable[bytes], vectors: Vectors, *, keys: Iterable[bytes] = (), shard: str = "") -> None:
-        """Put vectors, (N, D) float32, of a shard under N digests, all or none; a digest that has one keeps it."""
-        rows = ((digest, vector.tobytes(), shard) for digest, vector in zip(digests, vectors, strict=True))
+    def add(
+        self,
+        digests: Iterable[bytes],
+        vectors: Vectors,
+        *,
+        cut: Iterable[bool | None] | None = None,
+        keys: Iterable[bytes] = (),
+        shard: str = "",
+    ) -> None:
+        """Put vectors, (N, D) float32, of a shard under N digests, all or none; a digest that has one keeps it.
+
+        cut: whether their texts were cut; None = nobody says.
+        """
+        said = [None] * len(vectors) if cut is None else cut
+        rows = (
+            (digest, vector.tobytes(), shard, is_cut) for digest, vector, is_cut in zip(digests, vectors, said, strict=True)
+        )
         with self._usable() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
-                db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
+                db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?, ?)", rows)
                 db.executemany("INSERT OR IGNORE INTO keys VALUES (?)", ((key,) for key in keys))
                 db.execute("COMMIT")
             finally:
@@ -122,6 +140,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
     _to_write_ahead_log(db)
     db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB, shard TEXT) WITHOUT ROWID")
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB, shard TEXT, cut INTEGER) WITHOUT ROWID"
+    )
+    try:
+        db.execute("ALTER TABLE vectors ADD COLUMN cut INTEGER")  # a store of an earlier version
+    except sqlite3.OperationalError as error:
+        if "duplicate column" not in str(error):
+            raise
     db.execute("CREATE TABLE IF NOT EXISTS keys (digest BLOB PRIMARY KEY) WITHOUT ROWID")
     return db

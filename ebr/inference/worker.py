@@ -25,10 +25,11 @@ from ebr.data.vector_formats import unfit_rows, write_vectors
 from ebr.data.vectors import Vectors
 from ebr.errors import DataError, Interrupted
 from ebr.inference.dedup import Dedup, DistinctEncoder, EncodedRows, RowDigests
-from ebr.inference.engines import Engine, OnBatch
+from ebr.inference.engine import Engine, OnBatch
 from ebr.inference.parts import MEND_THE_ROW, PartOptions, PartRecord, ShardTask
 from ebr.inference.store import VectorStore
 from ebr.inference.unfit import NO_DIRECTION
+from ebr.model.batching import Bools
 
 OVERLAP = 3
 """Shards at a time: one is read, parsed and tokenised, one computes, one is formatted and written."""
@@ -88,7 +89,7 @@ class ShardWorker:
             kept, keep = _reject(rows, zeros | encoded.unfit, task.shard.file)
             self._refuse(kept.bad)
             if rows.keys is not None and digests is not None:
-                _save_digests(self.options, task.key, digests.table()[keep])
+                _save_digests(self.options, task.key, digests.table(encoded.cut)[keep])
             return self._write(task, kept, encoded, keep)
 
     def close(self) -> None:
@@ -128,6 +129,7 @@ class ShardWorker:
             files=hashes,
             n_bytes=n_bytes,
             first_rejects=[f"{row.file}:{row.line}: {row.reason}" for row in bad[:_FIRST_REJECTS]],
+            n_cut=int(encoded.cut[keep].sum()),
         )
 
 
@@ -198,6 +200,9 @@ class _InOneThread:
 
     def compute(self, prepared: Any, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:  # noqa: ANN401
         return self._thread.submit(self._engine.compute, prepared, on_batch).result()
+
+    def cut(self, prepared: Any) -> Bools:  # noqa: ANN401
+        return self._engine.cut(prepared)
 
     def close(self) -> None:
         """End the thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 _DEFAULT_CACHE_BYTES = 16 * 2**20
@@ -30,6 +31,7 @@ _CHARACTERS_A_TOKEN = 4
 # A tokenizer's own record of a text is many times as large as its tokens; a shard of them would be gigabytes.
 _TEXTS_A_CALL = 1024
 _NONE: Ints = np.empty(0, dtype=np.int64)
+NOT_LOOKED_AT: Bools = np.empty(0, dtype=np.bool_)
 _KNOWN_FEATURES = {"input_ids", "token_type_ids", "attention_mask"}
 
 
@@ -66,11 +68,15 @@ def cost_of(lengths: Ints, *, padded: bool) -> int:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised texts, one after another: text i is ids[offsets[i]:offsets[i + 1]]. type_ids: None where the model has none."""
+    """Tokenised texts, one after another: text i is ids[offsets[i]:offsets[i + 1]]. type_ids: None where the model has none.
+
+    cut: (N,) whether a text had more tokens than are kept; NOT_LOOKED_AT where nobody asked.
+    """
 
     ids: Ints
     type_ids: Ints | None
     offsets: Ints
+    cut: Bools = field(default_factory=lambda: NOT_LOOKED_AT)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -97,6 +103,7 @@ def tokenize(
         np.concatenate([_NONE, *(one.ids for one in some)]),
         np.concatenate([_NONE, *type_ids]) if len(type_ids) == len(some) else None,
         np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate([NOT_LOOKED_AT, *(one.cut for one in some)]),
     )
 
 
@@ -112,7 +119,25 @@ def _tokenize_some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pro
     ids = [row or [tokenizer.pad_token_id] for row in encoded["input_ids"]]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids], dtype=np.int64)]).astype(np.int64)
     type_ids = [row or [0] for row in encoded["token_type_ids"]] if "token_type_ids" in encoded else None
-    return Tokens(_flat(ids), None if type_ids is None else _flat(type_ids), offsets)
+    return Tokens(
+        _flat(ids), None if type_ids is None else _flat(type_ids), offsets, _cut(tokenizer, encoded, texts, prompt, max_length)
+    )
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, encoded: BatchEncoding, texts: Sequence[str], prompt: str, max_length: int | None
+) -> Bools:
+    """(N,) which texts had more tokens than were kept. Only those that are as long as can be are looked at."""
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    cut = np.zeros(len(texts), dtype=np.bool_)
+    for place, row in enumerate(encoded["input_ids"]):
+        if len(row) < limit:
+            continue
+        if encoded.encodings is not None:
+            cut[place] = bool(encoded.encodings[place].overflowing)
+        else:  # a slow tokenizer does not say what it left out
+            cut[place] = len(tokenizer(prompt + texts[place], truncation=False, verbose=False)["input_ids"]) > len(row)
+    return cut
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> Ints:

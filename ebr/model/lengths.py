@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ebr.errors import ModelError
 
 log = logging.getLogger(__name__)
 
+_MOST_TOKENS = 2**30
 _TABLES = {"position_embeddings", "embed_positions", "wpe"}
 _OF_ROUTE = {"query": "query_max_len", "document": "passage_max_len"}
 
@@ -90,6 +92,30 @@ def kept_length(model: SentenceTransformer, task: str | None = None) -> int | No
     own = getattr(module, f"{task}_length", None) if task is not None else None
     length = own or _length_of(module)
     return int(length) if math.isfinite(length) else None
+
+
+@contextmanager
+def uncut(model: SentenceTransformer, task: str) -> Iterator[None]:
+    """Within the block the model's own preprocess keeps every token of a text of this task. Not for a pass: see positions."""
+    module = first_module(model, task)
+    if isinstance(module, StaticEmbedding):
+        truncation = module.tokenizer.truncation
+        module.tokenizer.no_truncation()
+        try:
+            yield
+        finally:
+            if truncation:
+                module.tokenizer.enable_truncation(**truncation)
+        return
+    names = ("max_seq_length", "query_length", "document_length")
+    before = {name: length for name in names if (length := getattr(module, name, None)) is not None}
+    try:
+        for name in before:
+            setattr(module, name, _MOST_TOKENS)
+        yield
+    finally:
+        for name, length in before.items():
+            setattr(module, name, length)
 
 
 def _length_of(module: Any) -> float:  # noqa: ANN401

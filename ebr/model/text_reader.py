@@ -15,8 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
 from ebr.errors import ModelError
-from ebr.model.batching import Ints, Tokens, packed_features, padded_features, tokenize
-from ebr.model.lengths import first_module
+from ebr.model.batching import NOT_LOOKED_AT, Bools, Ints, Tokens, packed_features, padded_features, tokenize
+from ebr.model.lengths import first_module, kept_length, uncut
 from ebr.model.tokenizer import AnyTokenizer, added_tokens, rows_of, table_of
 
 # Where nothing says how many tokens a text has, only which texts are long matters.
@@ -46,6 +46,7 @@ class Prepared:
 
     prompt_length: tokens of the prompt before each text, for a pooling that leaves them out; None without a prompt.
     wordless: texts that leave no token at all. unfit: those that the model has no row of its table for, and why.
+    cut: (N,) texts that are longer than the model reads; without tokens, known once they have been in a pass: see mark_cut.
     """
 
     texts: list[str]
@@ -54,6 +55,7 @@ class Prepared:
     prompt_length: int | None
     wordless: Ints = field(default_factory=lambda: _NONE)
     unfit: Mapping[int, str] = field(default_factory=dict)
+    cut: Bools = field(default_factory=lambda: NOT_LOOKED_AT)
 
 
 class TextReader:
@@ -73,10 +75,12 @@ class TextReader:
             features = self._preprocess(sample)
             if not _takes_plain_tokens(self.model, features) or not self._agrees(features, self._tokenize(sample)):
                 lengths = np.array([len(text) // _CHARACTERS_A_TOKEN + 1 for text in texts], dtype=np.int64)
-                return Prepared(list(texts), None, lengths, None, unfit=self._naming_rowless(texts))
+                cut = np.zeros(len(texts), dtype=np.bool_)
+                return Prepared(list(texts), None, lengths, None, unfit=self._naming_rowless(texts), cut=cut)
             tokens = self._tokenize(texts)
         prompt_length = features.get("prompt_length")
-        return Prepared([], tokens, tokens.lengths, prompt_length, self._wordless(tokens), self._beyond_table(tokens))
+        wordless, unfit = self._wordless(tokens), self._beyond_table(tokens)
+        return Prepared([], tokens, tokens.lengths, prompt_length, wordless, unfit, tokens.cut)
 
     def _wordless(self, tokens: Tokens) -> Ints:
         """Texts of which tokenize could only make a token of padding."""
@@ -144,6 +148,23 @@ class TextReader:
             features["prompt_length"] = prepared.prompt_length
         return {name: _to_device(value, self.model.device) for name, value in features.items()}
 
+    def mark_cut(self, prepared: Prepared, batch: Ints, features: Mapping[str, Any]) -> None:
+        """Note which texts of a batch are cut, for a model that has its own way with them. features: of these texts.
+
+        Those that are as long as can be are read again without a limit.
+        """
+        lengths = _lengths(features, len(batch)) if prepared.tokens is None and self._limit is not None else None
+        if lengths is None or self._limit is None or not (full := batch[lengths >= self._limit]).size:
+            return
+        with self.lock, uncut(self.model, self.task):
+            whole = _lengths(self._preprocess([prepared.texts[index] for index in full]), len(full))
+        if whole is not None:
+            prepared.cut[full] = whole > self._limit
+
+    @cached_property
+    def _limit(self) -> int | None:
+        return kept_length(self.model, self.task)
+
     @cached_property
     def _first_position(self) -> int:
         return first_position_of(self.model)
@@ -162,6 +183,16 @@ class TextReader:
         ours = padded_features(tokens, np.arange(len(tokens)), self.model.tokenizer)
         theirs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _lengths(features: Mapping[str, Any], n_texts: int) -> Ints | None:
+    """(N,) tokens of each text of a pass; None where they are not told."""
+    mask, offsets = features.get("attention_mask"), features.get("offsets")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and len(mask) == n_texts:
+        return np.asarray(mask.sum(1).cpu().numpy(), dtype=np.int64)
+    if isinstance(offsets, torch.Tensor) and len(offsets) == n_texts:  # of an embedding bag: where each text begins
+        return np.diff(np.append(offsets.cpu().numpy(), len(features["input_ids"]))).astype(np.int64)
+    return None
 
 
 def _to_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401

@@ -1,0 +1,33 @@
+"""Texts of which a model reads only the beginning: how many there were."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CutTexts:
+    """How many of n_texts were longer than `length` tokens, and lost what lies beyond. length: None = nothing is cut."""
+
+    n_texts: int = 0
+    n_cut: int = 0
+    length: int | None = None
+
+    def and_more(self, n_texts: int, n_cut: int) -> CutTexts:
+        """The same with further texts of the same length."""
+        return CutTexts(self.n_texts + n_texts, self.n_cut + n_cut, self.length)
+
+    def line(self, one: str = "text", many: str = "texts") -> str | None:
+        """`1,234 of 10,000 texts are longer than 256 tokens and were cut`; None where none was. one, many: what they are."""
+        if not self.n_cut:
+            return None
+        are, were = ("is", "was") if self.n_cut == 1 else ("are", "were")
+        return (
+            f"{self.n_cut:,} of {self.n_texts:,} {one if self.n_texts == 1 else many} {are} longer than {self.length:,} tokens "
+            f"and {were} cut"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
