@@ -31,3 +31,16 @@ class CutTexts:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def cut_lines(cut: tuple[CutTexts, CutTexts]) -> list[str]:
+    """What there is to say of queries and documents; nothing where none was cut."""
+    queries, documents = cut
+    said = queries.line("query", "queries"), documents.line("document", "documents")
+    return [line for line in said if line is not None]
+
+
+def cut_facts(cut: tuple[CutTexts, CutTexts]) -> dict[str, Any]:
+    """The same, for a manifest."""
+    queries, documents = cut
+    return {"queries": queries.to_json(), "documents": documents.to_json()}

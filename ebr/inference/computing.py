@@ -69,7 +69,7 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
     spec = replace(spec, prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt)
     length, query_length = kept_length(model), kept_length(model, Role.QUERY.value)
     facts = {
-        "model": config.model_path,
+        "model": spec.model_path,
         "base_model_path": spec.base_model_path,
         "model_sha256": fingerprint(model),
         "architecture": architecture(model),

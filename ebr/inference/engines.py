@@ -288,6 +288,11 @@ class RetrievalEncoder:
         self.queries, self.documents = engine(Role.QUERY), engine(Role.DOCUMENT, show_progress=show_progress)
         self.documents.reader.lock = self.queries.reader.lock
 
+    @property
+    def cut_texts(self) -> tuple[CutTexts, CutTexts]:
+        """Of all queries and of all documents that it was given."""
+        return self.queries.cut_texts, self.documents.cut_texts
+
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         """N queries → (N, D) float32."""
         return self.queries.encode(texts)

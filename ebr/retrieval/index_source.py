@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.cut_texts import CutTexts
 from ebr.data.embeddings import EmbeddingFiles
 from ebr.data.files import hash_file, manifest_path
 from ebr.data.vectors import Columns, Vectors
@@ -93,7 +94,15 @@ class VectorSource:
         """Which vectors these are, for the sidecar of an index: path, rows, and the hash of their manifest, if there is one."""
         manifest = manifest_path(self.path)
         digest = hash_file(manifest) if self.manifest is not None else None
-        return {"path": str(self.path.resolve()), "n_rows": self.n_rows, "manifest_sha256": digest}
+        return {"path": str(self.path.resolve()), "n_rows": self.n_rows, "cut": self._cut(), "manifest_sha256": digest}
+
+    def _cut(self) -> dict[str, Any] | None:
+        """How many of the texts the model read only the beginning of; None where the manifest does not say."""
+        manifest = self.manifest or {}
+        if not isinstance(manifest.get("n_cut"), int):
+            return None
+        length = manifest.get("passage_max_len") or manifest.get("max_seq_length")
+        return CutTexts(self.n_rows, manifest["n_cut"], length).to_json()
 
 
 def open_source(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import EvaluationConfig, FinetuneConfig
+from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_files, write_folder_aside
@@ -81,9 +82,18 @@ class EvaluationResult:
                 lines += ["", f"forgetting, on {self.report.forgetting.name}: {found.base} → {found.tuned}"]
                 lines.append(found.comparison.table())
         lines += ["", leak_line(self.report.leaks, self.leak_note)]
+        for report in filter(None, (self.report.main, self.report.forgetting)):
+            lines += [f"cut      {name}: {said}" for name, said in _cut_texts(report)]
         lines += [f"report   {self.html}", f"numbers  {self.json}"]
         lines += [f"run      {path}" for path in self.runs]
         return "\n".join([*lines, f"took     {self.seconds:,.1f} s"])
+
+
+def _cut_texts(report: DatasetReport) -> Iterator[tuple[str, str]]:
+    """What each model read only the beginning of."""
+    for model in report.measured:
+        queries, documents = (CutTexts(**model.facts["cut"][name]) for name in ("queries", "documents"))
+        yield from ((model.name, said) for said in cut_lines((queries, documents)))
 
 
 def metrics_table(report: DatasetReport) -> list[str]:
@@ -225,12 +235,14 @@ def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[M
 
     config = plan.config
     model = load_for_evaluation(config, path)
-    encode, facts, measured = RetrievalEncoder(model, batch_size=config.batch_size), {"path": path, **facts_of(model)}, []
+    facts, measured = {"path": path, **facts_of(model)}, []
     for dataset in plan.datasets:
         started = time.perf_counter()
+        encode = RetrievalEncoder(model, batch_size=config.batch_size)
         found = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
         seconds = time.perf_counter() - started
-        measured.append(replace(found, facts={**found.facts, "seconds": round(seconds, 1)}))
+        more = {"cut": cut_facts(encode.cut_texts), "seconds": round(seconds, 1)}
+        measured.append(replace(found, facts={**found.facts, **more}))
         say(f"{name}: nDCG@10 {found.evaluation.mean('ndcg@10'):.4f} on {dataset.name} ({seconds:.0f} s)")
     return measured
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
+from ebr.data.cut_texts import cut_facts
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files
 from ebr.data.leaks import find_leaks
@@ -265,7 +266,8 @@ class _Judge:
 
         with as_served(model):
             encode = self._encoder(model, similarity)
-            return measure_encoder(name, encode, self.dataset, k=_K, seed=self.config.seed, facts=facts)
+            measured = measure_encoder(name, encode, self.dataset, k=_K, seed=self.config.seed, facts=facts)
+        return replace(measured, facts={**measured.facts, "cut": cut_facts(encode.cut_texts)})
 
     def _encoder(self, model: SentenceTransformer, similarity: str | None = None) -> RetrievalEncoder:
         from ebr.inference.engines import RetrievalEncoder

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
+from ebr.data.cut_texts import CutTexts
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
 from ebr.errors import DataError
 from ebr.workflow.index_planning import IndexPlan, old_sources, plan_index
@@ -42,6 +44,8 @@ class IndexResult:
     """Reading, learning, adding and writing."""
     seconds: float
     """All of it, with what was measured."""
+    cut: CutTexts = field(default_factory=CutTexts)
+    """Rows whose text the model read only the beginning of, as far as the vectors' manifests say."""
 
     def summary(self) -> str:
         """What was built, how much memory it takes, and what it finds how fast."""
@@ -55,6 +59,8 @@ class IndexResult:
             f"{bytes_text(self.spec.predicted_bytes)} were predicted; building it took {bytes_text(self.grown_bytes)}",
             f"effort   {effort}",
         ]
+        if said := self.cut.line():
+            lines.append(f"cut      {said} when they were embedded")
         quality = self.quality
         if quality is None:
             lines.append("recall   not measured: the vectors to compare with are not all there")
@@ -125,6 +131,7 @@ def build_index(config: IndexConfig, *, say: Say = print) -> IndexResult:
         grown_bytes=grown,
         build_seconds=build_seconds,
         seconds=time.perf_counter() - started,
+        cut=_cut_texts(record),
     )
     _warn_if_outgrown(plan, say)
     return result
@@ -227,6 +234,14 @@ def _record(
         "config": plan.config.to_json(),
         "versions": {**library_versions(), "faiss": library_version()},
     }
+
+
+def _cut_texts(record: Mapping[str, Any]) -> CutTexts:
+    cut = CutTexts()
+    for one in record["embeddings"]:
+        if (known := one.get("cut")) is not None:
+            cut = CutTexts(length=known["length"]).and_more(cut.n_texts + known["n_texts"], cut.n_cut + known["n_cut"])
+    return cut
 
 
 def _recall_record(plan: IndexPlan, quality: IndexQuality | None) -> dict[str, Any] | None:

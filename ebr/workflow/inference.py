@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ebr.config import InferenceConfig
+from ebr.data.cut_texts import CutTexts
 from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
 from ebr.errors import ConfigError
@@ -81,6 +82,8 @@ class InferenceResult:
     prompt: str
     settings: ComputeSettings
     seconds: float
+    cut: CutTexts | None = None
+    """Rows whose text is longer than the model reads; None = parts of an earlier version did not count them."""
 
     def summary(self) -> str:
         """What was written, how, and what was left out and why."""
@@ -89,6 +92,10 @@ class InferenceResult:
             f"vectors  {done.output_path}: {_counted(done.n_rows, 'row')} of {done.dim} from {_counted(done.n_files, 'table')}"
         )
         lines.append(f"texts    {self._texts()}")
+        if self.cut is None:
+            lines.append("cut      not counted: some shards were finished by an earlier version of ebr, which did not")
+        elif said := self.cut.line():
+            lines.append(f"cut      {said}")
         if done.n_kept:
             lines.append(f"kept     {done.n_kept:,} of {done.n_shards:,} shards were finished before")
         lines.append(f"computed {self.settings.describe()}")
@@ -179,6 +186,8 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
     from ebr.inference.incremental import fill_store
     from ebr.inference.ledger import open_ledger
     from ebr.inference.pipeline import embed_source
+    from ebr.model.lengths import kept_length
+    from ebr.model.prompts import Role
 
     started = time.perf_counter()
     plan = plan_inference(config)
@@ -186,6 +195,8 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
         say(line)
     loaded = load_for_inference(config, say)
     output = plan.output()
+    length = kept_length(loaded.model, Role.DOCUMENT.value)
+    own_length = None if length == loaded.facts["max_seq_length"] else length
     with open_ledger(config.output_path, make_recipe(config, loaded.facts, output.options)) as ledger:
         if ledger.changed:
             taken_over = output.options.incremental and ledger.brought_up_to_date
@@ -196,6 +207,13 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
             ledger.begin(settings.to_json(), asked_for(config))
             if output.options.incremental and ledger.brought_up_to_date:
                 fill_store(config.output_path, ledger.brought_up_to_date, output.options)
-            facts = {**loaded.facts, "config": config.to_json(), "settings": settings.to_json(), "versions": library_versions()}
+            facts = {
+                **loaded.facts,
+                "passage_max_len": own_length,
+                "config": config.to_json(),
+                "settings": settings.to_json(),
+                "versions": library_versions(),
+            }
             embedded = embed_source(plan.source, output, ledger, workers, config.shard_rows, facts)
-    return InferenceResult(embedded, loaded.facts["prompt"], settings, time.perf_counter() - started)
+    cut = None if embedded.n_cut is None else CutTexts(embedded.n_rows, embedded.n_cut, length)
+    return InferenceResult(embedded, loaded.facts["prompt"], settings, time.perf_counter() - started, cut)

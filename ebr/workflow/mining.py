@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import MiningConfig
 from ebr.data.corpus import count_texts, find_corpus, read_corpus
+from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
 from ebr.data.record_layouts import RecordFormat
@@ -75,6 +76,8 @@ class MiningResult:
     shown: tuple[str, ...]
     """A few examples, with their texts cut."""
     seconds: float
+    cut: tuple[CutTexts, CutTexts] = (CutTexts(), CutTexts())
+    """Queries and candidates that are longer than the model reads."""
 
     def summary(self) -> str:
         """How many negatives were kept, why other candidates went, and a few records to read."""
@@ -88,6 +91,7 @@ class MiningResult:
             )
         if not_helped := counts.records_by_mined[0]:
             lines.append(f"no new    {not_helped:,} records got no new negative; they are in the file without one")
+        lines += [f"cut       {said}" for said in cut_lines(self.cut)]
         lines += [f"examples  {self.examples_path}", f"took      {self.seconds:,.1f} s"]
         return "\n\n".join(["\n".join(lines), *self.shown])
 
@@ -128,17 +132,19 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
     model = _load(config)
     home = config.output_path.absolute().parent
     home.mkdir(parents=True, exist_ok=True)
+    # The rules are shares of a cosine, and it is by cosine that training compares.
+    encoder = RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False, similarity=COSINE)
     mined = mine(
         plan.records,
         read_corpus(plan.corpus) if plan.corpus else None,
-        # The rules are shares of a cosine, and it is by cosine that training compares.
-        RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False, similarity=COSINE),
+        encoder,
         _rules(config),
         scratch=home,
         n_candidates=plan.n_candidates,
     )
     with closing(mined):
         result = _write(plan, mined, started)
+    result = replace(result, cut=encoder.cut_texts)
     manifest = {
         "kind": KIND,
         "config": config.to_json(),
@@ -148,6 +154,7 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
         "sha256": hash_file(result.path),
         "format": plan.format.value,
         "counts": result.counts.to_json(),
+        "cut": cut_facts(encoder.cut_texts),
     }
     write_json(manifest_path(result.path), manifest)
     return result
