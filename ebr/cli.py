@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 from ebr.config import Config
 from ebr.config.options import add_arguments, flag_to_name, read_record
 from ebr.config.tables import CONFIGS
-from ebr.errors import ConfigError, EBRError, Interrupted
+from ebr.errors import ConfigError, EBRError, Interrupted, ReaderGone
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -36,6 +37,8 @@ class Command:
     """The verb that only looks at what would be run; None = there is none."""
     about: str | None = None
     """What it does, in one line; None = as its options say."""
+    ends_with_reader: bool = False
+    """Whether what it says is its result, so that it ends when nobody reads that any more; others finish their work."""
 
 
 _CHECK = "Look at training data, options and machine before a fine-tuning, and train nothing; options are those of finetune."
@@ -50,7 +53,7 @@ COMMANDS = {
     "visualize": Command(CONFIGS["visualize"], "visualize_embeddings", "plan_visualization"),
     "evaluate": Command(CONFIGS["evaluate"], "evaluate_retrieval", "plan_evaluation"),
     "index": Command(CONFIGS["index"], "build_index", "plan_index"),
-    "search": Command(CONFIGS["search"], "search_index", "plan_search", positional="query"),
+    "search": Command(CONFIGS["search"], "search_index", "plan_search", positional="query", ends_with_reader=True),
     "mine": Command(CONFIGS["mine"], "mine_hard_negatives", "plan_mining"),
 }
 
@@ -129,14 +132,15 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
     if (words := values.pop("words", None)) and command.positional:
         if command.positional in values:
             raise ConfigError(f"{command.positional}: given with its flag and without; give it once")
-        values[command.positional] = " ".join(words)
     for option, value in values.items():
         if value in ("none", ["none"]) and command.config.may_be_unset(option):
             values[option] = None  # unsets what the record or the default set
+    if words and command.positional:
+        values[command.positional] = " ".join(words)  # whatever it says: a text to search for may be "none"
     config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
     if dry_run:
-        print("\n".join(getattr(workflow, command.plan)(config).lines()))
-        print("dry run: nothing was written")
+        _say("\n".join(getattr(workflow, command.plan)(config).lines()))
+        _say("dry run: nothing was written")
         return 0
     verb = command.check if only_check and command.check else command.run
     if command.on_every_gpu and not only_check:
@@ -145,12 +149,34 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
         )
         if exit_code is not None:
             return exit_code
-    result = getattr(workflow, verb)(config)
-    if _is_first_process():
-        if not getattr(result, "is_data", False):  # what a program reads holds nothing but the data
-            print()
-        print(result.summary())
+    result = getattr(workflow, verb)(config, say=_say_to_reader if command.ends_with_reader else _say)
+    # What a program reads holds nothing but the data: no empty line either.
+    if _is_first_process() and (summary := result.summary()):
+        _say(f"\n{summary}")
     return 0
+
+
+def _say_to_reader(line: str) -> None:
+    """Print at once. Raises ReaderGone when nobody reads it any more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError as error:
+        _let_go()
+        raise ReaderGone from error
+
+
+def _say(line: str) -> None:
+    """Print at once; to nobody, once nobody reads it any more."""
+    with suppress(ReaderGone):
+        _say_to_reader(line)
+
+
+def _let_go() -> None:
+    """Whatever is still printed goes nowhere: Python would complain of the closed pipe once more when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _is_first_process() -> bool:
@@ -164,6 +190,8 @@ def _guarded(run: Callable[[], int]) -> int:
     logging.getLogger("ebr").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     try:
         return run()
+    except ReaderGone:
+        return 0
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
         return INTERRUPTED
@@ -178,6 +206,11 @@ def _guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\nebr: interrupted; nothing half-written was kept", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        try:
+            sys.stdout.flush()  # of --help, say
+        except BrokenPipeError:
+            _let_go()
 
 
 if __name__ == "__main__":

@@ -32,3 +32,7 @@ class SaveError(EBRError, OSError):
 
 class Interrupted(EBRError):
     """The user stopped a run; the message says what was saved and how to go on."""
+
+
+class ReaderGone(Exception):
+    """Whoever read what is printed has enough, as `head` has: no error, and nothing is said of it."""

@@ -15,7 +15,7 @@ from ebr.errors import DataError
 from ebr.inference.unfit import TOO_LARGE, UnfitTexts
 
 DIM = 5
-LONGEST = 20
+LONGEST = 6
 
 
 def vectors_of(texts):

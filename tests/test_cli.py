@@ -67,7 +67,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(workflow, "relaunch_on_every_gpu", lambda *_: None)
     for run, plan, _ in VERBS.values():
         for name in (run, plan):
-            monkeypatch.setattr(workflow, name, lambda config, name=name: noted.append((name, config)) or Done())
+            monkeypatch.setattr(workflow, name, lambda config, name=name, **_: noted.append((name, config)) or Done())
     return noted
 
 
@@ -257,7 +257,7 @@ def test_abbreviation_is_unknown_not_guessed(calls, capsys):
 
 
 def test_error_that_a_user_can_mend_is_its_message_and_exit_code_2(monkeypatch, capsys):
-    def refuse(config):
+    def refuse(config, **_):
         raise DataError("train.jsonl:3: 'positive' is empty; give a text")
 
     monkeypatch.setattr(workflow, "train_sentence_transformer", refuse)
@@ -269,7 +269,7 @@ def test_error_that_a_user_can_mend_is_its_message_and_exit_code_2(monkeypatch, 
     ("error", "message"), [(Interrupted("saved in run/checkpoint-3"), "saved in"), (KeyboardInterrupt(), "")]
 )
 def test_interruption_is_exit_code_130(error, message, monkeypatch, capsys):
-    def stop(config):
+    def stop(config, **_):
         raise error
 
     monkeypatch.setattr(workflow, "run_batch_inference", stop)
@@ -279,8 +279,66 @@ def test_interruption_is_exit_code_130(error, message, monkeypatch, capsys):
     assert "Traceback" not in err
 
 
+class Pipe:
+    """A standard output whose reader has gone, on a file of its own."""
+
+    def __init__(self, path):
+        self._file = path.open("w")
+        self.fileno, self.n_tried = self._file.fileno, 0
+
+    def write(self, text):
+        self.n_tried += 1
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("command", VERBS)
+def test_a_reader_that_has_enough_ends_a_search_and_no_other_work(command, monkeypatch, tmp_path, capsys):
+    said = []
+
+    def verb(config, say):
+        for line in ("one", "two"):
+            said.append(line)
+            say(line)
+        return Done()
+
+    monkeypatch.setattr(workflow, "relaunch_on_every_gpu", lambda *_: None)
+    monkeypatch.setattr(workflow, VERBS[command][0], verb)
+    monkeypatch.setattr(sys, "stdout", Pipe(tmp_path / "out"))
+    assert cli.main([command, *NEEDED.get(command, [])]) == 0
+    assert said == (["one"] if command == "search" else ["one", "two"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_plan_and_a_help_page_need_no_reader_either(monkeypatch, tmp_path, calls):
+    monkeypatch.setattr(sys, "stdout", Pipe(tmp_path / "out"))
+    assert cli.main(["infer", "--dry_run"]) == 0
+    monkeypatch.setattr(sys, "stdout", Pipe(tmp_path / "out"))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["infer", "--help"])
+
+
+def test_a_verb_is_handed_a_way_to_speak_that_is_read_at_once(monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr(
+        workflow, "build_index", lambda config, say: (say("a line"), read.append(capsys.readouterr().out)) and Done()
+    )
+    assert cli.main(["index"]) == 0
+    assert read == ["a line\n"]
+
+
+@pytest.mark.parametrize("words", [["none"], ["none", "none"]])
+def test_a_text_that_says_none_is_searched_for(words, calls):
+    assert cli.main(["search", *words]) == 0
+    assert calls.pop()[1].query == " ".join(words)
+    assert cli.main(["search", "--query", "none", "--queries_path", "q.txt"]) == 0
+    assert calls.pop()[1].query is None
+
+
 def test_error_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(workflow, "run_batch_inference", lambda config: 1 // 0)
+    monkeypatch.setattr(workflow, "run_batch_inference", lambda config, **_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["infer"])
 

@@ -206,11 +206,6 @@ def test_a_store_of_a_version_that_did_not_count_is_used(tmp_path):
         store.close()
 
 
-def test_workers_of_their_own_count_too(tiny_model, tmp_path):
-    write_table(tmp_path)
-    assert embedded(tiny_model, tmp_path, engine="processes", num_workers=2)[0] == 4
-
-
 # ---------------------------------------------------------------- the other verbs
 
 

@@ -509,7 +509,7 @@ def test_the_sidecar_says_what_a_search_needs(home):
     assert (sidecar["query_prompt"], sidecar["query_max_len"], sidecar["truncate_dim"]) == ("q: ", 32, 16)
     assert (sidecar["metric"], sidecar["dim"], sidecar["n_rows"], sidecar["index_kind"]) == ("inner_product", 16, 50, "flat")
     manifest_sha256 = hash_file(path.with_name("vectors.npy.manifest.json"))
-    assert sidecar["embeddings"] == [{"path": str(path), "n_rows": 50, "manifest_sha256": manifest_sha256}]
+    assert sidecar["embeddings"] == [{"path": str(path), "n_rows": 50, "cut": None, "manifest_sha256": manifest_sha256}]
     assert sidecar["files"] == {name: hash_file(home.index / name) for name in ("index.faiss", "rows.parquet")}
     assert json.loads(json.dumps(sidecar, allow_nan=False)) == sidecar
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import faiss
 from ebr import IndexConfig, InferenceConfig, SearchConfig, build_index, open_index, run_batch_inference, search_index
 from ebr.cli import main
 from ebr.data.files import read_manifest, write_json
-from ebr.data.queries import Query, read_queries
-from ebr.errors import ConfigError, DataError, ModelError
+from ebr.data.queries import Query
+from ebr.errors import ConfigError, DataError, ModelError, ReaderGone
 from ebr.inference.engines import LocalEngine
 from ebr.model.encoder import load_encoder
 from ebr.model.prompts import Role
@@ -193,36 +194,6 @@ def test_trust_does_not_switch_the_checks_of_a_sidecar_off(shop):
         open_index(shop / "index", trust_index=True)
 
 
-# ---------------------------------------------------------------- files of queries
-
-
-def test_queries_are_lines_of_text_or_of_json(tmp_path):
-    (tmp_path / "q.txt").write_text("\ufeffred shoe\r\n\n 红鞋\u2028子 \n", encoding="utf-8")
-    assert read_queries(tmp_path / "q.txt") == [Query("1", "red shoe"), Query("3", "红鞋\u2028子")]
-    lines = ['{"_id": "q7", "text": "红鞋", "metadata": {}}', "", '{"id": 8, "text": "b"}', '{"_id": null, "text": "c"}']
-    (tmp_path / "q.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert read_queries(tmp_path / "q.jsonl") == [Query("q7", "红鞋"), Query("8", "b"), Query("4", "c")]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("q.jsonl", b'{"text": "a"}\n{"text": ""}\n', r"q\.jsonl:2: needs 'text'"),
-        ("q.jsonl", b'{"text": "a"}\nred\n', r"q\.jsonl:2: is not JSON"),
-        ("q.jsonl", b"[1]\n", r"q\.jsonl:1: needs 'text'"),
-        ("q.jsonl", b'{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "the id 'a' comes twice"),
-        ("q.txt", b"\n \n", "holds no queries"),
-        ("q.txt", b"\xff\xfe", "cannot be read"),
-    ],
-)
-def test_what_is_no_query_is_named_with_its_line(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_queries(tmp_path / name)
-    with pytest.raises(DataError, match=r"none\.txt: cannot be read"):
-        read_queries(tmp_path / "none.txt")
-
-
 # ---------------------------------------------------------------- the shell
 
 
@@ -248,6 +219,73 @@ def test_json_lines_are_all_that_stands_on_the_standard_output(shop, capsys):
     assert set(hits[0]) == {"query_id", "query", "rank", "score", "id", "columns"}
 
 
+def queries_file(home, n):
+    (home / "q.tsv").write_text("".join(f"q{row}\ta red cup {row}\n" for row in range(n)))
+    return {"queries_path": home / "q.tsv", "index_path": home / "index", "k": 1}
+
+
+def test_hits_are_said_as_they_are_found(shop, monkeypatch):
+    from ebr.workflow.text_index import TextIndex
+
+    steps, search = [], TextIndex.search
+    monkeypatch.setattr(
+        TextIndex, "search", lambda self, texts, *a, **o: steps.append(len(texts)) or search(self, texts, *a, **o)
+    )
+    say = lambda line: steps.append(json.loads(line)["query_id"])  # noqa: E731
+    result = search_index(SearchConfig(**queries_file(shop, 50), output_format="jsonl"), say=say)
+    names = [f"q{row}" for row in range(50)]
+    assert steps == [16, *names[:16], 32, *names[16:48], 2, *names[48:]]
+    assert [query.id for query in result.queries] == names and result.summary() == ""
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "table"])
+def test_a_reader_that_has_enough_ends_the_search_but_a_file_becomes_whole(shop, output_format):
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 3:
+            raise ReaderGone
+
+    config = SearchConfig(**queries_file(shop, 20), output_format=output_format)
+    with pytest.raises(ReaderGone):
+        search_index(config, say=say)
+    said.clear()
+    search_index(config.model_copy(update={"output_path": shop / "hits.jsonl"}), say=say)
+    assert len(said) == 3 and len((shop / "hits.jsonl").read_text().splitlines()) == 20
+
+
+def test_an_index_is_searched_from_another_folder(tiny_model, shop, tmp_path, monkeypatch):
+    model = Path(tiny_model)
+    monkeypatch.chdir(model.parent)
+    (shop / "vectors.parquet").unlink()
+    embed(model.name, shop)
+    build_index(index_config(shop), say=silent)
+    assert read_manifest(shop / "vectors.parquet")["model"] == read_manifest(shop / "index")["model"] == str(model.resolve())
+    monkeypatch.chdir(tmp_path)
+    assert open_index(shop / "index").search(["a cup"])
+    monkeypatch.chdir(model.parent)
+    relative = {**read_manifest(shop / "vectors.parquet"), "model": model.name}  # as earlier versions wrote it
+    write_json(shop / "vectors.parquet.manifest.json", relative)
+    build_index(index_config(shop), say=silent)
+    assert read_manifest(shop / "index")["model"] == str(model.resolve())
+
+
+def test_a_model_that_is_not_where_the_index_says_is_asked_for_by_its_option(shop):
+    changed_sidecar(shop, model="gone/model")
+    with pytest.raises(ModelError, match=r"model 'gone/model': .*index names it; give where it lies now with --model_path"):
+        open_index(shop / "index").search(["a cup"])
+    with pytest.raises(ModelError) as error:
+        open_index(shop / "index", model_path="other/model").search(["a cup"])
+    assert "names it" not in str(error.value)
+
+
+def test_vectors_made_elsewhere_are_said_to_be_so_once(shop, caplog):
+    np.save(shop / "v.npy", np.eye(8, dtype=np.float32))
+    build_index(IndexConfig(embeddings_path=shop / "v.npy", index_path=shop / "j", id_column=None), say=silent)
+    assert caplog.text.count("no manifest") == 1
+
+
 def test_a_dry_run_says_what_would_be_searched(shop, capsys):
     assert main(["search", "--index_path", f"{shop}/index", "--dry_run", "a", "cup"]) == 0
     out = capsys.readouterr().out
@@ -257,7 +295,7 @@ def test_a_dry_run_says_what_would_be_searched(shop, capsys):
 
 def test_chinese_takes_two_columns_of_a_table():
     matches = (Match(1, 0.5, "苹果", {"name": "红\n鞋", "no": None}), Match(2, 0.25, "b", {"name": "x" * 99, "no": "7"}))
-    table = SearchResult((Query("1", "鞋"),), (matches,), "table").table().split("\n")
+    table = SearchResult((Query("1", "鞋"),), (matches,)).table().split("\n")
     assert table[0] == "鞋"
     assert table[1] == "rank  score   id    name" + " " * 58 + "no"
     assert table[2] == "1     0.5000  苹果  红 鞋"

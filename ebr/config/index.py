@@ -99,8 +99,8 @@ class SearchConfig(Config):
     query: str | None = option(None, "the text to search for", "要检索的文本", min_length=1)
     queries_path: Path | None = option(
         None,
-        "a file of queries: one a line, or .jsonl with text and optionally _id",
-        "查询文件：每行一条，或含 text（可选 _id）的 .jsonl",
+        "a file of queries: .txt (one a line), .json, .jsonl, .tsv, .csv, Parquet (id, text), also as .gz; - = standard input",
+        "查询文件：.txt（每行一条）、.json、.jsonl、.tsv、.csv 或 Parquet（id 与文本），也可为 .gz；- 表示标准输入",
     )
     index_path: Path = option(Path("./faiss/index"), "folder of the index, or a FAISS file", "索引目录，或 FAISS 索引文件")
     k: int = option(10, "hits a query", "每个查询返回的条数", ge=1)

@@ -106,6 +106,11 @@ def _read(file: Path) -> list[Query]:
     return queries
 
 
+def one_query(text: str) -> Query:
+    """The query that a person typed. Raises DataError when there is nothing in it to search for."""
+    return _query(_Found("query 1", None, text))
+
+
 def _query(found: _Found) -> Query:
     own, text = found.id, found.text
     if not isinstance(text, str) or is_blank(text):

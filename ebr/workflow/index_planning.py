@@ -97,6 +97,8 @@ def _model_facts(config: IndexConfig, source: VectorSource, before: Sidecar | No
     from ebr.model.origin import absolute_name, resolve_model
 
     facts = dict(source.model)
+    for key in ("model", "base_model_path"):  # a search may stand in another folder
+        facts[key] = facts[key] and absolute_name(str(facts[key]))
     for name, key in (("model_path", "model"), ("base_model_path", "base_model_path")):
         if (given := config[name]) is not None:
             resolve_model(given)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ebr.config import SearchConfig
+from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest, write_aside
-from ebr.data.queries import Query, read_queries
+from ebr.data.queries import Query, one_query, read_queries
 from ebr.data.terminal_text import cut_text, pad_text, text_columns
-from ebr.errors import ConfigError
+from ebr.errors import ConfigError, ReaderGone
 from ebr.workflow.speech import Say
 from ebr.workflow.text_index import Match, TextIndex, open_index
 
 __all__ = ["Match", "SearchPlan", "SearchResult", "TextIndex", "open_index", "plan_search", "search_index"]
 
+log = logging.getLogger(__name__)
+
 _CELL_COLUMNS = 60
 _QUERY_COLUMNS = 72
-_QUERIES_AT_ONCE = 1024
+_QUERIES_AT_FIRST, _QUERIES_AT_ONCE = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -50,36 +56,31 @@ class SearchResult:
 
     queries: tuple[Query, ...]
     matches: tuple[tuple[Match, ...], ...]
-    output_format: str
     output_path: Path | None = None
-
-    @property
-    def is_data(self) -> bool:
-        """Whether the summary is for programs: then nothing else may be printed."""
-        return self.output_format == "jsonl"
+    cut: CutTexts = field(default_factory=CutTexts)
+    """Queries that are longer than the model reads."""
 
     def json_lines(self) -> list[str]:
         """One JSON object a match: query_id, query, rank, score, id, columns."""
-        return [
-            json.dumps({"query_id": query.id, "query": query.text, **match.to_json()}, ensure_ascii=False)
-            for query, matches in zip(self.queries, self.matches, strict=True)
-            for match in matches
-        ]
+        pairs = zip(self.queries, self.matches, strict=True)
+        return [line for query, matches in pairs for line in _json_lines(query, matches)]
 
     def table(self) -> str:
         """Each query and its matches, aligned for a terminal; long cells are cut."""
-        blocks = [
-            "\n".join([cut_text(query.text, _QUERY_COLUMNS), *_table_rows(matches)])
-            for query, matches in zip(self.queries, self.matches, strict=True)
-        ]
-        return "\n\n".join(blocks)
+        return "\n\n".join(_block(query, matches) for query, matches in zip(self.queries, self.matches, strict=True))
 
     def summary(self) -> str:
-        """The table or the JSON lines, as asked for; where they went, when they went to a file."""
-        if self.is_data:
-            return "\n".join(self.json_lines())
-        written = f"\n\nhits written to {self.output_path}" if self.output_path else ""
-        return self.table() + written
+        """Where the hits went, when they went to a file; they were said when they were found."""
+        return f"hits written to {self.output_path}" if self.output_path else ""
+
+
+def _json_lines(query: Query, matches: Sequence[Match]) -> list[str]:
+    records = [{"query_id": query.id, "query": query.text, **match.to_json()} for match in matches]
+    return [json.dumps(record, ensure_ascii=False) for record in records]
+
+
+def _block(query: Query, matches: Sequence[Match]) -> str:
+    return "\n".join([cut_text(query.text, _QUERY_COLUMNS), *_table_rows(matches)])
 
 
 def _table_rows(matches: Sequence[Match]) -> list[str]:
@@ -98,7 +99,7 @@ def plan_search(config: SearchConfig) -> SearchPlan:
     """Read the queries, and search for nothing. Raises EBRError subclasses that say what to mend."""
     config.check()
     _check_output(config)
-    queries = read_queries(config.queries_path) if config.queries_path else [Query("1", config.query or "")]
+    queries = read_queries(config.queries_path) if config.queries_path else [one_query(config.query or "")]
     return SearchPlan(config, tuple(queries))
 
 
@@ -118,7 +119,8 @@ def _check_output(config: SearchConfig) -> None:
 def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:
     """Search an index with a text, or with a file of them. Raises EBRError subclasses that say what to mend.
 
-    Says nothing where the result is JSON lines, which a program reads from the same place.
+    Hits are said as they are found: as a table, or as JSON lines, which a program reads from the same place, so that nothing
+    else is said then. When say raises ReaderGone, the search ends, unless hits are written to a file: that becomes whole.
     """
     plan = plan_search(config)
     opened = open_index(
@@ -129,18 +131,55 @@ def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:
         pooling=config.pooling,
         base_model_path=config.base_model_path,
     )
-    if config.output_format != "jsonl":
+    is_table = config.output_format == "table"
+    if is_table:
         say(f"{config.index_path}: {len(opened):,} rows of {opened.dim}; model {opened.model_path}")
-    texts = [query.text for query in plan.queries]
     matches: list[tuple[Match, ...]] = []
-    is_short = len(texts) <= _QUERIES_AT_ONCE
-    with tqdm(total=len(texts), desc="search", unit="query", disable=is_short, dynamic_ncols=True) as bar:
-        for start in range(0, len(texts), _QUERIES_AT_ONCE):
-            found = opened.search(texts[start : start + _QUERIES_AT_ONCE], config.k, effort=config.search_effort)
-            matches += [tuple(each) for each in found]
-            bar.update(len(found))
-    result = SearchResult(plan.queries, tuple(matches), config.output_format, config.output_path)
-    if config.output_path:
-        with write_aside(config.output_path) as aside:
-            aside.write_text("".join(line + "\n" for line in result.json_lines()), encoding="utf-8")
-    return result
+    with _hits_file(config.output_path) as write:
+        for query, found in _each_found(opened, plan):
+            matches.append(found)
+            lines = _json_lines(query, found)
+            write(lines)
+            text = "\n" + _block(query, found) if is_table else "\n".join(lines)
+            if not text:
+                continue
+            try:
+                say(text)
+            except ReaderGone:
+                if config.output_path is None:
+                    raise
+                say = _to_nobody
+    if said := opened.cut_queries.line("query", "queries"):
+        log.warning("%s", said)
+    return SearchResult(plan.queries, tuple(matches), config.output_path, opened.cut_queries)
+
+
+def _each_found(opened: TextIndex, plan: SearchPlan) -> Iterator[tuple[Query, tuple[Match, ...]]]:
+    """Every query with its hits. The first queries go a few at a time, so that there is soon something to read."""
+    config, start, size = plan.config, 0, _QUERIES_AT_FIRST
+    is_short = len(plan.queries) <= _QUERIES_AT_ONCE
+    # At a terminal the hits themselves show how far it is.
+    disable = is_short or (config.output_path is None and sys.stdout is not None and sys.stdout.isatty())
+    with tqdm(total=len(plan.queries), desc="search", unit="query", disable=disable, dynamic_ncols=True) as bar:
+        while start < len(plan.queries):
+            some = plan.queries[start : start + size]
+            found = opened.search([query.text for query in some], config.k, effort=config.search_effort)
+            for query, matches in zip(some, found, strict=True):
+                yield query, tuple(matches)
+            bar.update(len(some))
+            start, size = start + size, min(2 * size, _QUERIES_AT_ONCE)
+
+
+@contextmanager
+def _hits_file(path: Path | None) -> Iterator[Callable[[Sequence[str]], None]]:
+    """A function that appends lines to a new file at path, which is there once the block has ended; None = to nowhere."""
+    if path is None:
+        yield lambda lines: None
+        return
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        yield lambda lines: file.writelines(line + "\n" for line in lines)
+        file.flush()
+
+
+def _to_nobody(line: str) -> None:
+    """Where lines go that nobody reads any more."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from ebr.config import IndexConfig
 from ebr.data.blank import is_blank
+from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, DataError, ModelError
@@ -85,6 +86,11 @@ class TextIndex:
         return self._index.dim
 
     @property
+    def cut_queries(self) -> CutTexts:
+        """How many of the texts that were searched for are longer than the model reads."""
+        return self._engine.cut_texts
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """What is kept of each row beside its id."""
         return self.sidecar.columns if self.sidecar else ()
@@ -155,10 +161,16 @@ class TextIndex:
         """The model that its queries go through. Raises ModelError when it is absent, or not the one of the index."""
         from ebr.inference.engines import LocalEngine
         from ebr.model.encoder import load_encoder
+        from ebr.model.origin import resolve_model
         from ebr.model.pooling import pooling_name
         from ebr.model.prompts import Role
 
         facts = self._facts
+        if self._how.model_path is None and self.model_path is not None:
+            try:
+                resolve_model(self.model_path)
+            except ModelError as error:
+                raise ModelError(f"{error}; {self.path} names it; give where it lies now with --model_path") from None
         if self.model_path is None:
             raise ModelError(f"model_path: nothing says which model made the vectors of {self.path}; name it")
         pooling, recorded = self._how.pooling, str(facts.get("pooling") or "")
