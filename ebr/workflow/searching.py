@@ -160,7 +160,7 @@ def _each_found(opened: TextIndex, plan: SearchPlan) -> Iterator[tuple[Query, tu
     is_short = len(plan.queries) <= _QUERIES_AT_ONCE
     # At a terminal the hits themselves show how far it is.
     disable = is_short or (config.output_path is None and sys.stdout is not None and sys.stdout.isatty())
-    with tqdm(total=len(plan.queries), desc="search", unit="query", disable=disable, dynamic_ncols=True) as bar:
+    with tqdm(total=len(plan.queries), desc="search", unit="query", disable=disable, leave=False, dynamic_ncols=True) as bar:
         while start < len(plan.queries):
             some = plan.queries[start : start + size]
             found = opened.search([query.text for query in some], config.k, effort=config.search_effort)
