@@ -69,7 +69,7 @@ class _Found:
     @property
     def number(self) -> str:
         """Of its line, or of its record."""
-        return re.findall(r"\d+$", self.where)[0]
+        return str(re.findall(r"\d+$", self.where)[0])
 
 
 def read_queries(path: Path) -> list[Query]:
