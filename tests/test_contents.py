@@ -24,6 +24,7 @@ from ebr.cli import main
 from ebr.data.contents import TableKind, contents_of, looks_like_gbk, suffix_within
 from ebr.data.corpus import find_corpus, read_corpus
 from ebr.data.dialects import Dialect
+from ebr.data.embeddings import read_embeddings
 from ebr.data.evaluation_set import read_evaluation_set
 from ebr.data.examples import read_examples
 from ebr.data.shards import count_rows, open_source, parse_shard, read_shards
@@ -107,7 +108,7 @@ FOREIGN = {
     "tar.gz": (gzip.compress(archive(tarred, "a.txt", TEXT.encode())), "within gzip, is a tar archive; unpack it first"),
     "tar.xz": (lzma.compress(archive(tarred, "a.txt", TEXT.encode())), "within xz, is a tar archive; unpack it first"),
     "gz.gz": (gzip.compress(gzip.compress(TEXT.encode())), "holds gzip packed with gzip; unpack it first"),
-    "orc.gz": (gzip.compress(ORC + b"\0"), "holds orc packed with gzip; unpack it first"),
+    "orc.gz": (gzip.compress(ORC), "holds orc packed with gzip; unpack it first"),
     "avro": (b"Obj\x01\x04\x14avro.codec\x08null\x16avro.schema", "is an Avro file; save it as Parquet, ORC or"),
     "snappy": (b"\xff\x06\0\0sNaPpY\x00", "is packed with snappy; unpack it, or pack it with gzip"),
     "sequence": (b"SEQ\x06\x19org.apache.hadoop.io.Text", "is a Hadoop SequenceFile"),
@@ -137,6 +138,16 @@ def test_a_database_is_named_and_so_is_snappy_of_hadoop_by_its_suffix(tmp_path):
         source_of(tmp_path / "in", database(tmp_path))
     with pytest.raises(DataError, match="Hadoop's own form of snappy is not read: write the table with gzip"):
         source_of(tmp_path / "other", FOREIGN["hadoop snappy"][0], "000000_0.snappy")
+
+
+def test_utf8_that_is_said_to_be_something_else_is_not_read_as_that(tmp_path):
+    # Read as gb18030, 红色跑鞋 would be 绾㈣壊璺戦瀷, and no byte of it wrong.
+    (tmp_path / "t").write_bytes(TEXT.encode())
+    for encoding in "gb18030", "latin-1":
+        with pytest.raises(DataError, match=rf"t: is UTF-8, not {encoding}; leave encoding out"):
+            contents_of(tmp_path / "t", encoding)
+    (tmp_path / "t").write_bytes("id\x01text\n1\x01隆隆隆\n".encode("gbk"))  # C2 A1 each: UTF-8 as well, but for few letters
+    assert contents_of(tmp_path / "t", "gb18030").encoding == "gb18030"
 
 
 def test_utf16_without_a_mark_asks_for_the_order_of_its_bytes(tmp_path):
@@ -284,3 +295,24 @@ def test_kinds_are_told_apart(tmp_path):
     for form, kind in {"parquet": TableKind.PARQUET, "orc": TableKind.ORC, "feather": TableKind.ARROW}.items():
         (tmp_path / "t").write_bytes(READ[form])
         assert contents_of(tmp_path / "t").kind is kind
+
+
+VECTORS = b"id\x01vector\n1\x010.5 1\n"
+
+
+@pytest.mark.parametrize(
+    "data", [gzip.compress(VECTORS), bz2.compress(VECTORS), b"\xff\xfe" + VECTORS.decode().encode("utf-16-le")]
+)
+def test_vector_files_of_text_are_read_in_the_same_forms(tmp_path, data):
+    (tmp_path / "v.txt").write_bytes(data)
+    found = read_embeddings(tmp_path / "v.txt")
+    assert (found.vectors.tolist(), found.columns) == ([[0.5, 1.0]], {"id": ["1"]})
+
+
+@pytest.mark.parametrize("form", ["tar.gz", "avro", "snappy", "hadoop snappy"])
+def test_vector_files_name_what_they_cannot_read(tmp_path, form):
+    data, message = FOREIGN[form]
+    (tmp_path / "v.txt").write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_embeddings(tmp_path / "v.txt")
+    assert message in str(caught.value)

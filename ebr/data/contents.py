@@ -125,6 +125,8 @@ def contents_of(path: Path, encoding: str = UTF8) -> Contents:
     if head and found in _MARKED:
         raise DataError(f"{path}: has no byte-order mark; give the encoding as {found}-le or {found}-be")
     _refuse_binary(path, head, found)
+    if found == encoding != UTF8 and _is_utf8(head):
+        raise DataError(f"{path}: is UTF-8, not {encoding}; leave encoding out, or keep files of one encoding in a folder")
     return Contents(kind, compression, found)
 
 
@@ -149,13 +151,13 @@ def _inflates(head: bytes) -> bool:
 
 
 def _kind(head: bytes, stream: BinaryIO | None = None) -> TableKind:
-    """stream: the file, to look at its end."""
+    """stream: the file, to look at its end; None = what is packed, whose end is seen where it is small."""
     if head.startswith(b"PAR1"):
         return TableKind.PARQUET
     if head.startswith(b"ARROW1\0\0"):
         return TableKind.ARROW
     # A column may be called ORCID.
-    if head.startswith(_ORC_MAGIC) and (b"\0" in head or (stream and _end(stream)[:-1] == _ORC_MAGIC)):
+    if head.startswith(_ORC_MAGIC) and (b"\0" in head or (_end(stream) if stream else head)[-4:-1] == _ORC_MAGIC):
         return TableKind.ORC
     return TableKind.TEXT
 
@@ -189,6 +191,15 @@ def _refuse_binary(path: Path, head: bytes, encoding: str) -> None:
         order = "be" if head.startswith(b"\0") else "le"
         guess = f"if it is UTF-16, give the encoding as utf-16-{order}"
     raise DataError(f"{path}: holds NUL bytes and is no text; {guess}")
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes, perhaps cut within a character, are UTF-8 beyond doubt: in another encoding several letters never are."""
+    try:
+        text = codecs.getincrementaldecoder(UTF8)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return sum(not char.isascii() for char in text) >= 4
 
 
 def looks_like_gbk(raw: bytes) -> bool:

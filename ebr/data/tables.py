@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ebr.data.contents import open_text
 from ebr.data.dialects import NULL, UTF8, Dialect
 from ebr.data.records import Records, end_of_quoted, is_escaped, read_records
 from ebr.errors import DataError
@@ -49,7 +50,7 @@ class BadRow:
 def read_header(file: Path, delimiter: str) -> list[str]:
     """The column names of a table. Raises DataError when the file is empty, unreadable, or names a column twice."""
     dialect = Dialect.of(delimiter)
-    with _open(file) as stream:
+    with open_text(file) as stream:
         first = first_records(file, stream, dialect)
     if first is None:
         raise DataError(f"{file}: is empty; a table starts with a line of column names")
@@ -101,7 +102,7 @@ def column_index(file: Path, header: Sequence[str], column: str, option: str) ->
 def read_rows(file: Path, delimiter: str, n_columns: int) -> Iterator[Row | BadRow]:
     """The rows below the header, one at a time; a row that is ragged or not UTF-8 comes as BadRow, in its place."""
     dialect = Dialect.of(delimiter)
-    with _open(file) as stream:
+    with open_text(file) as stream:
         # The header is the first record, not line 1: empty lines may stand above it.
         above = 1
         for records in read_records(file, stream, dialect):
@@ -227,10 +228,3 @@ def _unquoted(cell: str, quote: str, escape: str) -> str:
     # As Spark writes: an escape before anything else is a character like any other.
     own, mark = re.escape(quote), re.escape(escape)
     return re.sub(f"{mark}([{own}{mark}])|{own}{own}", lambda found: found[1] or quote, cell)
-
-
-def _open(file: Path) -> BinaryIO:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
