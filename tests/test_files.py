@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ebr.data import asides
 from ebr.data.files import (
     FOLDER_MANIFEST,
     as_os_error,
@@ -202,6 +203,7 @@ def test_swap_that_fails_half_way_puts_the_old_folder_back(tmp_path, folder, mon
         return replace(self, target)
 
     monkeypatch.setattr(type(folder), "replace", fail_on_new)
+    monkeypatch.setattr(asides, "_exchange", lambda first, second: False)
     with pytest.raises(OSError, match="disk full"), write_folder_aside(folder) as aside:
         (aside / "weights").write_text("new")
     assert tree(tmp_path) == {"model/weights": "old", "model/only_old": "x"}

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ebr.data.files import hash_file, manifest_path, read_manifest, write_files_aside, write_json
+from ebr.data.files import described, hash_file, manifest_path, read_manifest, write_files_aside, write_json
 from ebr.data.foreign_vectors import find_foreign, visible_files
+from ebr.data.places import place_of
 from ebr.data.vector_formats import (
     VectorFormat,
     files_of,
@@ -137,6 +138,7 @@ def find_embeddings(
     """
     if not path.exists():
         raise DataError(f"{option} {path}: no such file; run the inference stage first")
+    path = described(path)
     manifest = read_manifest(path)
     if manifest is not None:
         return _found_by_manifest(path, manifest)
@@ -248,7 +250,7 @@ def write_embeddings(
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file")
-    fmt = format_of(path, output_format)
+    fmt, path = format_of(path, output_format), place_of(path)
     table = pa.table({name: pa.array(list(cells), pa.string()) for name, cells in columns.items()})
     for row, why in unfit_rows(table, fmt, delimiter).items():
         raise DataError(f"{path}: row {row + 1}: {why}")

@@ -7,13 +7,15 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ebr.data.asides import claimed, old_of, put_file, put_folder, recover
+from ebr.data.places import is_stream, open_stream, place_of
 from ebr.errors import DataError
 
 FOLDER_MANIFEST = "ebr_manifest.json"
@@ -22,11 +24,6 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """In what safetensors and tokenizers say of a file that cannot be written: the system's number; their errors are no OSError."""
 _TORCH_ERRORS = ("inline_container.cc", "iostream error", "iostream_category error")
 """In the plain RuntimeErrors of torch.save, when a file does not take all that is written."""
-
-
-def _partial() -> str:
-    # Two machines of a cluster may write one file at once, with one process number.
-    return f"partial-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def as_os_error(error: BaseException) -> OSError | None:
@@ -62,62 +59,51 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with the same suffix, renamed to it when the block ends well and removed when not."""
+    """A temporary path with the same suffix, renamed to `path` when the block ends well and removed when not.
+
+    A link stays one, and what it leads to is replaced. What is no regular file, a device or a pipe, is written into when the
+    block ends well.
+    """
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as scratch, _naming(path):
+            yield (aside := Path(scratch) / f"stream{path.suffix}")
+            with aside.open("rb") as file, open_stream(path) as sink:
+                shutil.copyfileobj(file, sink)
+        return
+    path = place_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{_partial()}{path.suffix}")
-    try:
-        with _naming(path):
-            yield aside
-            flush(aside)
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    recover(path)
+    with claimed(path.parent, path.stem, path.suffix, _touch) as aside, _naming(path):
+        yield aside
+        put_file(aside, path)
+
+
+def _touch(path: Path) -> None:
+    path.touch(exist_ok=False)
 
 
 @contextmanager
 def write_files_aside(folder: Path) -> Iterator[Path]:
     """A new empty folder inside `folder`; the files in it move up when the block ends well, and are removed when not."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{_partial()}"
-    aside.mkdir()
-    try:
-        with _naming(folder):
-            yield aside
-            for file in sorted(aside.iterdir()):
-                flush(file)
-                file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with claimed(folder, "", "", Path.mkdir) as aside, _naming(folder):
+        yield aside
+        for file in sorted(aside.iterdir()):
+            put_file(file, folder / file.name)
 
 
 @contextmanager
 def write_folder_aside(folder: Path) -> Iterator[Path]:
-    """A new empty folder beside `folder`, swapped with it when the block ends well; until then the old one is untouched."""
+    """A new empty folder beside `folder`, swapped with it when the block ends well; until then the old one is untouched.
+
+    Of a link, what it leads to is replaced. What killed runs left of the same folder is removed first.
+    """
+    folder = place_of(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        with _naming(folder):
-            yield aside
-            for file in aside.rglob("*"):
-                flush(file)
-            if folder.exists():
-                folder.replace(old)
-            aside.replace(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Have a file's content on the disk before a rename that promises it."""
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    recover(folder, is_folder=True)
+    with claimed(folder.parent, folder.name, "", Path.mkdir) as aside, _naming(folder):
+        yield aside
+        put_folder(aside, folder, old_of(aside))
 
 
 def size_of(path: Path) -> int:
@@ -155,6 +141,14 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 def manifest_path(artefact: Path) -> Path:
     """Where the manifest of a file or folder lies."""
     return artefact / FOLDER_MANIFEST if artefact.is_dir() else artefact.with_name(artefact.name + ".manifest.json")
+
+
+def described(artefact: Path) -> Path:
+    """The name of an artefact by which its manifest lies: a link's own, or that of what it leads to where only that has one."""
+    if not artefact.is_symlink() or not artefact.exists() or manifest_path(artefact).exists():
+        return artefact
+    place = artefact.resolve()
+    return place if manifest_path(place).exists() else artefact
 
 
 def read_manifest(artefact: Path) -> dict[str, Any] | None:

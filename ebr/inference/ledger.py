@@ -19,9 +19,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ebr.data.files import flush, read_json, read_manifest, write_json
+from ebr.data.files import read_json, read_manifest, write_aside, write_json
 from ebr.errors import DataError
 from ebr.inference.parts import PARTS, STORE, PartRecord, inputs_digest, remove_parts
+
+_RUN = "run.json"
 
 Recipe = Mapping[str, Mapping[str, Any]]
 """What makes a part what it is beside its shard: `vectors` (model, prompt, lengths, …) and `layout` (columns, format, …)."""
@@ -47,6 +49,11 @@ def work_folder(output_path: Path) -> Path:
     real = output_path.resolve()
     place = output_path if real == output_path.absolute() else real
     return place.with_name(f".{place.name}.ebr")
+
+
+def was_begun(output_path: Path) -> bool:
+    """Whether a run of ours has written at this output, or was about to."""
+    return (work_folder(output_path) / _RUN).is_file()
 
 
 class Ledger:
@@ -135,10 +142,8 @@ class Ledger:
         self._finished_keys = frozenset(keys)
         self._write_run()
         lines = [json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records]
-        aside = self._journal.with_suffix(".partial")
-        aside.write_text("".join(lines), encoding="utf-8")
-        flush(aside)
-        aside.replace(self._journal)
+        with write_aside(self._journal) as aside:
+            aside.write_text("".join(lines), encoding="utf-8")
         for folder in ("rejects", "digests"):
             for file in sorted((self.work_dir / folder).glob("*")):
                 if not self.was_finished(file.stem):
@@ -149,7 +154,7 @@ class Ledger:
         return self.work_dir / "parts.jsonl"
 
     def _read_run(self) -> dict[str, Any]:
-        path = self.work_dir / "run.json"
+        path = self.work_dir / _RUN
         if not path.is_file():
             return {}
         try:
@@ -164,13 +169,13 @@ class Ledger:
             return Finished(**before) if before else None
         except TypeError:
             raise DataError(
-                f"{self.work_dir / 'run.json'}: is of another version of ebr; delete {self.work_dir} to embed everything again"
+                f"{self.work_dir / _RUN}: is of another version of ebr; delete {self.work_dir} to embed everything again"
             ) from None
 
     def _write_run(self) -> None:
         finished = self.finished and asdict(self.finished)
         record = {"recipe": self.recipe, "settings": self.settings, "asked": self.asked, "finished": finished}
-        write_json(self.work_dir / "run.json", record)
+        write_json(self.work_dir / _RUN, record)
 
     def _read_journal(self) -> Iterator[PartRecord]:
         if not self._journal.is_file():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ebr.data.asides import put_file
 from ebr.data.embeddings import iterate_embeddings, write_embeddings_manifest
 from ebr.data.files import hash_file, manifest_path, read_manifest, write_aside, write_files_aside
 from ebr.data.vector_formats import files_of, join_parts
@@ -137,7 +138,7 @@ class Output:
         for file in files[1:]:
             self.path.with_name(file.name).unlink(missing_ok=True)
         for file in files:
-            file.replace(self.path.with_name(file.name))
+            put_file(file, self.path.with_name(file.name))
         joined.rmdir()
         return hashes
 

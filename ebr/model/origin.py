@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
+from ebr.data.asides import recover
 from ebr.data.files import hash_file, hash_files
 from ebr.errors import ModelError, first_line
 
@@ -82,6 +83,8 @@ def resolve_model(name: str) -> ModelSource:
     Raises ModelError that says what was tried when it is none of them.
     """
     folder = Path(name).expanduser()
+    if not folder.exists():
+        recover(folder, is_folder=True)
     if folder.is_dir():
         if not any((folder / file).is_file() for file in _FIRST_FILES):
             raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ebr.data.asides import recover
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest
 from ebr.data.vectors import Columns
 from ebr.errors import ConfigError, DataError, first_line
@@ -43,6 +44,8 @@ class Sidecar:
 
 def read_sidecar(folder: Path) -> Sidecar:
     """The sidecar of an index. Raises DataError when there is none, or it is of something else, or cannot be used."""
+    if not folder.exists():
+        recover(folder, is_folder=True)
     if not folder.exists():
         raise DataError(f"index_path {folder}: no such folder; build it with: ebr index --index_path {folder}")
     facts = read_manifest(folder)

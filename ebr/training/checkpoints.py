@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebr.data.files import flush, read_json, write_json
+from ebr.data.asides import put_folder
+from ebr.data.files import read_json, write_json
 from ebr.errors import ConfigError
 from ebr.model.identity import differences
 
@@ -40,10 +41,7 @@ def epoch_name(epoch: int) -> str:
 def put_in_place(aside: Path, checkpoint: Path, record: Mapping[str, Any], step: int) -> None:
     """Mark a checkpoint that was written aside as whole, and give it its name."""
     write_json(aside / MARK, {"files": _sizes(aside), "step": step, **record})
-    for file in aside.rglob("*"):
-        flush(file)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    aside.replace(checkpoint)
+    put_folder(aside, checkpoint, old=aside.with_name(f"{aside.name}.old"))
 
 
 def is_whole(checkpoint: Path) -> bool:

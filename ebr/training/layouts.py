@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ebr.data.files import FOLDER_MANIFEST, read_json, read_manifest, size_of, write_json
+from ebr.data.asides import recover
+from ebr.data.files import read_json, read_manifest, size_of, write_json
+from ebr.data.places import check_place
 from ebr.errors import ConfigError
 from ebr.training.checkpoints import NAME, step_of, whole_checkpoints
 
@@ -37,8 +39,11 @@ class Layout:
     work: Path
 
     def check(self) -> None:
-        """Refuse to replace what is not a result of ours. Raises ConfigError."""
-        if self.final.is_dir() and any(self.final.iterdir()) and not (self.final / FOLDER_MANIFEST).is_file():
+        """Refuse to replace what is not a result of ours, once what a killed run moved away is back. Raises ConfigError."""
+        check_place(self.final, "output_dir", is_folder=True)
+        recover(self.final, is_folder=True)
+        is_model = self.final.is_dir() and (read_manifest(self.final) or {}).get("kind") == "model"
+        if self.final.is_dir() and any(self.final.iterdir()) and not is_model:
             raise ConfigError(
                 f"output_dir: {self.final} holds something that is not a model of ours; move it, or choose another"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.examples import find_training_files
-from ebr.data.files import hash_files, write_folder_aside
+from ebr.data.files import hash_files, read_json, write_folder_aside
+from ebr.data.places import check_place
 from ebr.data.terminal_text import pad_text, text_columns
 from ebr.errors import ConfigError
 from ebr.workflow.evaluated_models import check_base, distinct_names, facts_of, load_for_evaluation
@@ -114,7 +114,7 @@ def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
 
     # A wrong second path would otherwise show only after the first evaluation.
     check_base(config.base_model_path, [resolve_model(path) for path in config.models])
-    _check_output(config.output_dir)
+    _check_output(config)
     training = Provenance.of(config.models)
     if config.train_data is not None:
         find_training_files(config.train_data, option="train_data")
@@ -274,12 +274,31 @@ def _write_runs(plan: EvaluationPlan, reports: Sequence[DatasetReport]) -> list[
     return [folder / name for name in names]
 
 
-def _check_output(folder: Path) -> None:
-    """Refuse an output_dir that cannot be written to, before hours of work. Raises ConfigError."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        what = "is a file; name a folder" if parent == folder else f"{parent} is no folder that can be written to"
-        raise ConfigError(f"output_dir {folder}: {what}")
-    for name in ("report.html", "report.json"):
-        if (folder / name).is_dir():
-            raise ConfigError(f"output_dir {folder}: {name} in it is a folder; move it away")
+def _check_output(config: EvaluationConfig) -> None:
+    """Refuse an output_dir that cannot be written to, or holds no report of ours, before hours of work. Raises ConfigError."""
+    folder = config.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder}: is a file; name a folder")
+    page, numbers = files = [folder / name for name in ("report.html", "report.json")]
+    for file in files:
+        check_place(file, "output_dir")
+        if file.is_dir():
+            raise ConfigError(f"output_dir {folder}: {file.name} in it is a folder; move it away")
+    foreign = numbers if numbers.exists() and not _is_report(numbers) else None
+    foreign = page if page.exists() and not numbers.exists() else foreign
+    if config.save_runs and (runs := folder / _RUNS).exists():
+        # They are replaced as a folder, and that of TensorBoard has the same name.
+        inside = runs.rglob("*") if runs.is_dir() else [runs]
+        foreign = next((file for file in inside if file.suffix != ".trec" and not file.is_dir()), foreign)
+    if foreign:
+        raise ConfigError(
+            f"output_dir {folder}: {foreign} was not written by ebr evaluate; move it, or give another output_dir"
+        )
+
+
+def _is_report(file: Path) -> bool:
+    try:
+        record = read_json(file)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("kind") == "evaluation"

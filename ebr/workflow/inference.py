@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebr.config import InferenceConfig
 from ebr.data.cut_texts import CutTexts
 from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
+from ebr.data.places import check_place
 from ebr.errors import ConfigError
 from ebr.workflow.speech import Say, library_versions
 
@@ -134,7 +135,9 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
     config.check()
     output_format = format_of(config.output_path, config.output_format)
     check_dtype(output_format, config.vector_dtype)
-    _check_output(config)
+    # Vectors, manifest and state lie together, whatever link names them.
+    given, config = config.output_path, config.model_copy(update={"output_path": check_place(config.output_path)})
+    _check_output(config, given, output_format)
     source = open_source(
         config.input_dir,
         config.file_pattern,
@@ -155,25 +158,46 @@ def plan_inference(config: InferenceConfig) -> InferencePlan:
     return InferencePlan(config, source, output_format)
 
 
-def _check_output(config: InferenceConfig) -> None:
-    """Refuse an output that cannot be written, or would overwrite what is none. Raises ConfigError."""
+def _check_output(config: InferenceConfig, given: Path, fmt: VectorFormat) -> None:
+    """Refuse an output that would overwrite what is none, or be read by the next run. Raises ConfigError.
+
+    given: its name before links were followed.
+    """
     path, home = config.output_path, config.input_dir.resolve()
     if path.suffix and path.is_dir():
         raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'embeds.txt'}")
     if not path.suffix and path.is_file():
         raise ConfigError(f"output_path {path}: is a file; without a suffix it names a folder")
-    if home in (path.resolve(), *path.resolve().parents):
+    if home in (path.resolve(), *path.resolve().parents, *(given.absolute().parent.resolve() / given.name).parents):
         raise ConfigError(f"output_path {path}: lies in input_dir {config.input_dir}; write elsewhere")
     kind = (read_manifest(path) or {}).get("kind") if path.exists() else None
     if kind not in (None, "embeddings"):
         raise ConfigError(f"output_path {path}: is a {kind} of ebr; write elsewhere")
-    if path.is_dir() and kind is None and any(not file.name.startswith(("part-", ".")) for file in path.iterdir()):
+    if path.is_dir() and kind is None and any(map(_is_foreign, path.iterdir())):
         raise ConfigError(
             f"output_path {path}: holds other files; give a new folder, or a file in it like {path / 'embeds.txt'}"
         )
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"output_path {path}: {parent} is no folder that can be written to")
+    if path.suffix and kind is None and (foreign := _foreign_file(path, fmt)):
+        raise ConfigError(
+            f"output_path {path}: {foreign} is there already and was not made by ebr; delete or move it, or write elsewhere"
+        )
+
+
+def _is_foreign(file: Path) -> bool:
+    """Of a file in the folder of an output without a manifest: whether no run of ours made it."""
+    from ebr.data.embeddings import PART_FILE
+
+    return not (PART_FILE.fullmatch(file.name) or file.name.startswith("."))
+
+
+def _foreign_file(path: Path, fmt: VectorFormat) -> Path | None:
+    """What would be replaced by a vector file without a manifest, and is not of a run that was killed before it wrote that."""
+    from ebr.data.vector_formats import files_of
+    from ebr.inference.ledger import was_begun
+
+    if was_begun(path):
+        return None
+    return next((file for file in files_of(path, fmt) if file.is_file() and file.stat().st_size), None)
 
 
 def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> InferenceResult:
@@ -191,6 +215,7 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> Inferen
 
     started = time.perf_counter()
     plan = plan_inference(config)
+    config = plan.config
     for line in plan.lines(count=False):
         say(line)
     loaded = load_for_inference(config, say)

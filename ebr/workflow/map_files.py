@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 
 from ebr.config import VisualizationConfig
 from ebr.config.visualization import PAGE
-from ebr.data.files import manifest_path, read_json
+from ebr.data.files import described, manifest_path, read_json
 from ebr.errors import ConfigError
 
 PAGE_UP_TO = 200_000
@@ -58,9 +57,6 @@ def check_map_files(config: VisualizationConfig) -> None:
     for path in files.written():
         if path.is_dir():
             raise ConfigError(f"output_path {config.output_path}: {path} is a folder; give another name")
-    parent = next(folder for folder in config.output_path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"output_path {config.output_path}: {parent} is no folder that can be written to")
     for option, source in (("embeddings_path", config.embeddings_path), ("before_path", config.before_path)):
         if source is not None:
             _keep_apart(config, files, option, source)
@@ -68,10 +64,18 @@ def check_map_files(config: VisualizationConfig) -> None:
         raise ConfigError(
             f"output_path {config.output_path}: its numbers would replace {files.numbers}, of no map; give another name"
         )
+    drawn = [path for path in (files.picture, files.page, files.atlas) if path is not None and path.exists()]
+    if drawn and not files.numbers.exists():
+        raise ConfigError(
+            f"output_path {config.output_path}: {drawn[0]} is there already and of no map; delete it, or give another name"
+        )
 
 
 def _keep_apart(config: VisualizationConfig, files: MapFiles, option: str, source: Path) -> None:
-    read = {path.resolve() for path in (source, manifest_path(source), source.with_suffix(".rows.parquet"))}
+    names = [
+        name for path in (source, described(source)) for name in (path, manifest_path(path), path.with_suffix(".rows.parquet"))
+    ]
+    read = {path.resolve() for path in names}
     for path in files.written():
         if path.resolve() in read:
             raise ConfigError(f"output_path {config.output_path}: {path} would replace {option}; give another name")

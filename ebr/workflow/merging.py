@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import MergeConfig
+from ebr.data.asides import recover
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
+from ebr.data.places import check_place
 from ebr.errors import ConfigError, DataError, ModelError, first_line
 from ebr.workflow.model_folder import TRAINING_CONFIG, encoder_facts
 from ebr.workflow.speech import Say
@@ -87,7 +89,8 @@ def plan_merge(config: MergeConfig) -> MergePlan:
     folders = {"lora_adapter_path": adapter.folder}
     if base.folder is not None:
         folders["base_model_path"] = base.folder
-    output = config.output_path.expanduser().resolve()
+    output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
+    recover(output, is_folder=True)
     _check_output(output, folders)
     record = read_manifest(adapter.folder) or {}
     training = {**(record.get("config") or {}), **_options_beside(adapter.folder)}
@@ -102,9 +105,9 @@ def _check_output(output: Path, folders: Mapping[str, Path]) -> None:
             raise ConfigError(f"output_path {output}: is, holds or lies in the {name} {folder}; write elsewhere")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output_path {output}: is a file; give a folder")
-    is_model = any((output / file).is_file() for file in ("modules.json", "config.json"))
-    if output.is_dir() and not is_model and any(output.iterdir()):
-        raise ConfigError(f"output_path {output}: holds files, but no model that could be replaced; give a new folder")
+    is_merged = output.is_dir() and "adapter_sha256" in (read_manifest(output) or {})
+    if output.is_dir() and not is_merged and any(output.iterdir()):
+        raise ConfigError(f"output_path {output}: holds something else than an earlier merge; move it, or give a new folder")
 
 
 def _options_beside(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,6 +16,7 @@ from ebr.data.corpus import count_texts, find_corpus, read_corpus
 from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
+from ebr.data.places import check_place
 from ebr.data.record_layouts import RecordFormat
 from ebr.data.terminal_text import one_line
 from ebr.data.training_files import Record, as_format, read_training_records, to_object, training_file
@@ -101,9 +101,11 @@ def plan_mining(config: MiningConfig) -> MiningPlan:
     from ebr.model.origin import resolve_model
 
     config.check()
+    # The file, its manifest and its page lie together, whatever link names them.
+    given, config = config.output_path, config.model_copy(update={"output_path": check_place(config.output_path)})
     files = find_training_files(config.data_path)
     corpus = find_corpus(config.corpus) if config.corpus else None
-    _check_output(config, [*files, *([corpus] if corpus else [])])
+    _check_output(config, given, [*files, *([corpus] if corpus else [])])
     found, records = read_training_records(files)
     wanted = RecordFormat(config.output_format) if config.output_format else found
     n_positives = len({text.strip() for record in records for text in record.positives})
@@ -126,6 +128,7 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResu
 
     started = time.perf_counter()
     plan = plan_mining(config)
+    config = plan.config
     for line in plan.lines():
         say(line)
     inputs = _input_hashes(plan)
@@ -230,8 +233,11 @@ def _page_title(output: Path) -> str:
     return f"Mined for {one_line(output.name)}"
 
 
-def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
-    """Refuse an output that is an input, would become one, or would overwrite what is not ours. Raises ConfigError."""
+def _check_output(config: MiningConfig, given: Path, inputs: Sequence[Path]) -> None:
+    """Refuse an output that is an input, would become one, or would overwrite what is not ours. Raises ConfigError.
+
+    given: its name before links were followed.
+    """
     path = config.output_path
     if path.is_dir():
         raise ConfigError(f"output_path {path}: is a folder; give a file in it, like {path / 'mined.jsonl'}")
@@ -240,7 +246,7 @@ def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
         same = next((file for file in inputs if target.exists() and target.samefile(file)), None)
         if same:
             raise ConfigError(f"output_path {path}: {target} is {same}, an input; nothing is mined in place, write elsewhere")
-    if _is_found_by(path, config.data_path):
+    if _is_found_by(path, config.data_path) or _is_found_by(given, config.data_path):
         raise ConfigError(
             f"output_path {path}: lies where data_path {config.data_path} looks for records, beside those it was made from; "
             "write elsewhere"
@@ -250,9 +256,6 @@ def _check_output(config: MiningConfig, inputs: Sequence[Path]) -> None:
         raise ConfigError(
             f"output_path {path}: {foreign} is there already and was not mined by ebr; delete or move it, or write elsewhere"
         )
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"output_path {path}: {parent} is no folder that can be written to")
 
 
 def _not_ours(output: Path) -> Iterator[Path]:

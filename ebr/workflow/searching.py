@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ebr.config import SearchConfig
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest, write_aside
+from ebr.data.places import check_place, is_stream
 from ebr.data.queries import Query, one_query, read_queries
 from ebr.data.terminal_text import cut_text, pad_text, text_columns
 from ebr.errors import ConfigError, ReaderGone
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 _CELL_COLUMNS = 60
 _QUERY_COLUMNS = 72
 _QUERIES_AT_FIRST, _QUERIES_AT_ONCE = 16, 1024
+_LONGEST_HIT = 1 << 24
+_OF_A_HIT = {"query_id", "query", "rank", "score", "id"}
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,29 @@ def plan_search(config: SearchConfig) -> SearchPlan:
 
 
 def _check_output(config: SearchConfig) -> None:
-    """Refuse to write hits over what is searched with, or in. Raises ConfigError."""
-    if config.output_path is None:
+    """Refuse to write hits over what is searched with, or in, or holds anything but hits. Raises ConfigError."""
+    if config.output_path is None or is_stream(config.output_path):
         return
-    path, index = config.output_path.resolve(), config.index_path.resolve()
+    path, index = check_place(config.output_path).resolve(), config.index_path.resolve()
     if path.is_dir():
         raise ConfigError(f"output_path {config.output_path}: is a folder; give a file in it")
     if config.queries_path and path == config.queries_path.resolve():
         raise ConfigError(f"output_path {config.output_path}: is queries_path; write elsewhere")
     if index in (path, *path.parents):
         raise ConfigError(f"output_path {config.output_path}: lies in index_path {config.index_path}; write elsewhere")
+    if path.is_file() and not _is_hits(path):
+        raise ConfigError(f"output_path {config.output_path}: holds something else than hits; move it, or write elsewhere")
+
+
+def _is_hits(path: Path) -> bool:
+    """Whether a file was written by a search, by its first line; an empty one has nothing to lose."""
+    with path.open("rb") as file:
+        line = file.readline(_LONGEST_HIT)
+    try:
+        hit = json.loads(line) if line else dict.fromkeys(_OF_A_HIT)
+    except ValueError:
+        return False
+    return isinstance(hit, dict) and hit.keys() >= _OF_A_HIT
 
 
 def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ebr.config import VisualizationConfig
 from ebr.data.files import write_json
+from ebr.data.places import check_place
 from ebr.workflow.map_drawing import MapContent, MapPanel
 from ebr.workflow.map_files import MapFiles, check_map_files, map_files
 from ebr.workflow.map_numbers import METHODS, Coords, DrawnMap, MapNumbers
@@ -109,6 +110,7 @@ class VisualizationResult:
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
     """Read the rows and check columns and outputs, and draw nothing."""
     config.check()
+    config = config.model_copy(update={"output_path": check_place(config.output_path)})
     check_map_files(config)
     return VisualizationPlan(config, *_chosen(read_map_rows(config, _cache(config)), config))
 
@@ -119,12 +121,13 @@ def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> Vi
     Raises EBRError subclasses that say what to mend.
     """
     plan = plan_visualization(config)
+    config = plan.config
     for line in plan.lines():
         say(line)
     content = _content(plan, say)
     files = map_files(config, len(plan.rows.ids))
-    # The numbers vouch for the rest: none stand beside a picture of another run.
-    files.numbers.unlink(missing_ok=True)
+    # The numbers vouch for the rest: those of another run never stand beside this one's picture, nor this one's files alone.
+    write_json(files.numbers, {"config": config.to_json(), "maps": [], "files": []})
     if files.picture is not None:
         content.write_picture(files.picture)
     if files.page is not None:
