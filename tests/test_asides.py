@@ -167,6 +167,30 @@ def test_run_killed_after_the_exchange_leaves_the_new_folder_and_the_next_remove
     assert names(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize("name", ["model", "model.old-1.partial-2"])
+def test_folder_is_swapped_in_two_steps_where_it_must_be(tmp_path, monkeypatch, name):
+    in_two_steps(monkeypatch)
+    leftover(tmp_path / name, f".{name}.old-12345")
+    for text in ("first", "second"):
+        write(tmp_path / name, text)
+        assert (tmp_path / name / "weights").read_text() == text
+    assert names(tmp_path) == [name]
+
+
+def test_file_that_is_mounted_by_itself_is_written_into(tmp_path, monkeypatch):
+    (tmp_path / "out.json").write_text("1")
+    number = (tmp_path / "out.json").stat().st_ino
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(Path, "replace", busy)
+    write_json(tmp_path / "out.json", 2)
+    assert (tmp_path / "out.json").read_text() == "2\n"
+    assert (tmp_path / "out.json").stat().st_ino == number
+    assert names(tmp_path) == ["out.json"]
+
+
 # ---------------------------------------------------------------- of nobody else
 
 

@@ -241,7 +241,7 @@ def test_output_that_would_hurt_something_is_refused(tiny_model, adapter, tmp_pa
         refuse(base, adapter, "base_model_path", ConfigError, output_path=output)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    refuse(base, adapter, "no model that could be replaced", ConfigError, output_path=tmp_path / "mine")
+    refuse(base, adapter, "something else than an earlier merge", ConfigError, output_path=tmp_path / "mine")
     refuse(base, adapter, "is a file", ConfigError, output_path=tmp_path / "mine" / "thesis.txt")
     (tmp_path / "empty").mkdir()
     assert merge(base, adapter, output_path=tmp_path / "empty")[0].model_path == tmp_path / "empty"

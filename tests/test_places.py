@@ -13,10 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebr.config import EvaluationConfig, IndexConfig, InferenceConfig, MiningConfig, SearchConfig, VisualizationConfig
+from ebr.config import (
+    EvaluationConfig,
+    IndexConfig,
+    InferenceConfig,
+    MiningConfig,
+    SampleConfig,
+    SearchConfig,
+    VisualizationConfig,
+)
 from ebr.data.embeddings import read_embeddings, write_embeddings
 from ebr.data.files import manifest_path, read_manifest, write_aside, write_folder_aside, write_json
 from ebr.errors import ConfigError
+from ebr.training.layouts import Layout
 from ebr.workflow import (
     build_index,
     mine_hard_negatives,
@@ -24,12 +33,14 @@ from ebr.workflow import (
     plan_index,
     plan_inference,
     plan_mining,
+    plan_sample,
     plan_search,
     plan_visualization,
     run_batch_inference,
     search_index,
     visualize_embeddings,
 )
+from ebr.workflow.merging import check_output as check_merged
 from tests.conftest import REPO
 
 ELSEWHERE = Path("/dev/shm")
@@ -236,6 +247,9 @@ def plans(tiny_model, tables, pairs_file, evaluation_folder, tmp_path):
             VisualizationConfig(embeddings_path=tmp_path / "v.npy", output_path=path, cache=False)
         ),
         "index": lambda path: plan_index(IndexConfig(embeddings_path=tmp_path / "v.npy", index_path=path)),
+        "sample": lambda path: plan_sample(SampleConfig(output_root=tmp_path / "theirs")),
+        "merge": lambda path: check_merged(path.parent, {}),
+        "finetune": lambda path: Layout(path.parent, path.parent).check(),
         "evaluate": lambda path: plan_evaluation(
             EvaluationConfig(models=[tiny_model], eval_dataset=evaluation_folder, output_dir=path.parent, save_runs=True)
         ),
@@ -251,6 +265,10 @@ FOREIGN = {
     "visualize over a picture": ("visualize", "x.png", "of no map"),
     "visualize over a page": ("visualize", "x.html", "of no map"),
     "mine over a file": ("mine", "x.jsonl", "not mined by ebr"),
+    "sample over a table": ("sample", "infer_data/api_docs.csv", "is no sample of ours"),
+    "sample over judgements": ("sample", "datasets/api_docs/qrels.tsv", "is no sample of ours"),
+    "merge over a model": ("merge", "x/config.json", "holds something else than an earlier merge"),
+    "finetune over an index": ("finetune", "x-peft-lora/ebr_manifest.json", "is not a model of ours"),
     "evaluate over a page": ("evaluate", "report.html", "not written by ebr evaluate"),
     "evaluate over numbers": ("evaluate", "report.json", "not written by ebr evaluate"),
     "evaluate over the runs of TensorBoard": ("evaluate", "runs/events.out.tfevents.1", "not written by ebr evaluate"),
@@ -263,10 +281,10 @@ def test_what_is_no_earlier_result_is_refused_and_stays(plans, tmp_path, case):
     verb, name, message = FOREIGN[case]
     theirs = tmp_path / "theirs" / name
     theirs.parent.mkdir(parents=True)
-    theirs.write_text("precious\n")
+    theirs.write_text('{"kind": "precious"}\n')
     with pytest.raises(ConfigError, match=message):
         plans[verb](tmp_path / "theirs" / GIVEN.get(name, name))
-    assert theirs.read_text() == "precious\n"
+    assert theirs.read_text() == '{"kind": "precious"}\n'
 
 
 @pytest.mark.parametrize(("verb", "name"), [("infer", "x.txt"), ("mine", "x.jsonl"), ("index", "x"), ("visualize", "x.png")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import platform
@@ -105,12 +106,18 @@ def flush(path: Path) -> None:
 def put_file(aside: Path, path: Path) -> None:
     """Give a whole file its name, at once; what had it before is gone."""
     flush(aside)
-    aside.replace(path)
+    try:
+        aside.replace(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(aside, path)  # a file that is mounted by itself, into a container, can only be written into
+        flush(path)
     flush(path.parent)
 
 
 def put_folder(aside: Path, folder: Path, old: Path) -> None:
-    """Give a whole folder its name; what had it before is at `aside` then, or gone.
+    """Give a whole folder its name; what had it before is at `aside` then.
 
     In one step where the system can; else in two, between which the folder before is at `old`: recover knows old_of(aside).
     """
@@ -123,10 +130,11 @@ def put_folder(aside: Path, folder: Path, old: Path) -> None:
         try:
             aside.replace(folder)
         except BaseException:
-            old.replace(folder)
+            with suppress(OSError):
+                old.replace(folder)
             raise
         flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        old.replace(aside)  # half removed, it must never pass for what can be put back
     flush(folder.parent)
 
 
@@ -142,12 +150,14 @@ def _renamed(path: Path, before: str, after: str) -> Path:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two names in one step; False, with nothing changed, where system or file system cannot."""
-    libc, names = ctypes.CDLL(None), (os.fsencode(first), os.fsencode(second))
-    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        return bool(libc.renamex_np(*names, ctypes.c_uint(_SWAP)) == 0)
-    if hasattr(libc, "renameat2"):
+    names = os.fsencode(first), os.fsencode(second)
+    try:
+        libc = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(libc.renamex_np(*names, ctypes.c_uint(_SWAP)) == 0)
         return bool(libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_EXCHANGE)) == 0)
-    return False
+    except (AttributeError, OSError, TypeError):  # an older C library, another system
+        return False
 
 
 # ---------------------------------------------------------------- after a kill
@@ -164,14 +174,16 @@ def recover(path: Path, *, is_folder: bool = False) -> None:
     stem, suffix = (path.name, "") if is_folder else (path.stem, path.suffix)
     name = re.compile(rf"\.{re.escape(stem)}\.(partial|old)-({_TOKEN}|{_OLDER}){re.escape(suffix)}")
     try:
-        found = [path.with_name(entry) for entry in os.listdir(path.parent) if name.fullmatch(entry)]  # noqa: PTH208
+        found = [match for entry in os.listdir(path.parent) if (match := name.fullmatch(entry))]  # noqa: PTH208
     except OSError:
         return
-    for aside in found:
-        if ".old-" not in aside.name:
-            _remove_left(aside)
-    for old in found:
-        if ".old-" in old.name and is_folder and not _is_held(_renamed(old, "old", "partial")):
+    left: dict[str, list[Path]] = {"partial": [], "old": []}
+    for match in found:
+        left[match[1]].append(path.with_name(match[0]))
+    for aside in left["partial"]:
+        _remove_left(aside)
+    for old in left["old"] if is_folder else ():
+        if not _is_held(_renamed(old, "old", "partial")):
             _put_back(old, path)
 
 
@@ -192,7 +204,7 @@ def _remove_left(aside: Path) -> None:
 
 def _is_quiet(path: Path) -> bool:
     try:
-        newest = max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+        newest = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
     except OSError:
         return False  # somebody is at it
     return time.time() - newest > _QUIET_S
@@ -210,10 +222,10 @@ def _is_held(aside: Path) -> bool:
 
 
 def _put_back(old: Path, folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        return
     with suppress(OSError):  # another run was faster
+        if folder.exists():
+            _remove(old.replace(_renamed(old, "old", "partial")))
+            return
         old.replace(folder)
         flush(folder.parent)
         log.warning("%s: put back as it was before a run that was killed while it replaced it", folder)

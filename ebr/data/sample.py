@@ -80,6 +80,15 @@ class SampleCorpus:
         return "\n".join(filter(None, lines))
 
 
+def sample_places(output_root: Path) -> tuple[Path, Path, Path]:
+    """Where the training file, the table and the evaluation folder of a sample go."""
+    return (
+        output_root / "train_text" / "api_docs.json",
+        output_root / "infer_data" / "api_docs.csv",
+        output_root / "datasets" / "api_docs",
+    )
+
+
 def build_sample(
     output_root: Path, *, train_pairs: int, eval_queries: int, seed: int, libraries: Sequence[str] = LIBRARIES
 ) -> SampleCorpus:
@@ -101,10 +110,11 @@ def build_sample(
     n_train = len(chosen) * train_pairs // wanted
     train, held_out = chosen[:n_train], chosen[n_train:]
     counts = Counter(doc.library for doc in chosen)
+    training_file, table_file, evaluation_dir = sample_places(output_root)
     corpus = SampleCorpus(
-        training_file=output_root / "train_text" / "api_docs.json",
-        table_file=output_root / "infer_data" / "api_docs.csv",
-        evaluation_dir=output_root / "datasets" / "api_docs",
+        training_file=training_file,
+        table_file=table_file,
+        evaluation_dir=evaluation_dir,
         n_train_pairs=n_train,
         n_eval_queries=min(eval_queries, len(held_out)),
         n_eval_documents=len(held_out),

@@ -91,14 +91,15 @@ def plan_merge(config: MergeConfig) -> MergePlan:
         folders["base_model_path"] = base.folder
     output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
     recover(output, is_folder=True)
-    _check_output(output, folders)
+    check_output(output, folders)
     record = read_manifest(adapter.folder) or {}
     training = {**(record.get("config") or {}), **_options_beside(adapter.folder)}
     precision = config.training_precision or _trained_precision(training) or "float32"
     return MergePlan(config, adapter, output, precision, training, record)
 
 
-def _check_output(output: Path, folders: Mapping[str, Path]) -> None:
+def check_output(output: Path, folders: Mapping[str, Path]) -> None:
+    """Refuse a folder that no merge made, or that is, holds or lies in one of `folders`. Raises ConfigError."""
     for name, folder in folders.items():
         folder = folder.resolve()
         if output == folder or output in folder.parents or folder in output.parents:

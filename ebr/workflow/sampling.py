@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ebr.config import SampleConfig
-from ebr.data.files import FOLDER_MANIFEST, write_json
+from ebr.data.files import FOLDER_MANIFEST, read_manifest, write_json
+from ebr.errors import ConfigError
 from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ class SamplePlan:
 
 
 def plan_sample(config: SampleConfig) -> SamplePlan:
-    """Say where a sample corpus would go."""
+    """Say where a sample corpus would go. Raises ConfigError where something else lies there."""
+    from ebr.data.sample import sample_places
+
+    places = sample_places(config.output_root)
+    is_sample = places[-1].is_dir() and (read_manifest(places[-1]) or {}).get("kind") == "sample"
+    foreign = next((place for place in places if place.is_file() or (place.is_dir() and any(place.iterdir()))), None)
+    if foreign and not is_sample:
+        raise ConfigError(f"output_root {config.output_root}: {foreign} is no sample of ours; move it, or give another folder")
     return SamplePlan(config)
 
 
@@ -38,6 +46,7 @@ def build_sample_corpus(config: SampleConfig, *, say: Say = print) -> SampleCorp
     """Build the sample corpus from the documentation of the installed libraries."""
     from ebr.data.sample import build_sample
 
+    plan_sample(config)
     say("reading the documentation of the installed libraries")
     corpus = build_sample(
         config.output_root, train_pairs=config.train_pairs, eval_queries=config.eval_queries, seed=config.seed
