@@ -264,7 +264,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(folder, tmp_
     assert_goes_on(run, 1)
 
 
-@pytest.mark.parametrize("n_flushes", range(2, 18, 3))
+@pytest.mark.parametrize("n_flushes", range(4, 34, 5))
 def test_a_disk_that_fills_at_any_flush_leaves_a_state_that_goes_on(folder, tmp_path, monkeypatch, n_flushes):
     run = Run(folder, tmp_path / "out" / "v.txt", shard_rows=2, dedup="global")
     with monkeypatch.context() as patched:

@@ -24,6 +24,8 @@ _QUIET_S = 24 * 3600
 _TOKEN = r"[0-9a-f]{8}-[0-9a-f]{8}"
 _OLDER = r"\d+(?:-[0-9a-f]{8})?"
 """What versions before named by their process number."""
+_NOT_OF_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
+"""What systems say that do not flush folders, or not those that cannot be read."""
 _AT_FDCWD, _EXCHANGE, _SWAP = -100, 2, 2  # linux/fs.h: RENAME_EXCHANGE; macOS sys/stdio.h: RENAME_SWAP
 
 
@@ -95,12 +97,15 @@ def flush(path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     elif path.is_dir():
-        with suppress(OSError):  # some file systems know no such thing for folders
+        try:
             handle = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+        except OSError as error:
+            if error.errno not in _NOT_OF_FOLDERS:
+                raise
 
 
 def put_file(aside: Path, path: Path) -> None:

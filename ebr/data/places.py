@@ -35,7 +35,7 @@ def check_place(path: Path, option: str = "output_path", *, is_folder: bool = Fa
     place = place_of(path, option)
     if not is_folder and place.suffix != path.suffix:  # which decides what is written
         raise ConfigError(f"{option} {path}: is a link to {place}, of another suffix; give that name itself, or mend the link")
-    if is_folder and place.is_mount():
+    if is_folder and place.absolute().is_mount():
         raise ConfigError(f"{option} {path}: is a mounted file system, which cannot be replaced; give a folder in it")
     parent = next(folder for folder in place.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -42,7 +42,8 @@ class Layout:
         """Refuse to replace what is not a result of ours, once what a killed run moved away is back. Raises ConfigError."""
         check_place(self.final, "output_dir", is_folder=True)
         recover(self.final, is_folder=True)
-        is_model = self.final.is_dir() and (read_manifest(self.final) or {}).get("kind") == "model"
+        made = read_manifest(self.final) if self.final.is_dir() else None
+        is_model = made is not None and made.get("kind", "model") == "model"
         if self.final.is_dir() and any(self.final.iterdir()) and not is_model:
             raise ConfigError(
                 f"output_dir: {self.final} holds something that is not a model of ours; move it, or choose another"
