@@ -178,7 +178,7 @@ def test_rows_that_are_missing_beside_a_matrix_are_named(tmp_path):
     ("change", "message"),
     [
         ({"kind": "index"}, "its manifest is that of 'index', not of embeddings; delete"),
-        ({"format": "orc"}, r"its manifest cannot be used \(ValueError: 'orc'.*; delete .* as made elsewhere"),
+        ({"format": "avro"}, r"its manifest cannot be used \(ValueError: 'avro'.*; delete .* as made elsewhere"),
         ({"files": None}, r"its manifest cannot be used \(TypeError"),
         ({"n_rows": None}, r"its manifest cannot be used \(TypeError"),
         ({"files": {}}, "every file of its manifest is missing"),

@@ -1,18 +1,23 @@
 """Vector files as others write them: the same rows whatever the spelling, or one line that says what is wrong."""
 
+import bz2
+import gzip
 import json
+import lzma
 import pickle
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import orc
 
 from ebr.data.embeddings import iterate_embeddings, read_embeddings
 from ebr.errors import DataError
 
 ROWS = [[1.0, -2.5, 0.001], [0.5, 0.0, 3e5]]
 IDS = ["甲", "乙"]
+SUFFIXES = {gzip.compress: ".gz", bz2.compress: ".bz2", lzma.compress: ".xz"}
 
 
 def table(path, vectors, *, delimiter="\x01", name="vector", quote=""):
@@ -83,10 +88,6 @@ def test_an_empty_cell_among_the_numbers_is_named_by_its_line(tmp_path):
     (tmp_path / "v.csv").write_text("id,x0,x1\na,1,2\nb,,2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"v\.csv:3: the vector is no list of numbers"):
         read_embeddings(tmp_path / "v.csv")
-
-
-def storage(kind, size=3):
-    return pa.array(ROWS, pa.list_(pa.float32())).cast(pa.list_(kind, size) if size else pa.large_list(kind))
 
 
 TENSOR = pa.fixed_shape_tensor(pa.float32(), [3])
@@ -180,6 +181,70 @@ def test_an_archive_without_a_certain_matrix_is_refused(tmp_path, arrays, asked,
     np.savez(tmp_path / "v.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_embeddings(tmp_path / "v.npz", vector_column=asked)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["v.csv", "v.txt", "v.parquet", "v.npy", "v.npz", "part-00000"])
+def test_packed_files_are_read_as_what_they_hold(tmp_path, name, pack):
+    plain, packed = tmp_path / name, tmp_path / f"{name}{SUFFIXES[pack]}"
+    if plain.suffix == ".parquet":
+        pq.write_table(pa.table({"id": IDS, "vector": ROWS}), plain)
+    elif plain.suffix == ".npy":
+        np.save(plain, np.float32(ROWS))
+        pq.write_table(pa.table({"id": IDS}), tmp_path / "v.rows.parquet")
+    elif plain.suffix == ".npz":
+        np.savez(plain, vectors=np.float32(ROWS), id=IDS)
+    else:
+        table(plain, between(" "), delimiter="," if plain.suffix == ".csv" else "\x01")
+    packed.write_bytes(pack(plain.read_bytes()))
+    plain.unlink()
+    batches = list(iterate_embeddings(packed, batch_rows=1))
+    np.testing.assert_array_equal([batch.vectors[0] for batch in batches], np.float32(ROWS))
+    assert [batch.columns for batch in batches] == [{"id": [one]} for one in IDS]
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DataError, match="archive is broken or cut short"):
+        read_embeddings(packed)
+
+
+@pytest.mark.parametrize("name", ["v.orc", "v.arrow", "part-00000"])
+def test_orc_and_arrow_are_read_as_parquet_is(tmp_path, name):
+    columns = pa.table({"id": IDS, "tags": [["x"]] * 2, "embedding": pa.array(ROWS, pa.list_(pa.float32()))})
+    if name == "v.arrow":
+        with pa.ipc.new_file(tmp_path / name, columns.schema) as file:
+            file.write_table(columns)
+    else:
+        orc.write_table(columns, tmp_path / name)
+    read = read_embeddings(tmp_path / name)
+    np.testing.assert_array_equal(read.vectors, np.float32(ROWS))
+    assert read.columns == {"id": IDS}
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
+    with pytest.raises(DataError, match=name):
+        read_embeddings(tmp_path / name)
+
+
+def test_json_lines_hold_a_list_under_a_key(tmp_path):
+    lines = [{"id": row_id, "embedding": row, "meta": {"n": 1}} for row_id, row in zip(IDS, [[1, 2, 3], ROWS[1]], strict=True)]
+    path = tmp_path / "v.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    read = read_embeddings(path)
+    np.testing.assert_array_equal(read.vectors, np.float32([[1, 2, 3], ROWS[1]]))
+    assert read.columns == {"id": IDS}
+    path.write_text('{"embedding": [1, 2]}\n{"embedding": [1, 2', encoding="utf-8")
+    with pytest.raises(DataError, match=r"v\.jsonl: cannot be read as JSON lines"):
+        read_embeddings(path)
+    path.write_text('{"embedding": [1, 2]}\n{"id": "a"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 2: the vector is empty"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize("content", ["id,vector\n甲,1 2\n".encode("utf-16"), b"%PDF-1.4"])
+def test_what_is_no_text_is_not_read_as_text(tmp_path, content):
+    (tmp_path / "v.csv").write_bytes(content)
+    if content.startswith(b"%"):
+        with pytest.raises(DataError, match=r"v\.csv: is a PDF document"):
+            read_embeddings(tmp_path / "v.csv")
+    else:
+        assert read_embeddings(tmp_path / "v.csv").columns == {"id": ["甲"]}
 
 
 def test_two_columns_that_may_be_the_vector_are_told_by_name(tmp_path):

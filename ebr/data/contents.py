@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 import zlib
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ _PACKED = {
     b"\xfd7zXZ\0": Compression.XZ,
     b"\x04\x22\x4d\x18": Compression.LZ4,
 }
+_PACKED_SUFFIXES = {".gz", ".zst", ".xz", ".lz4", ".bz2", ".deflate"}
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 _DEFLATE = (b"\x78\x9c", b"\x78\xda")  # not 78 01: that is an x before a \001
 
@@ -128,6 +130,21 @@ def contents_of(path: Path, encoding: str = UTF8) -> Contents:
     if found == encoding != UTF8 and _is_utf8(head):
         raise DataError(f"{path}: is UTF-8, not {encoding}; leave encoding out, or keep files of one encoding in a folder")
     return Contents(kind, compression, found)
+
+
+def unpacked(path: Path) -> Path | BinaryIO:
+    """The file itself; where it is packed, its content, in memory. Raises DataError when it cannot be read."""
+    with readable(path), path.open("rb") as stream:
+        compression = compression_of(stream.read(_HEAD))
+    if compression is Compression.NONE:
+        return path
+    with open_content(path, compression) as stream:
+        return io.BytesIO(stream.read())
+
+
+def without_packing(path: Path) -> Path:
+    """The name of what is packed: v.npy of v.npy.gz."""
+    return path.with_suffix("") if path.suffix.lower() in _PACKED_SUFFIXES else path
 
 
 def compression_of(head: bytes) -> Compression:

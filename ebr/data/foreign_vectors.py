@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ebr.data.contents import without_packing
 from ebr.data.tables import read_header
 from ebr.data.vector_formats import VectorFormat, detected_format, is_rows_file, layout_of, suffix_of
 from ebr.data.vector_layout import Layout
@@ -78,7 +79,7 @@ def _files(path: Path) -> list[Path]:
 
 def _delimiter(file: Path, delimiter: str) -> str:
     """That of the suffix, where the header is one name under the one that was given."""
-    usual = _DELIMITERS.get(file.suffix.lower(), delimiter)
+    usual = _DELIMITERS.get(without_packing(file).suffix.lower(), delimiter)
     header = read_header(file, delimiter)
     return usual if len(header) == 1 and usual in header[0] else delimiter
 

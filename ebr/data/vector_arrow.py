@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 
+from ebr.data.columnar import columnar_batches, columnar_schema
+from ebr.data.contents import TableKind, unpacked
 from ebr.data.tables import without_twins
 from ebr.data.vector_layout import Layout, find_vector
 from ebr.data.vector_numbers import read_vectors
 from ebr.data.vectors import VectorBatch, as_float32, wanted_columns
-from ebr.errors import DataError
+from ebr.errors import DataError, first_line
 
 Read = Callable[[list[str]], Iterator[pa.RecordBatch]]
 """All rows of the columns named, in batches."""
@@ -63,6 +66,51 @@ def read_arrow(
         vectors = as_float32(path, row, _matrix(path, row, [batch.column(name) for name in vector], dim))
         yield VectorBatch(vectors, {name: texts(path, name, batch.column(name), options.get(name, "")) for name in names})
         row, dim = row + len(vectors), vectors.shape[1]
+
+
+def columnar_layout(path: Path, kind: TableKind, vector_column: str | None) -> Layout:
+    """Which columns of an ORC or Arrow file are what. Raises DataError when none is the vector."""
+    schema = columnar_schema(path, kind)
+    return arrow_layout(path, schema, vector_column, _reader(path, kind, schema))
+
+
+def read_columnar(
+    path: Path, kind: TableKind, columns: Mapping[str, str] | None, vector_column: str | None
+) -> Iterator[VectorBatch]:
+    """The rows of an ORC or Arrow file, in batches. Raises DataError naming column or row."""
+    schema = columnar_schema(path, kind)
+    return read_arrow(path, schema, columns, vector_column, _reader(path, kind, schema))
+
+
+def json_layout(path: Path, vector_column: str | None) -> Layout:
+    """Which keys of a file of JSON lines are what. Raises DataError when none is the vector."""
+    table = _json_table(path)
+    return arrow_layout(path, table.schema, vector_column, lambda names: iter(table.select(names).to_batches()))
+
+
+def read_json_lines(
+    path: Path, columns: Mapping[str, str] | None, batch_rows: int, vector_column: str | None
+) -> Iterator[VectorBatch]:
+    """The rows of a file of JSON lines, in batches; the file is in memory. Raises DataError naming key or row."""
+    table = _json_table(path)
+    yield from read_arrow(
+        path, table.schema, columns, vector_column, lambda names: iter(table.select(names).to_batches(batch_rows))
+    )
+
+
+def _json_table(path: Path) -> pa.Table:
+    source = unpacked(path)
+    content = source.read_bytes() if isinstance(source, Path) else source.read()
+    # As one block: what a key holds is inferred for each, and whole numbers in one would not fit fractions in the next.
+    options = pa.json.ReadOptions(block_size=len(content) + 1)
+    try:
+        return pa.json.read_json(pa.BufferReader(content), read_options=options)
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(f"{path}: cannot be read as JSON lines ({first_line(error)})") from None
+
+
+def _reader(path: Path, kind: TableKind, schema: pa.Schema) -> Read:
+    return lambda names: columnar_batches(path, kind, [schema.names.index(name) for name in names])
 
 
 def texts(path: Path, name: str, column: pa.Array, option: str) -> list[str | None]:

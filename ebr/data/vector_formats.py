@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ebr.data.contents import TableKind, contents_of, without_packing
+from ebr.data.vector_arrow import columnar_layout, json_layout, read_columnar, read_json_lines
 from ebr.data.vector_layout import Layout
 from ebr.data.vector_npy import ROWS_SUFFIX, join_npy, npy_layout, read_npy, rows_path, write_npy
 from ebr.data.vector_npz import npz_layout, read_npz
@@ -21,12 +23,15 @@ DTYPES = ("float32", "float16")
 
 
 class VectorFormat(str, Enum):
-    """How a vector file is written. NPZ is only read."""
+    """How a vector file is written. The last four are only read."""
 
     TXT = "txt"
     PARQUET = "parquet"
     NPY = "npy"
     NPZ = "npz"
+    ORC = "orc"
+    ARROW = "arrow"
+    JSON = "JSON lines"
 
 
 _WRITTEN = (VectorFormat.TXT, VectorFormat.PARQUET, VectorFormat.NPY)
@@ -37,8 +42,19 @@ _OF_SUFFIX = {
     ".parquet": VectorFormat.PARQUET,
     ".npy": VectorFormat.NPY,
 }
-_READ_SUFFIX = {**_OF_SUFFIX, ".npz": VectorFormat.NPZ}
-_MAGIC = {b"PAR1": VectorFormat.PARQUET, b"\x93NUM": VectorFormat.NPY, b"PK\x03\x04": VectorFormat.NPZ}
+_READ_SUFFIX = {
+    **_OF_SUFFIX,
+    **{".jsonl": VectorFormat.JSON, ".ndjson": VectorFormat.JSON},
+    **{".npz": VectorFormat.NPZ, ".orc": VectorFormat.ORC, ".arrow": VectorFormat.ARROW, ".feather": VectorFormat.ARROW},
+}
+_MAGIC = {b"\x93NUM": VectorFormat.NPY, b"PK\x03\x04": VectorFormat.NPZ}
+_OF_KIND = {
+    TableKind.TEXT: VectorFormat.TXT,
+    TableKind.PARQUET: VectorFormat.PARQUET,
+    TableKind.ORC: VectorFormat.ORC,
+    TableKind.ARROW: VectorFormat.ARROW,
+}
+_COLUMNAR = {VectorFormat.ORC: TableKind.ORC, VectorFormat.ARROW: TableKind.ARROW}
 
 
 def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
@@ -59,11 +75,12 @@ def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
 
 def detected_format(path: Path) -> VectorFormat:
     """The format of a file made elsewhere: by its suffix, else by its first bytes, else text."""
-    by_suffix = _READ_SUFFIX.get(path.suffix.lower())
+    by_suffix = _READ_SUFFIX.get(without_packing(path).suffix.lower())
     if by_suffix:
         return by_suffix
     with path.open("rb") as file:
-        return _MAGIC.get(file.read(4), VectorFormat.TXT)
+        by_magic = _MAGIC.get(file.read(4))
+    return by_magic or _OF_KIND[contents_of(path).kind]
 
 
 def suffix_of(fmt: VectorFormat) -> str:
@@ -153,6 +170,10 @@ def layout_of(path: Path, fmt: VectorFormat, *, delimiter: str, vector_column: s
         return text_layout(path, delimiter, vector_column)
     if fmt is VectorFormat.PARQUET:
         return parquet_layout(path, vector_column)
+    if fmt in _COLUMNAR:
+        return columnar_layout(path, _COLUMNAR[fmt], vector_column)
+    if fmt is VectorFormat.JSON:
+        return json_layout(path, vector_column)
     return npy_layout(path) if fmt is VectorFormat.NPY else npz_layout(path, vector_column)
 
 
@@ -174,6 +195,10 @@ def read_batches(
         return read_text(path, delimiter, columns, batch_rows, vector_column)
     if fmt is VectorFormat.PARQUET:
         return read_parquet(path, columns, batch_rows, vector_column)
+    if fmt in _COLUMNAR:
+        return read_columnar(path, _COLUMNAR[fmt], columns, vector_column)
+    if fmt is VectorFormat.JSON:
+        return read_json_lines(path, columns, batch_rows, vector_column)
     if fmt is VectorFormat.NPY:
         return read_npy(path, columns, batch_rows)
     return read_npz(path, columns, batch_rows, vector_column)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.lib import format as npy
 
+from ebr.data.contents import unpacked, without_packing
 from ebr.data.vector_layout import Layout
 from ebr.data.vector_parquet import (
     count_parquet_rows,
@@ -32,7 +33,7 @@ _COPY_BYTES = 1 << 20
 
 def rows_path(path: Path) -> Path:
     """The file of columns beside a matrix."""
-    return path.with_suffix(ROWS_SUFFIX)
+    return without_packing(path).with_suffix(ROWS_SUFFIX)
 
 
 def write_npy(path: Path, columns: pa.Table, vectors: Vectors, dtype: str) -> None:
@@ -68,9 +69,13 @@ def join_npy(parts: Sequence[Path], output: Path) -> None:
 
 
 def mapped(path: Path) -> npt.NDArray[Any]:
-    """The (N, D) matrix of an npy file, mapped. Raises DataError when it is none, holds no numbers, or is cut short."""
+    """The (N, D) matrix of an npy file, mapped; in memory where the file is packed.
+
+    Raises DataError when it is none, holds no numbers, or is cut short.
+    """
+    source = unpacked(path)
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix = np.load(source, mmap_mode="r" if source is path else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as npy ({first_line(error)})") from None
     if not isinstance(matrix, np.ndarray):
@@ -94,11 +99,12 @@ def npy_layout(path: Path) -> Layout:
 
 def read_npy(path: Path, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[VectorBatch]:
     """Batches of at most batch_rows rows. Raises DataError naming file, column or row."""
-    n_rows = len(mapped(path))
-    row = 0
+    matrix = mapped(path)
+    row, n_rows, is_mapped = 0, len(matrix), isinstance(matrix, np.memmap)
     for count, cells in _cell_batches(path, columns, n_rows, batch_rows):
         # Mapped anew for each batch: the pages of a mapping that is kept would add up.
-        vectors = as_float32(path, row + 1, mapped(path)[row : row + count])
+        matrix = mapped(path) if is_mapped else matrix
+        vectors = as_float32(path, row + 1, matrix[row : row + count])
         yield VectorBatch(vectors, cells)
         row += count
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.contents import unpacked
 from ebr.data.vector_layout import OPTION, Layout, like_vectors
 from ebr.data.vector_npy import checked_matrix
 from ebr.data.vectors import VectorBatch, as_float32, slices, wanted_columns
@@ -39,7 +40,7 @@ def _opened(path: Path, vector_column: str | None) -> tuple[Layout, dict[str, np
     arrays: dict[str, npt.NDArray[Any]] = {}
     left_out: dict[str, str] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(unpacked(path), allow_pickle=False) as archive:
             for name in archive.files:
                 try:
                     arrays[name] = archive[name]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ebr.data.contents import unpacked
 from ebr.data.tables import without_twins
 from ebr.data.vector_arrow import Read, arrow_layout, read_arrow, text_columns, texts
 from ebr.data.vector_layout import Layout
@@ -80,7 +81,7 @@ def _groups(path: Path) -> Iterator[pa.Table]:
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(unpacked(path)) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
