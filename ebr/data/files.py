@@ -123,8 +123,13 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def cache_home() -> Path:
-    """Where EBR keeps what it can make again: $EBR_CACHE_DIR, or ~/.cache/ebr."""
-    return Path(os.environ.get("EBR_CACHE_DIR") or Path.home() / ".cache" / "ebr")
+    """Where EBR keeps what it can make again: $EBR_CACHE_DIR, or ~/.cache/ebr; without a home, among temporary files."""
+    if given := os.environ.get("EBR_CACHE_DIR"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "ebr"
+    except RuntimeError:  # a user that the system does not know, as in containers
+        return Path(tempfile.gettempdir()) / f"ebr-{os.getuid()}"
 
 
 def write_json(path: Path, record: object) -> None:

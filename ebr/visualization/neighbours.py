@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ebr.visualization.library_caches import settle_numba_cache
+
 EXACT_UP_TO = 100_000
 """Rows whose neighbours are found exactly, in about 160 core-seconds at 384 dimensions; NN-descent takes hardly less."""
 
@@ -170,6 +172,7 @@ def _largest(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], ND
 
 
 def _by_descent(rows: NDArray[np.float32], k: int, *, seed: int, n_jobs: int | None) -> Neighbours:
+    settle_numba_cache("pynndescent")
     from pynndescent import NNDescent
 
     # Euclidean on unit rows ranks as cosine does, and unlike its "cosine" copies nothing. A row is its own first neighbour.

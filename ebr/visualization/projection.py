@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ebr.visualization.library_caches import settle_numba_cache
 from ebr.visualization.neighbours import Neighbours, limited_threads, neighbours_of_unit_rows, unit_rows
 
 Coords: TypeAlias = NDArray[np.float32]
@@ -242,6 +243,7 @@ def _sklearn_tsne(
 
 
 def _umap(near: Neighbours, start: Coords, n_neighbors: int, min_dist: float, seed: int | None) -> tuple[Coords, int]:
+    settle_numba_cache("umap")
     from umap import UMAP
 
     epochs = 500 if len(start) <= 10_000 else 200  # umap-learn's own choice, made here so that it can be stated

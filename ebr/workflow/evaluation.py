@@ -139,6 +139,9 @@ def evaluate_retrieval(config: EvaluationConfig, *, say: Say = print) -> Evaluat
     Each model is read with the prompts and lengths it was saved with, unless the config gives them.
     Raises EBRError subclasses that say what to mend; an earlier report stays until the new one is whole.
     """
+    from ebr.visualization.library_caches import settle_matplotlib_cache
+
+    settle_matplotlib_cache()
     from ebr.retrieval.evidence import report_on
     from ebr.retrieval.report import Report, write_report
 

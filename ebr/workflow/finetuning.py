@@ -55,6 +55,9 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask:
     from ebr.model.identity import fingerprint
     from ebr.training.processes import join_processes
     from ebr.training.run import fine_tune, model_info, prepare_model, run_record
+    from ebr.visualization.library_caches import settle_matplotlib_cache
+
+    settle_matplotlib_cache()
 
     processes = join_processes()
     if not processes.is_main:

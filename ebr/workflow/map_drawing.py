@@ -152,6 +152,9 @@ class MapContent:
 
     def write_picture(self, path: Path) -> None:
         """The maps side by side: .png, .svg or .pdf."""
+        from ebr.visualization.library_caches import settle_matplotlib_cache
+
+        settle_matplotlib_cache()
         from ebr.visualization.map_plot import draw_maps
 
         draw_maps(
