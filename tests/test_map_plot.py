@@ -350,3 +350,9 @@ def test_lengths_that_differ_and_nothing_at_all_are_refused():
 @pytest.mark.parametrize(("n_points", "is_raster"), [(100_000, False), (100_001, True)])
 def test_beyond_a_hundred_thousand_points_a_drawing_holds_one_image(n_points, is_raster):
     assert _points(_figure(["a"] * n_points)).get_rasterized() is is_raster
+
+
+def test_marks_that_turn_a_text_round_are_shown_and_not_obeyed():
+    figure = _figure(["lab\u202e14"] * 3 + ["b"] * 2, n_maps=1, title="a\u202eb")
+    assert _legend_texts(figure)[0] == "lab\ufffd14 (3)"
+    assert not [text for text in figure.findobj(Text) if "\u202e" in text.get_text()]

@@ -212,3 +212,21 @@ def test_what_does_not_fit_together_is_one_error(changes, message):
 def test_a_row_in_no_group_is_an_error():
     with pytest.raises(ValueError, match="column 'kind': 2 rows are in no group"):
         map_page(three_rows(groups={"kind": [LabelGroup("apple", BLUE, rows(0), "label")]}))
+
+
+def test_marks_that_turn_a_text_round_are_in_nothing_but_the_ids_that_are_saved():
+    turned = "lab\u202e14"
+    content = three_rows(
+        title=turned,
+        panels=[PagePanel(turned, turned, turned, panel(3).coords)],
+        columns=[MapColumn(turned, (turned, "", turned)), MapColumn("n" + turned, ("1", "2", "3"), kind="numbers")],
+        groups={turned: [LabelGroup(turned, BLUE, rows(0, 2), "label"), LabelGroup("", GREY, rows(1), "missing")]},
+        ids=[turned, "b", "c"],
+        texts=[turned, "green", "sour"],
+        lines=[turned],
+    )
+    page = map_page(content)
+    data = _Page(page).data
+    assert data["ids"][0] == turned
+    assert page.count("\u202e") == 1
+    assert data["texts"][0] == data["columns"][0]["groups"][0]["text"] == data["columns"][0]["name"] == "lab\ufffd14"

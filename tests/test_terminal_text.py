@@ -2,7 +2,7 @@
 
 import pytest
 
-from ebr.data.terminal_text import cut_text, one_line, pad_text, text_columns
+from ebr.data.terminal_text import cut_text, in_order, one_line, pad_text, text_columns
 
 
 def test_a_chinese_character_takes_two_columns_and_a_combining_mark_none():
@@ -24,3 +24,9 @@ def test_what_would_steer_a_terminal_is_replaced(character):
     assert cut_text(f"{character}abc", 3) == "\ufffda…"
     # Joiners and marks are writing, not steering.
     assert one_line("\u0915\u094d\u200d\u0937") == "\u0915\u094d\u200d\u0937"
+
+
+@pytest.mark.parametrize("mark", ["\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"])
+def test_what_would_turn_the_direction_of_a_line_is_replaced(mark):
+    assert one_line(f"lab{mark}14 退") == in_order(f"lab{mark}14 退") == "lab\ufffd14 退"
+    assert one_line("שלום 14\u200f") == "שלום 14\u200f"

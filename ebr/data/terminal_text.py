@@ -6,6 +6,8 @@ import unicodedata
 from itertools import accumulate
 
 _REPLACEMENT = "\ufffd"
+_OVERRIDES = str.maketrans(dict.fromkeys("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069", _REPLACEMENT))
+"""Unicode's marks that turn the direction of what follows: with them lab14 is shown as lab41."""
 
 
 def text_columns(text: str) -> int:
@@ -19,9 +21,17 @@ def _character_columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def in_order(text: str) -> str:
+    """A text whose characters are shown in their order: marks that turn its direction become U+FFFD.
+
+    Arabic and Hebrew need none of them to be written from right to left.
+    """
+    return text if text.isascii() else text.translate(_OVERRIDES)
+
+
 def one_line(text: str) -> str:
-    """A text on one line; what would steer a terminal (ESC and other control characters) becomes U+FFFD."""
-    line = " ".join(text.split())
+    """A text on one line, in_order; what would steer a terminal (ESC and other control characters) becomes U+FFFD."""
+    line = in_order(" ".join(text.split()))
     if line.isprintable():
         return line
     return "".join(_REPLACEMENT if unicodedata.category(character) == "Cc" else character for character in line)

@@ -7,6 +7,7 @@ import re
 
 from markupsafe import Markup, escape
 
+from ebr.data.terminal_text import in_order
 from ebr.retrieval.report_words import METRIC_NAMES, WORDS
 
 MISSING = "–"
@@ -66,7 +67,7 @@ def probability(value: float | None) -> str:
 
 def printable(text: str) -> str:
     """Text that UTF-8 and HTML can hold: lone surrogates and control characters become U+FFFD, all line breaks newlines."""
-    return _FORBIDDEN.sub("\ufffd", _LINE_BREAKS.sub("\n", text))
+    return _FORBIDDEN.sub("\ufffd", _LINE_BREAKS.sub("\n", in_order(text)))
 
 
 def isolated(text: str) -> Markup:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ebr.config.visualization import PICTURES
 from ebr.data.files import write_aside
+from ebr.data.terminal_text import in_order
 from ebr.errors import ConfigError
 
 _UNDRAWABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, line and paragraph separators
@@ -48,7 +49,7 @@ def shortened(text: str, columns: int) -> str:
     """Text on one line in so many columns, an East Asian wide character being two; what is cut ends in an ellipsis."""
     # Not str.isprintable(): it rejects joiners, and every character that is younger than this Python.
     text = "".join(" " if unicodedata.category(c) in _UNDRAWABLE else c for c in text)
-    text = " ".join(text.split())
+    text = in_order(" ".join(text.split()))
     widths = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text]
     if sum(widths) <= columns:
         return text

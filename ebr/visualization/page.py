@@ -22,6 +22,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ebr.data.files import write_aside
+from ebr.data.terminal_text import in_order
 from ebr.visualization.colours import GREYS, PAPER, LabelGroup, palette, readable
 from ebr.visualization.columns import MapColumn
 from ebr.visualization.page_words import WORDS
@@ -111,7 +112,7 @@ def map_page(content: PageContent) -> str:
     return _environment().get_template("map_page.html").render(
         language={"en": "en", "zh": "zh-CN"}[content.language],
         theme=content.theme,
-        title=_FORBIDDEN_IN_HTML.sub("\ufffd", content.title),
+        title=_FORBIDDEN_IN_HTML.sub("\ufffd", in_order(content.title)),
         t=WORDS[content.language],
         hashes=[plotly_hash, _csp_hash(script)],
         plotly=Markup(plotly),
@@ -164,7 +165,7 @@ def _page_data(content: PageContent) -> dict[str, Any]:
     data: dict[str, Any] = {
         "words": WORDS[content.language],
         "language": content.language,
-        "title": content.title,
+        "title": in_order(content.title),
         "n": len(content.ids),
         "n_all": content.n_all or len(content.ids),
         "panels": [_panel_data(panel) for panel in content.panels],
@@ -174,7 +175,7 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "texts": [_cut(text) for text in content.texts],
         "n_cut": sum(len(text) > MOST_CHARACTERS for text in content.texts),
         "most_characters": MOST_CHARACTERS,
-        "lines": list(content.lines),
+        "lines": [in_order(line) for line in content.lines],
         "swaps": _theme_swaps(),
         "inks": {theme: {colour: readable(colour, ground) for colour in palette(theme)} for theme, ground in PAPER.items()},
     }
@@ -201,14 +202,17 @@ def _theme_swaps() -> dict[str, dict[str, str]]:
 def _panel_data(panel: PagePanel) -> dict[str, Any]:
     coords = np.asarray(panel.coords, dtype=np.float32)
     words = {"title": panel.title, "subtitle": panel.subtitle, "warning": panel.warning}
-    return words | {"x": _base64(coords[:, 0], "<f4"), "y": _base64(coords[:, 1], "<f4")}
+    return {name: in_order(text) for name, text in words.items()} | {
+        "x": _base64(coords[:, 0], "<f4"),
+        "y": _base64(coords[:, 1], "<f4"),
+    }
 
 
 def _column_data(column: MapColumn, groups: Sequence[LabelGroup] | None) -> dict[str, Any]:
     """Categories as a list of values and one code a row, and the group of each value; numbers as float64."""
     if groups is None:
         return {
-            "name": column.name,
+            "name": in_order(column.name),
             "numbers": _base64(column.numbers, "<f8"),
             "written": [_cut(text) for text in column.texts],
         }
@@ -222,7 +226,11 @@ def _column_data(column: MapColumn, groups: Sequence[LabelGroup] | None) -> dict
     listed = [{"text": _cut(g.text), "colour": g.colour, "kind": g.kind, "count": len(g.rows)} for g in groups]
     coded = {"values": [_cut(text) for text in places], "value_of": _codes(values, len(places))}
     # Without any group (no row has a label) all points have the page's own colour.
-    return {"name": column.name, "groups": listed, "group_of": _codes(codes if groups else 0 * codes, len(groups))} | coded
+    return {
+        "name": in_order(column.name),
+        "groups": listed,
+        "group_of": _codes(codes if groups else 0 * codes, len(groups)),
+    } | coded
 
 
 def _codes(codes: NDArray[np.int64], n_different: int) -> dict[str, str]:
@@ -235,4 +243,5 @@ def _base64(array: Any, dtype: str) -> str:  # noqa: ANN401
 
 
 def _cut(text: str) -> str:
+    text = in_order(text)
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1].rstrip() + "…"

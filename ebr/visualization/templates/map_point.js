@@ -49,7 +49,7 @@ function showPoint() {
     element("dt", { text: name, parent: facts });
     element("dd", { text: value, parent: facts });
   };
-  fact(say("id"), raw.ids[row]);
+  fact(say("id"), raw.ids[row].replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd")); // whole where they are saved
   for (const column of columns) if (column !== state.column && column.text(row)) fact(column.name, column.text(row));
   showNeighbours(row, part);
 }
