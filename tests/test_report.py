@@ -583,9 +583,9 @@ def test_every_picture_is_whole_and_every_link_leads_somewhere(draws):
 def test_name_that_changes_the_direction_is_kept_apart_inside_a_sentence():
     assert isolated("\u05d0a<b") == "<bdi>\u05d0a&lt;b</bdi>"
     assert isolated("\u202ea") == "<bdi>\ufffda</bdi>"  # a mark that turns the letters round is shown and not obeyed
-    models = [measured("base"), measured("\u202etuned")]
-    html = report_html(whole(dataset(*models, contrasts=[contrast(tuned="\u202etuned")])), "en")
-    assert "<bdi>\u202etuned</bdi> retrieves better than <bdi>base</bdi>" in html
+    models = [measured("base"), measured("\u05d0tuned")]
+    html = report_html(whole(dataset(*models, contrasts=[contrast(tuned="\u05d0tuned")])), "en")
+    assert "<bdi>\u05d0tuned</bdi> retrieves better than <bdi>base</bdi>" in html
 
 
 # the JSON
