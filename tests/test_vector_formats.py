@@ -479,6 +479,14 @@ def test_format_is_the_one_asked_for_or_the_suffix_or_text(tmp_path, path, asked
         ("v.txt", "npy", r"output_format npy: contradicts output_path .*v\.txt; let it end in \.npy"),
         ("v.parquet", "txt", r"output_format txt: contradicts"),
         ("v", "orc", "output_format 'orc': must be one of txt, parquet, npy"),
+        (
+            "v.jsonl",
+            None,
+            r"output_path .*v\.jsonl: no vector file is written as \.jsonl; let it end in \.txt, \.parquet, \.npy",
+        ),
+        ("v.parquet.gz", None, r"no vector file is written as \.gz"),
+        ("v.GZ", "txt", r"no vector file is written as \.gz"),
+        ("v.arrow", "parquet", r"no vector file is written as \.arrow"),
     ],
 )
 def test_format_that_contradicts_the_suffix_is_refused(tmp_path, path, asked, message):

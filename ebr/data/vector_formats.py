@@ -55,14 +55,24 @@ _OF_KIND = {
     TableKind.ARROW: VectorFormat.ARROW,
 }
 _COLUMNAR = {VectorFormat.ORC: TableKind.ORC, VectorFormat.ARROW: TableKind.ARROW}
+_OTHERS = frozenset(
+    ".json .jsonl .ndjson .xml .html .md .yaml .yml .xls .xlsx .ods .orc .avro .arrow .feather .ipc .pq .parq .lance "
+    ".npz .mat .h5 .hdf5 .pkl .pickle .pt .pth .safetensors .faiss .index .db .sqlite .duckdb .fvecs .bvecs .ivecs "
+    ".gz .gzip .bz2 .xz .zst .zstd .lz4 .snappy .br .z .zip .7z .rar .tar .tgz".split()
+)
+"""Suffixes of what is none of these, packed files among them."""
 
 
 def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
     """The format asked for; None: the one the suffix names, else text.
 
-    Raises ConfigError when the format is unknown, or contradicts the suffix.
+    Raises ConfigError when the format is unknown, or contradicts the suffix, or when the suffix is that of something else.
     """
-    by_suffix = _OF_SUFFIX.get(output_path.suffix.lower())
+    suffix = output_path.suffix.lower()
+    if suffix in _OTHERS:
+        known = ", ".join(map(suffix_of, _WRITTEN))
+        raise ConfigError(f"output_path {output_path}: no vector file is written as {suffix}; let it end in {known}")
+    by_suffix = _OF_SUFFIX.get(suffix)
     if output_format is None:
         return by_suffix or VectorFormat.TXT
     if output_format not in [each.value for each in _WRITTEN]:
