@@ -13,7 +13,8 @@ from ebr.data.dialects import Dialect
 from ebr.data.evaluation_set import read_evaluation_set
 from ebr.data.examples import read_examples
 from ebr.data.queries import Query, read_queries
-from ebr.data.shards import open_source, parse_shard, read_shards
+from ebr.data.shard_rows import parse_shard
+from ebr.data.shards import open_source, read_shards
 from ebr.errors import DataError
 
 INVISIBLE = {

@@ -27,7 +27,8 @@ from ebr.data.dialects import Dialect
 from ebr.data.embeddings import read_embeddings
 from ebr.data.evaluation_set import read_evaluation_set
 from ebr.data.examples import read_examples
-from ebr.data.shards import count_rows, open_source, parse_shard, read_shards
+from ebr.data.shard_rows import parse_shard
+from ebr.data.shards import count_rows, open_source, read_shards
 from ebr.errors import DataError
 
 ROWS = {"id": ["1", "2"], "text": ["red shoe", "红色跑鞋"]}

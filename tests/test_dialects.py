@@ -15,7 +15,8 @@ from ebr.config import InferenceConfig
 from ebr.data import records
 from ebr.data.dialects import Dialect, parse_dialect
 from ebr.data.records import find_records
-from ebr.data.shards import parse_shard, read_shards
+from ebr.data.shard_rows import parse_shard
+from ebr.data.shards import read_shards
 from ebr.data.tables import read_all_cells, read_cells
 from ebr.errors import ConfigError
 from ebr.workflow import plan_inference, run_batch_inference

@@ -233,7 +233,7 @@ def test_each_distinct_text_goes_through_the_model_once_and_the_saving_is_said(t
     result, _ = embed(tiny_model, table, tmp_path / "v.txt", dedup="global")
     assert result.embedded.n_encoded == 5
     assert "5 of 10 went through the model; 50.0% saved" in result.summary()
-    assert embed(tiny_model, table, tmp_path / "w.txt")[0].embedded.n_encoded == 10
+    assert embed(tiny_model, table, tmp_path / "w.txt", shard_rows=16)[0].embedded.n_encoded == 10
 
 
 def test_texts_that_the_model_cannot_embed_are_bad_rows_of_a_run_that_was_stopped_as_of_one_that_was_not(

@@ -313,11 +313,12 @@ def test_columns_of_structs_are_the_passages_of_tevatron(tmp_path):
     assert read(tmp_path, parquet(rows), "t.parquet") == [Example("a", ("B b",))]
 
 
-def test_text_of_parquet_that_is_not_utf8_is_named_by_its_row(tmp_path):
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()])
+def test_text_of_parquet_that_is_not_utf8_is_named_by_its_row(tmp_path, kind):
     broken = pa.Array.from_buffers(
         pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0"), pa.py_buffer(b"ax\xe9b")]
     )
-    content = parquet([{"query": "a"}, {"query": "b"}, {"query": ""}], pos=broken)
+    content = parquet([{"query": "a"}, {"query": "b"}, {"query": ""}], pos=broken.view(kind))
     assert refusal(tmp_path, content, "t.parquet")[1:] == [
         "t.parquet: row 2: holds text that is not UTF-8; write the file anew in UTF-8",
         "t.parquet: row 3: 'query' is empty; give a text or remove the record",

@@ -18,7 +18,8 @@ from ebr.data.blank import is_blank
 from ebr.data.cutting import Limits, cut
 from ebr.data.dialects import Dialect
 from ebr.data.records import read_records
-from ebr.data.shards import count_rows, open_source, parse_shard, read_shards
+from ebr.data.shard_rows import parse_shard
+from ebr.data.shards import count_rows, open_source, read_shards
 from ebr.data.tables import BadRow, join_cells
 from ebr.errors import ConfigError, DataError
 
@@ -45,14 +46,17 @@ def rows_of(source, shard_rows=100, **limits):
     good, bad = [], []
     for rows in parsed(source, shard_rows, **limits):
         cells = [tuple(row.values()) for row in rows.columns.to_pylist()] or [()] * len(rows.texts)
-        good += zip(rows.lines, rows.texts, cells, rows.keys or [None] * len(rows.texts), rows.raws, strict=True)
+        places = [rows.origins.bad(row, "") for row in range(len(rows.texts))]
+        lines, raws = [place.line for place in places], [place.raw for place in places]
+        good += zip(lines, rows.texts, cells, rows.keys or [None] * len(rows.texts), raws, strict=True)
         bad += rows.bad
     return good, bad
 
 
 def spans(source, shard_rows, **limits):
-    """(first line, rows, payload) of each shard."""
-    return [(shard.first_line, shard.n_lines, shard.payload) for shard in read_shards(source, shard_rows, **limits)]
+    """(first line, rows, payload) of each shard, of one file each."""
+    shards = read_shards(source, shard_rows, **limits)
+    return [(one.first_line, one.n_lines, one.payload) for shard in shards for one in shard.stretches]
 
 
 # ---------------------------------------------------------------- opening
@@ -159,8 +163,10 @@ def test_shards_of_a_large_file_are_those_of_its_lines(tmp_path):
     lines = [b"%d\x01%s\n" % (number, b"x" * (number % 97)) for number in range(150_000)]  # some 9 MB, that is many reads
     source = source_of(written(tmp_path, b"id\x01text\n" + b"".join(lines)))
     shards = list(read_shards(source, 7_000))
-    assert [shard.payload for shard in shards] == [b"".join(lines[at : at + 7_000]) for at in range(0, 150_000, 7_000)]
-    assert [shard.first_line for shard in shards] == list(range(2, 150_002, 7_000))
+    assert [shard.stretches[0].payload for shard in shards] == [
+        b"".join(lines[at : at + 7_000]) for at in range(0, 150_000, 7_000)
+    ]
+    assert [shard.stretches[0].first_line for shard in shards] == list(range(2, 150_002, 7_000))
     shares = [shard.read_share for shard in shards]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -235,7 +241,7 @@ def test_bad_rows_of_parquet_are_listed_as_json(tmp_path):
         ("t", 2, "text is empty", None),
         ("t", 3, "text is empty", " \n"),
         ("t", 4, "id is empty", "b"),
-        ("t", 5, "not UTF-8", "x\\xe9"),
+        ("t", 5, "text is not UTF-8", "x\\xe9"),
     ]
 
 
@@ -261,7 +267,7 @@ def test_columns_are_strings_even_where_all_is_null(tmp_path):
 
 def test_shard_of_bad_rows_only_has_no_rows(tmp_path):
     [rows] = parsed(source_of(written(tmp_path, b"id\x01text\n1\n2\x01\n"), key_column="id"))
-    assert (rows.texts, rows.keys, rows.lines, list(rows.raws), len(rows.columns), len(rows.bad)) == ([], [], [], [], 0, 2)
+    assert (rows.texts, rows.keys, rows.origins.rows, len(rows.columns), len(rows.bad)) == ([], [], [], 0, 2)
 
 
 def test_shards_travel_to_other_processes(tmp_path):
@@ -273,7 +279,7 @@ def test_shards_travel_to_other_processes(tmp_path):
         [shard] = read_shards(source, 5)
         here, there = parse_shard(shard, source.schema), parse_shard(*pickle.loads(pickle.dumps((shard, source.schema))))
         assert (here.texts, here.bad, here.columns) == (there.texts, there.bad, there.columns)
-        assert list(here.raws) == list(there.raws)
+        assert here.origins.bad(0, "") == there.origins.bad(0, "")
 
 
 # ---------------------------------------------------------------- digests

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from uuid import UUID
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.orc
 import pyarrow.parquet as pq
@@ -89,9 +91,15 @@ def refuse_columns_without_text(path: Path, columns: Iterable[tuple[str, pa.Data
 
 
 def as_text(path: Path, name: str, cells: pa.Array) -> pa.Array:
-    """A column as text. A cell of text that is not UTF-8 comes through as it is; DataError when a binary one is not."""
+    """A column as text; ids of 16 bytes that are called UUIDs, as those are written.
+
+    Text and bytes that are not UTF-8 come through as they are: it is a matter of their rows. Raises DataError for a type that
+    has no text form.
+    """
+    if isinstance(cells.type, pa.UuidType):
+        return pa.array([None if cell is None else str(UUID(bytes=cell)) for cell in cells.storage.to_pylist()], pa.string())
     try:
-        return cells.cast(pa.string())
+        return cells.cast(options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))
     except pa.ArrowException as error:
         raise DataError(
             f"{path}: column {name!r} is {cells.type} and not text ({first_line(error)}); leave it out of output_columns"

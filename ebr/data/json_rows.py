@@ -12,12 +12,11 @@ import pyarrow as pa
 class JsonRows(Sequence[bytes]):
     """Rows of a table of text, each as one JSON object, made when asked for."""
 
-    def __init__(self, cells: pa.Table, rows: Sequence[int]) -> None:
+    def __init__(self, cells: pa.Table) -> None:
         self._cells = cells
-        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._cells)
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -25,12 +24,7 @@ class JsonRows(Sequence[bytes]):
     def __getitem__(self, index: slice) -> JsonRows: ...
     def __getitem__(self, index: int | slice) -> bytes | JsonRows:
         if isinstance(index, slice):
-            return JsonRows(self._cells, self._rows[index])
-        row = self._rows[index]
-        cells = {name: self._cells.column(name)[row].cast(pa.binary()).as_py() for name in self._cells.column_names}
+            return JsonRows(self._cells[index])
+        cells = {name: self._cells.column(name)[index].cast(pa.binary()).as_py() for name in self._cells.column_names}
         texts = {name: None if cell is None else cell.decode(errors="backslashreplace") for name, cell in cells.items()}
         return json.dumps(texts, ensure_ascii=False).encode()
-
-    def take(self, rows: Sequence[int]) -> JsonRows:
-        """Some of the rows."""
-        return JsonRows(self._cells, [self._rows[row] for row in rows])

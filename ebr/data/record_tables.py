@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ebr.data.columnar import columnar_batches, columnar_schema
+from ebr.data.columnar import as_text, columnar_batches, columnar_schema
 from ebr.data.contents import TableKind
 from ebr.data.record_layouts import SCORE_KEYS, is_text_key, layout_of
 from ebr.data.text_lines import decoded
@@ -139,18 +139,24 @@ def columnar_rows(file: Path, kind: TableKind, of_training: bool) -> Iterator[Fo
     number = 0
     _check_columns(columnar_schema(file, kind).names, of_training)
     for batch in columnar_batches(file, kind):
-        for row in _python_rows(_with_texts(batch)):
+        for row in _python_rows(_with_texts(file, batch)):
             number += 1
             yield f"{file}: row {number}", row
 
 
-def _with_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _with_texts(file: Path, batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with text where a writer forgot to say that its bytes are text."""
-    return pa.RecordBatch.from_arrays([_as_text(column) for column in batch.columns], names=batch.schema.names)
+    names = batch.schema.names
+    columns = [_with_text(file, name, column) for name, column in zip(names, batch.columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, names=names)
 
 
-def _as_text(column: pa.Array) -> pa.Array:
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+def _with_text(file: Path, name: str, column: pa.Array) -> pa.Array:
+    is_bytes = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+    # One row that is no text is a matter of that row, where the column is one of texts.
+    if isinstance(column.type, pa.UuidType) or (is_bytes and is_text_key(name)):
+        return as_text(file, name, column)
+    if not is_bytes:
         return column
     try:
         return column.cast(pa.string())

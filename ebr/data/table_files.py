@@ -6,6 +6,7 @@ Hive's part files carry no suffix, and folders like dt=2026-01-01 carry a column
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +22,21 @@ from ebr.errors import ConfigError, DataError
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """How Hive names the folder of rows whose partition column is null."""
 
+_LEFT_BY_TOOLS = (".crc", "_$folder$", "~")
+
+_UNFINISHED = re.compile(
+    r"(\._COPYING_|\.(tmp|temp|in-?progress|pending|partial|filepart|crdownload)(\.[0-9a-f-]+)?)$", re.IGNORECASE
+)
+"""How names end while a tool is writing: HDFS, Flume, Flink (with an id behind), copying tools."""
+
 
 @dataclass(frozen=True)
 class TableFile:
     """One input file, its header read and checked.
 
     name: posix path from input_dir. columns: the file's own, in its order. partitions: the columns that its folders give,
-    each with its value (None is null). n_bytes: size on disk. dialect: how its text is written, in its own encoding.
+    each with its value (None is null), which counts where the file has the column too. n_bytes: size on disk.
+    dialect: how its text is written, in its own encoding.
     """
 
     path: Path
@@ -45,26 +54,34 @@ class TableFile:
 
     @property
     def all_columns(self) -> tuple[str, ...]:
-        """The file's own columns, then those of its folders."""
-        return (*self.columns, *(name for name, _ in self.partitions))
+        """The file's own columns, then those that only its folders have."""
+        return tuple(dict.fromkeys((*self.columns, *(name for name, _ in self.partitions))))
 
     def open(self) -> TextStream:
         """The content of a text file, unpacked, in UTF-8. Raises DataError when it cannot be read, or the archive is broken."""
         return self.contents.open(self.path)
 
 
-def find_tables(folder: Path, pattern: str) -> list[Path]:
-    """The tables of a folder and its subfolders, sorted. Raises DataError when there are none."""
+def find_tables(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
+    """The tables of a folder and its subfolders, sorted, and the files that are still being written; of a file, itself.
+
+    Whoever names unfinished files in the pattern wants them. Raises DataError when there are no tables.
+    """
+    if folder.is_file():
+        return [folder], []
     if not folder.is_dir():
-        raise DataError(f"input_dir {folder}: no such folder")
+        raise DataError(f"input_dir {folder}: no such folder or file")
     try:
         found = {path for below in _with_linked_folders(folder) for path in below.rglob(pattern) if path.is_file()}
     except (NotImplementedError, ValueError):
         raise ConfigError(f"file_pattern {pattern!r}: must lie below input_dir, like *.csv") from None
     files = sorted(path for path in found if not any(map(_is_left_by_a_tool, path.relative_to(folder).parts)))
-    if not files:
-        raise DataError(f"input_dir {folder}: no file matches {pattern!r}; set file_pattern or put tables there")
-    return files
+    unfinished = [] if _UNFINISHED.search(pattern) else [path for path in files if _is_unfinished(path.relative_to(folder))]
+    tables = [path for path in files if path not in set(unfinished)]
+    if not tables:
+        but = f" but what is still being written, like {unfinished[0]}" if unfinished else ""
+        raise DataError(f"input_dir {folder}: no file matches {pattern!r}{but}; set file_pattern or put tables there")
+    return tables, unfinished
 
 
 def _with_linked_folders(folder: Path) -> Iterator[Path]:
@@ -87,7 +104,12 @@ def _with_linked_folders(folder: Path) -> Iterator[Path]:
 
 def _is_left_by_a_tool(part: str) -> bool:
     """Hidden files and folders, _SUCCESS, _temporary, checksums: no data. A folder like _dt=2026 is a partition after all."""
-    return part.startswith(".") or part.endswith(".crc") or (part.startswith("_") and "=" not in part)
+    return part.startswith((".", "+tmp")) or part.endswith(_LEFT_BY_TOOLS) or (part.startswith("_") and "=" not in part)
+
+
+def _is_unfinished(path: Path) -> bool:
+    # A partition like name=x.tmp is none.
+    return any(_UNFINISHED.search(part) for part in (path.name, *path.parent.parts) if part == path.name or "=" not in part)
 
 
 def open_table(path: Path, input_dir: Path, dialect: Dialect, column_names: Sequence[str] | None) -> TableFile | None:
@@ -95,7 +117,7 @@ def open_table(path: Path, input_dir: Path, dialect: Dialect, column_names: Sequ
 
     column_names: those of a text file without a header line, or of an ORC file that knows their places alone; None = its
     first line names them. Other files have their own.
-    Raises DataError when the file cannot be read, names a column twice, or has a column that its folders give too.
+    Raises DataError when the file cannot be read, or names a column twice.
     """
     relative = path.relative_to(input_dir)
     with readable(path):
@@ -107,9 +129,6 @@ def open_table(path: Path, input_dir: Path, dialect: Dialect, column_names: Sequ
     columns = _text_columns(file, column_names) if is_text else _stored_columns(file, column_names)
     if columns is None:
         return None
-    shared = sorted(set(columns) & {name for name, _ in file.partitions})
-    if shared:
-        raise DataError(f"{path}: its folders give the column {', '.join(shared)}, which the file has too; rename one")
     return replace(file, columns=tuple(without_twins(str(path), columns)))
 
 
@@ -140,6 +159,6 @@ def _stored_columns(file: TableFile, column_names: Sequence[str] | None) -> list
     stored = columnar_schema(file.path, file.kind).names
     if not (file.kind is TableKind.ORC and are_unnamed(stored)):
         return list(stored)
-    if column_names is None or len(column_names) != len(stored):
+    if column_names is None or len(column_names) < len(stored):
         raise DataError(f"{file.path}: its {len(stored)} columns have no names (old Hive's ORC); name each in column_names")
-    return list(column_names)
+    return list(column_names[: len(stored)])

@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import InferenceConfig
 from ebr.data.files import read_manifest
-from ebr.data.shards import Source, parse_shard, read_shards
+from ebr.data.shard_rows import parse_shard
+from ebr.data.shards import Source, read_shards
 from ebr.inference.ledger import Ledger
 from ebr.inference.parts import PartOptions
 from ebr.inference.pipeline import Workers

@@ -74,9 +74,12 @@ class Ledger:
         """What an unfinished or finished run of this very recipe settled; None = nothing yet."""
         self.changed = _differences(record.get("recipe"), self.recipe)
         """Options by which an earlier run of this output differs: what it made does not count."""
+        self.shared_shards = True
+        """Whether small files share shards: not in an output of an earlier version, whose parts would all be other ones."""
         self._records: dict[str, PartRecord] = {}
         if "recipe" in record and not self.changed:
             self.settings = record.get("settings")
+            self.shared_shards = record.get("shared_shards", False)
             self._records = {one.key: one for one in self._read_journal()}
 
     def begin(self, settings: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
@@ -174,7 +177,13 @@ class Ledger:
 
     def _write_run(self) -> None:
         finished = self.finished and asdict(self.finished)
-        record = {"recipe": self.recipe, "settings": self.settings, "asked": self.asked, "finished": finished}
+        record = {
+            "recipe": self.recipe,
+            "settings": self.settings,
+            "asked": self.asked,
+            "shared_shards": self.shared_shards,
+            "finished": finished,
+        }
         write_json(self.work_dir / _RUN, record)
 
     def _read_journal(self) -> Iterator[PartRecord]:

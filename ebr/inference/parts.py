@@ -111,6 +111,9 @@ class PartRecord:
     first_rejects: list[str]
     n_cut: int | None = None
     """Rows whose text is longer than the model reads; None = made by a version that did not count."""
+    n_overruled: int = 0
+    """Cells of columns that their folders give, which say something else."""
+    first_overruled: str = ""
 
     @property
     def name(self) -> str:

@@ -54,6 +54,9 @@ class EmbeddedTables:
     n_changed: int
     """Of those, rows whose key had another text before."""
     first_rejects: list[str]
+    n_overruled: int
+    """Cells of columns that their folders give, which say something else."""
+    first_overruled: str
     dim: int
     n_cut: int | None = None
     """Rows whose text is longer than the model reads; None = parts of an earlier version did not count."""
@@ -72,7 +75,7 @@ def embed_source(
     with _Progress() as progress:
 
         def unfinished() -> Iterator[ShardTask]:
-            for index, shard in enumerate(read_shards(source, shard_rows)):
+            for index, shard in enumerate(read_shards(source, shard_rows, shared=ledger.shared_shards)):
                 key = ledger.key_of(shard.digest)
                 known = ledger.record_of(key)
                 progress.expect(index, shard.n_lines, shard.read_share)
@@ -146,6 +149,8 @@ def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, ke
         n_reused=sum(record.n_reused for record in fresh),
         n_changed=sum(record.n_changed for record in fresh),
         first_rejects=[line for record in records for line in record.first_rejects][:_FIRST_REJECTS],
+        n_overruled=sum(record.n_overruled for record in records),
+        first_overruled=next((record.first_overruled for record in records if record.n_overruled), ""),
         dim=records[0].dim if records else 0,
         n_cut=_n_cut(records),
     )

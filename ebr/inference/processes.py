@@ -116,7 +116,7 @@ class ProcessWorkers:
             self._deaths[index] += 1
             if self._deaths[index] == _MOST_DEATHS:
                 raise EBRError(
-                    f"{task.shard.file}: the shard from line {task.shard.first_line} ended its process {_MOST_DEATHS} times "
+                    f"{task.shard} ended its process {_MOST_DEATHS} times "
                     f"(exit code {worker.process.exitcode}); {_reason(worker.process.exitcode)}"
                 )
         worker.process.join()

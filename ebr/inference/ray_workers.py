@@ -221,7 +221,7 @@ class RayWorkers:
             self._losses[task.index] += 1
             if self._losses[task.index] == _MOST_LOSSES:
                 raise EBRError(
-                    f"{task.shard.file}: the shard from line {task.shard.first_line} lost its Ray actor {_MOST_LOSSES} times "
+                    f"{task.shard} lost its Ray actor {_MOST_LOSSES} times "
                     f"({reason}); if memory was short, take fewer num_workers or a lower token_budget"
                 )
         queue.give_back(lost)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ebr.data.files import hash_file, write_aside, write_files_aside
-from ebr.data.shards import ShardRows, parse_shard
+from ebr.data.shard_rows import ShardRows, parse_shard
 from ebr.data.tables import BadRow
 from ebr.data.vector_formats import unfit_rows, write_vectors
 from ebr.data.vectors import Vectors
@@ -79,15 +79,15 @@ class ShardWorker:
         with self._turns.over_at_the_end(turn):
             rows = parse_shard(task.shard, self.options.schema)
             unfit = unfit_rows(rows.columns, self.options.format, self.options.schema.delimiter)
-            rows, _ = _reject(rows, unfit, task.shard.file)
-            self._refuse(rows.bad)
+            rows, _ = _reject(rows, unfit)
+            self._refuse(task.shard.in_order(rows.bad))
             digests = RowDigests.of(rows.texts, rows.keys) if self._store or rows.keys is not None else None
             # Other shards' vectors are asked for in the order of the shards, or a run would depend on who was first.
             with self._turns.mine(turn) if self.options.dedup is Dedup.GLOBAL else nullcontext():
                 encoded = self._encoder.encode(rows.texts, digests, step, task.key)
             zeros = dict.fromkeys(np.flatnonzero(~encoded.vectors.any(axis=1)).tolist(), NO_DIRECTION)
-            kept, keep = _reject(rows, zeros | encoded.unfit, task.shard.file)
-            self._refuse(kept.bad)
+            kept, keep = _reject(rows, zeros | encoded.unfit)
+            self._refuse(task.shard.in_order(kept.bad))
             if rows.keys is not None and digests is not None:
                 _save_digests(self.options, task.key, digests.table(encoded.cut)[keep])
             return self._write(task, kept, encoded, keep)
@@ -106,13 +106,12 @@ class ShardWorker:
 
     def _refuse(self, bad: Sequence[BadRow]) -> None:
         if bad and self.options.fail_on_bad_row:
-            first = min(bad, key=lambda row: row.line)
-            raise DataError(f"{first.file}:{first.line}: {first.reason}; {MEND_THE_ROW}")
+            raise DataError(f"{bad[0].file}:{bad[0].line}: {bad[0].reason}; {MEND_THE_ROW}")
 
     def _write(self, task: ShardTask, rows: ShardRows, encoded: EncodedRows, keep: npt.NDArray[np.int64]) -> PartRecord:
         options = self.options
         hashes, n_bytes = write_part(options, task.name, rows.columns, encoded.vectors[keep])
-        bad = sorted(rows.bad, key=lambda row: row.line)
+        bad = task.shard.in_order(rows.bad)
         if bad:
             with write_aside(options.rejects_path(task.key)) as aside_file:
                 aside_file.write_text("".join(map(_reject_line, bad)), encoding="utf-8")
@@ -130,6 +129,8 @@ class ShardWorker:
             n_bytes=n_bytes,
             first_rejects=[f"{row.file}:{row.line}: {row.reason}" for row in bad[:_FIRST_REJECTS]],
             n_cut=int(encoded.cut[keep].sum()),
+            n_overruled=len(rows.overruled),
+            first_overruled=next(iter(rows.overruled), ""),
         )
 
 
@@ -151,20 +152,19 @@ def write_part(options: PartOptions, name: str, columns: pa.Table, vectors: Vect
         return hashes, sum(file.stat().st_size for file in written)
 
 
-def _reject(rows: ShardRows, reasons: dict[int, str], file: str) -> tuple[ShardRows, npt.NDArray[np.int64]]:
+def _reject(rows: ShardRows, reasons: dict[int, str]) -> tuple[ShardRows, npt.NDArray[np.int64]]:
     """The rows without those that have a reason, which are bad ones from here on; and the places of those kept."""
     keep = np.array([row for row in range(len(rows.texts)) if row not in reasons], dtype=np.int64)
     if not reasons:
         return rows, keep
-    bad = [BadRow(file, rows.lines[row], reason, rows.raws[row]) for row, reason in sorted(reasons.items())]
+    bad = [rows.origins.bad(row, reason) for row, reason in reasons.items()]
     return (
         replace(
             rows,
             texts=[rows.texts[row] for row in keep],
             columns=rows.columns.take(keep),
             keys=None if rows.keys is None else [rows.keys[row] for row in keep],
-            lines=[rows.lines[row] for row in keep],
-            raws=[rows.raws[row] for row in keep],
+            origins=rows.origins.take(keep.tolist()),
             bad=[*rows.bad, *bad],
         ),
         keep,

@@ -51,6 +51,14 @@ class InferencePlan:
         ]
         if source.empty_files:
             lines.append(f"empty   {_counted(len(source.empty_files), 'table')} without a row, like {source.empty_files[0]}")
+        if source.unfinished_files:
+            left = _counted(len(source.unfinished_files), "file")
+            lines.append(f"left    {left} still being written, like {source.unfinished_files[0]}")
+        if lacking := source.lacking():
+            (file, names), of = lacking[0], _counted(len(lacking), "table")
+            lines.append(
+                f"note    older than others, {of}: columns that came later are null, in {file.name} {', '.join(names)}"
+            )
         lines += [f"note    {doubt}" for doubt in doubts_of(source)]
         return lines
 
@@ -105,6 +113,11 @@ class InferenceResult:
         if done.rejects_path:
             lines.append(f"rejected {_counted(done.n_rejected, 'row')}, listed in {done.rejects_path}")
             lines += [f"  {line}" for line in done.first_rejects]
+        if done.n_overruled:
+            lines.append(
+                f"folders  {_counted(done.n_overruled, 'cell')} of their columns {'says' if done.n_overruled == 1 else 'say'} "
+                f"something else, like {done.first_overruled}: the folder's value was taken"
+            )
         return "\n".join(lines)
 
     def _texts(self) -> str:
