@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,21 +51,32 @@ def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) 
 
 def join_npy(parts: Sequence[Path], output: Path) -> None:
     """Copy parts into one matrix, and the columns beside them into one file. Raises DataError when their shapes differ."""
-    matrices = [mapped(part) for part in parts]
-    kinds = [(matrix.shape[1], matrix.dtype) for matrix in matrices]
-    for part, kind in zip(parts, kinds, strict=True):
-        if kind != kinds[0]:
+    stored = [_stored(part) for part in parts]
+    for part, one in zip(parts, stored, strict=True):
+        if (one.dim, one.dtype) != (stored[0].dim, stored[0].dtype):
             raise DataError(f"{part}: its dimension or type differs from {parts[0]}'s; remove the parts and run again")
-    starts = [part.stat().st_size - matrix.nbytes for part, matrix in zip(parts, matrices, strict=True)]
-    n_rows = sum(map(len, matrices))
-    matrices.clear()  # mapped pages count as memory
     with output.open("wb") as whole:
-        _write_header(whole, kinds[0][1], (n_rows, kinds[0][0]))
-        for part, start in zip(parts, starts, strict=True):
+        _write_header(whole, stored[0].dtype, (sum(one.n_rows for one in stored), stored[0].dim))
+        for part, one in zip(parts, stored, strict=True):
             with part.open("rb") as file:
-                file.seek(start)
+                file.seek(one.start)
                 shutil.copyfileobj(file, whole, _COPY_BYTES)
     join_parquet([rows_path(part) for part in parts], rows_path(output))
+
+
+class _Stored(NamedTuple):
+    """A matrix in its file; start: the byte at which its numbers begin."""
+
+    n_rows: int
+    dim: int
+    dtype: np.dtype[Any]
+    start: int
+
+
+def _stored(path: Path) -> _Stored:
+    # Looked at and let go: a mapping keeps its file open, of which a process may have 1,024, and its pages count as memory.
+    matrix = mapped(path)
+    return _Stored(len(matrix), matrix.shape[1], matrix.dtype, path.stat().st_size - matrix.nbytes)
 
 
 def mapped(path: Path) -> npt.NDArray[Any]:
