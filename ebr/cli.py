@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
+import io
 import logging
 import os
 import sys
@@ -16,7 +18,7 @@ from typing import Any, NoReturn
 from ebr.config import Config
 from ebr.config.options import add_arguments, flag_to_name, read_record
 from ebr.config.tables import CONFIGS
-from ebr.errors import ConfigError, EBRError, Interrupted, ReaderGone
+from ebr.errors import ConfigError, EBRError, Interrupted, ReaderGone, json_escape
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -179,6 +181,14 @@ def _let_go() -> None:
         os.close(nowhere)
 
 
+def spell_anything() -> None:
+    """Have what a terminal cannot spell printed as its escape: lines for people never fail, and JSON lines stay exact."""
+    codecs.register_error(json_escape.__name__, json_escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=json_escape.__name__)
+
+
 def _is_first_process() -> bool:
     """Of those that a launcher started; alone, it is."""
     return os.environ.get("RANK", "0") == "0"
@@ -186,6 +196,7 @@ def _is_first_process() -> bool:
 
 def _guarded(run: Callable[[], int]) -> int:
     """Errors that a user can mend are one message and exit code 2; Ctrl-C is 130; others are ours and keep their traceback."""
+    spell_anything()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("ebr").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     try:

@@ -1,9 +1,35 @@
 """Errors that a user can mend. Each message says where, what, and how; the command line prints it and exits with 2."""
 
+import json
+import os
+import sys
+
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, as far as it fits into one of ours."""
     return str(error).strip().split("\n", 1)[0][:300]
+
+
+def why_not_utf8(text: str, *, is_path: bool = True) -> str | None:
+    """Why a name cannot stand in a record, nor be given to libraries that open files by UTF-8 alone; None where it can.
+
+    is_path: False for other text, which only has to be whole.
+    """
+    try:
+        if text.encode() == (os.fsencode(text) if is_path else text.encode()):
+            return None
+    except UnicodeEncodeError:
+        pass
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        return f"is read as {encoding} here, where records and libraries take UTF-8 alone; set PYTHONUTF8=1"
+    return "is not UTF-8; rename the file or folder" if is_path else "is not UTF-8; rename what it names, or type it in UTF-8"
+
+
+def json_escape(error: UnicodeError) -> tuple[str, int]:
+    r"""A codec's error handler: what an encoding cannot spell becomes \uXXXX as in JSON, where it means the very same."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 class EBRError(Exception):

@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
+from ebr.cli import spell_anything
+
 
 class StreamingClient(NotebookClient):  # type: ignore[misc]
     """An executor that passes the cells' text on while they run."""
@@ -43,6 +45,7 @@ def run_notebook(path: Path, executed: Path) -> None:
 
 
 if __name__ == "__main__":
+    spell_anything()
     source = Path(sys.argv[1])
     try:
         run_notebook(source, source.with_name("demo.ipynb"))

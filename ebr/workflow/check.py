@@ -16,7 +16,7 @@ from ebr.errors import DataError
 from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.finetuning import load_for_training
 from ebr.workflow.planning import layout_of, plan_warnings, read_records, rows_of_each
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from ebr.training.doctor import CheckReport, Finding
@@ -32,7 +32,7 @@ class _Material:
     n_steps: int
 
 
-def check_training(config: FinetuneConfig, *, say: Say = print) -> CheckReport:
+def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
     """Check a run without starting it, and save what was found, one page, in the run's folder: summary() is that page.
 
     Loads the model, and trains nothing.

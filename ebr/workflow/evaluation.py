@@ -18,7 +18,7 @@ from ebr.data.terminal_text import pad_text, text_columns
 from ebr.errors import ConfigError
 from ebr.workflow.evaluated_models import check_base, distinct_names, facts_of, load_for_evaluation
 from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks, leak_line
-from ebr.workflow.speech import Say, code_sha256, library_versions
+from ebr.workflow.speech import Say, code_sha256, library_versions, speak
 
 if TYPE_CHECKING:
     from ebr.retrieval.evaluation import Comparison, Evaluation
@@ -133,7 +133,7 @@ def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
     )
 
 
-def evaluate_retrieval(config: EvaluationConfig, *, say: Say = print) -> EvaluationResult:
+def evaluate_retrieval(config: EvaluationConfig, *, say: Say = speak) -> EvaluationResult:
     """Measure models on an evaluation folder and write report.html and report.json.
 
     Each model is read with the prompts and lengths it was saved with, unless the config gives them.
@@ -191,7 +191,7 @@ def compare_models(
     *,
     trust_remote_code: bool = False,
     batch_size: int = 32,
-    say: Say = print,
+    say: Say = speak,
 ) -> Comparison:
     """Evaluate two models on one evaluation folder, each with the prompts and lengths that it was saved with.
 

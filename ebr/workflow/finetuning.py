@@ -22,7 +22,7 @@ from ebr.workflow.finishing import FinetuneResult, TrainedModel
 from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
 from ebr.workflow.model_folder import model_manifest, start_facts
 from ebr.workflow.planning import FinetunePlan, plan_finetune
-from ebr.workflow.speech import Ask, Say, terminal
+from ebr.workflow.speech import Ask, Say, speak, terminal
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,7 +41,7 @@ _K = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
 
 
-def train_sentence_transformer(config: FinetuneConfig, *, say: Say = print, ask: Ask | None = None) -> FinetuneResult:
+def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask: Ask | None = None) -> FinetuneResult:
     """Fine-tune a model, evaluate it before and after where there is an evaluation set, and save it.
 
     A FinetuneConfig trains on pairs, a TrainConfig on queries with lists of passages: see plan_finetune. The finished folder

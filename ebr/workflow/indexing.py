@@ -13,7 +13,7 @@ from ebr.data.cut_texts import CutTexts
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
 from ebr.errors import DataError
 from ebr.workflow.index_planning import IndexPlan, old_sources, plan_index
-from ebr.workflow.speech import Say, library_versions
+from ebr.workflow.speech import Say, library_versions, speak
 
 if TYPE_CHECKING:
     from ebr.retrieval.index import FaissIndex
@@ -96,7 +96,7 @@ def _most_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def build_index(config: IndexConfig, *, say: Say = print) -> IndexResult:
+def build_index(config: IndexConfig, *, say: Say = speak) -> IndexResult:
     """Build an index from finished vectors, or add them to one; measure it against exact search; write its sidecar last.
 
     What was at index_path stays until the new index is whole. Vectors stream: beside the index itself, memory holds a block of

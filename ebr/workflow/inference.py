@@ -13,7 +13,7 @@ from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
 from ebr.data.places import check_place
 from ebr.errors import ConfigError
-from ebr.workflow.speech import Say, library_versions
+from ebr.workflow.speech import Say, library_versions, speak
 
 if TYPE_CHECKING:
     from ebr.data.shards import Source
@@ -213,7 +213,7 @@ def _foreign_file(path: Path, fmt: VectorFormat) -> Path | None:
     return next((file for file in files_of(path, fmt) if file.is_file() and file.stat().st_size), None)
 
 
-def run_batch_inference(config: InferenceConfig, *, say: Say = print) -> InferenceResult:
+def run_batch_inference(config: InferenceConfig, *, say: Say = speak) -> InferenceResult:
     """Embed a folder of tables, with the document prompt that the model was saved with.
 
     Interrupted, by whatever, it goes on from there when it is called again.

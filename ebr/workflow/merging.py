@@ -13,7 +13,7 @@ from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest,
 from ebr.data.places import check_place
 from ebr.errors import ConfigError, DataError, ModelError, first_line
 from ebr.workflow.model_folder import TRAINING_CONFIG, encoder_facts
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +131,7 @@ def _trained_precision(training: Mapping[str, Any]) -> str | None:
     return "bfloat16" if training["bf16"] is True else "float32"
 
 
-def merge_adapter(config: MergeConfig, *, say: Say = print) -> MergeResult:
+def merge_adapter(config: MergeConfig, *, say: Say = speak) -> MergeResult:
     """Merge a LoRA or QLoRA adapter into its unquantised base, in float32, and save a whole sentence-transformers folder.
 
     The saved model is loaded again and compared with base + adapter before it takes its place; what was at output_path stays

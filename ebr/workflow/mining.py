@@ -21,7 +21,7 @@ from ebr.data.record_layouts import RecordFormat
 from ebr.data.terminal_text import one_line
 from ebr.data.training_files import Record, as_format, read_training_records, to_object, training_file
 from ebr.errors import ConfigError, DataError
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -114,7 +114,7 @@ def plan_mining(config: MiningConfig) -> MiningPlan:
     return MiningPlan(config, files, as_format(records, found, wanted), wanted, len(records), corpus, n_candidates)
 
 
-def mine_hard_negatives(config: MiningConfig, *, say: Say = print) -> MiningResult:
+def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResult:
     """Write a new training file whose records have, as further negatives, what the model takes for answers and is none.
 
     The same records, candidates and model give the same file. Beside it stand its manifest and a page of examples.

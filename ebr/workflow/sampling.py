@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ebr.config import SampleConfig
 from ebr.data.files import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.errors import ConfigError
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from ebr.data.sample import SampleCorpus
@@ -42,7 +42,7 @@ def plan_sample(config: SampleConfig) -> SamplePlan:
     return SamplePlan(config)
 
 
-def build_sample_corpus(config: SampleConfig, *, say: Say = print) -> SampleCorpus:
+def build_sample_corpus(config: SampleConfig, *, say: Say = speak) -> SampleCorpus:
     """Build the sample corpus from the documentation of the installed libraries."""
     from ebr.data.sample import build_sample
 

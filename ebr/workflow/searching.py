@@ -19,7 +19,7 @@ from ebr.data.places import check_place, is_stream
 from ebr.data.queries import Query, one_query, read_queries
 from ebr.data.terminal_text import cut_text, pad_text, text_columns
 from ebr.errors import ConfigError, ReaderGone
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 from ebr.workflow.text_index import Match, TextIndex, open_index
 
 __all__ = ["Match", "SearchPlan", "SearchResult", "TextIndex", "open_index", "plan_search", "search_index"]
@@ -132,7 +132,7 @@ def _is_hits(path: Path) -> bool:
     return isinstance(hit, dict) and hit.keys() >= _OF_A_HIT
 
 
-def search_index(config: SearchConfig, *, say: Say = print) -> SearchResult:
+def search_index(config: SearchConfig, *, say: Say = speak) -> SearchResult:
     """Search an index with a text, or with a file of them. Raises EBRError subclasses that say what to mend.
 
     Hits are said as they are found: as a table, or as JSON lines, which a program reads from the same place, so that nothing

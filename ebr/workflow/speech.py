@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+from ebr.errors import json_escape
+
 Say = Callable[[str], None]
-"""Where a verb's lines for people go; the shell and the notebook pass print."""
+"""Where a verb's lines for people go; the notebook's and a script's are spoken, the shell passes its own."""
+
+
+def speak(line: str) -> None:
+    """Print; what the terminal cannot spell as its escape in JSON: no line for people is worth the work that it is about."""
+    try:
+        print(line)  # noqa: T201
+    except UnicodeEncodeError:
+        codecs.register_error(json_escape.__name__, json_escape)
+        encoding = sys.stdout.encoding
+        print(line.encode(encoding, json_escape.__name__).decode(encoding))  # noqa: T201
 
 
 Ask = Callable[[str], str]
@@ -24,7 +37,7 @@ def terminal() -> Ask | None:
 def _answer(question: str) -> str:
     try:
         return input(question)
-    except (EOFError, KeyboardInterrupt):  # no answer either, and no reason to lose what the question is about
+    except (EOFError, KeyboardInterrupt, UnicodeError):  # no answer either, and no reason to lose what the question is about
         return ""
 
 

@@ -17,7 +17,7 @@ from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, DataError, ModelError
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -230,7 +230,7 @@ class TextIndex:
                 "give that one with model_path (and trust_remote_code, if it was loaded with it), or embed and index anew"
             )
 
-    def add(self, embeddings_path: Path | str, *, delimiter: str = "\x01", say: Say = print) -> TextIndex:
+    def add(self, embeddings_path: Path | str, *, delimiter: str = "\x01", say: Say = speak) -> TextIndex:
         """Add the rows of finished vectors of the same model, and return the index opened anew; ids it has are refused.
 
         The index on disk is replaced once the new one is whole; this object still searches what it had.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from ebr.workflow.map_files import MapFiles, check_map_files, map_files
 from ebr.workflow.map_numbers import METHODS, Coords, DrawnMap, MapNumbers
 from ebr.workflow.map_rows import MapRows, read_map_rows
 from ebr.workflow.map_vectors import Rows
-from ebr.workflow.speech import Say
+from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from ebr.visualization.map_cache import MapCache
@@ -104,7 +103,7 @@ class VisualizationResult:
             display(Image(filename=str(self.picture), width=_NOTEBOOK_WIDTH))
         elif self.picture is not None and self.picture.suffix.lower() == ".svg":
             display(SVG(filename=str(self.picture)))
-        sys.stdout.write(self.summary() + "\n")
+        speak(self.summary())
 
 
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
@@ -115,7 +114,7 @@ def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
     return VisualizationPlan(config, *_chosen(read_map_rows(config, _cache(config)), config))
 
 
-def visualize_embeddings(config: VisualizationConfig, *, say: Say = print) -> VisualizationResult:
+def visualize_embeddings(config: VisualizationConfig, *, say: Say = speak) -> VisualizationResult:
     """Draw vectors as a map, and measure their clusters in the original space and how far the map can be trusted.
 
     Raises EBRError subclasses that say what to mend.
