@@ -10,12 +10,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 from typing_extensions import Self
 
-from ebr.errors import ConfigError
+from ebr.errors import ConfigError, why_not_utf8
 
 
 def option(default: Any, help: str, zh: str, **limits: Any) -> Any:  # noqa: ANN401
@@ -72,6 +72,16 @@ class Config(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(_explain(type(self), error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_utf8(cls, value: object, info: ValidationInfo) -> object:
+        """Every record holds the options: one that cannot be written there would cost the whole work at its end."""
+        is_path = Path in _inner_types(cls.model_fields[str(info.field_name)])
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, str | Path) and (reason := why_not_utf8(str(one), is_path=is_path)):
+                raise ValueError(reason)
+        return value
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | str | None = None) -> Self:

@@ -135,7 +135,9 @@ def cache_home() -> Path:
 def write_json(path: Path, record: object) -> None:
     """Write one JSON document whole or not at all."""
     with write_aside(path) as aside:
-        aside.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+        # Half a character, as in the name of a folder that is not UTF-8, becomes its escape in JSON.
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
@@ -174,7 +176,7 @@ def hash_files(paths: Sequence[Path]) -> str:
     """sha256 over the names and contents of files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.name.encode() + b"\0")
+        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(hash_file(path).encode())
     return digest.hexdigest()
 

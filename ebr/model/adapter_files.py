@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ebr.data.files import read_json
-from ebr.errors import ModelError
+from ebr.errors import ModelError, why_not_utf8
 from ebr.model.origin import ADAPTER_CONFIG
 from ebr.model.weight_files import check_files
 
@@ -54,6 +54,8 @@ def find_adapter(path: Path, *, option: str = "lora_adapter_path") -> LoraAdapte
     path = path.expanduser()
     if not path.exists():
         raise ModelError(f"{option} {path}: no such folder or file")
+    if reason := why_not_utf8(str(path.resolve())):
+        raise ModelError(f"{option} {path}: {str(path.resolve())!r} {reason}")
     weights = _weights_in(path, option) if path.is_dir() else path
     if weights.suffix != ".safetensors":
         raise ModelError(f"{option} {path}: is no .safetensors file; give the adapter's folder or that file")

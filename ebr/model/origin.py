@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from ebr.data.asides import recover
 from ebr.data.files import hash_file, hash_files
-from ebr.errors import ModelError, first_line
+from ebr.errors import ModelError, first_line, why_not_utf8
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 _EMBEDDED_ALIASES = (EMBEDDED_NAME, f"sentence-transformers/{EMBEDDED_NAME}")
@@ -88,7 +88,10 @@ def resolve_model(name: str) -> ModelSource:
     if folder.is_dir():
         if not any((folder / file).is_file() for file in _FIRST_FILES):
             raise ModelError(f"model {name!r}: the folder holds no modules.json, config.json or adapter_config.json")
-        return ModelSource(name, Origin.FOLDER, str(folder.resolve()))
+        place = str(folder.resolve())
+        if reason := why_not_utf8(place):
+            raise ModelError(f"model {name!r}: {place!r} {reason}")
+        return ModelSource(name, Origin.FOLDER, place)
     if is_embedded(name):
         return ModelSource(name, Origin.EMBEDDED, str(_embedded_folder()))
     if looks_like_hub_id(name):

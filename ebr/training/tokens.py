@@ -83,7 +83,7 @@ class TokenBook:
             return found
         try:
             self._write(path, texts)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # Arrow opens no name that is not UTF-8
             log.warning("%s: tokens are kept in memory, for the file cannot be written (%s)", path, first_line(error))
             return list(self._blocks_of(texts))
         written = _read(path, len(texts))
@@ -153,7 +153,7 @@ def _read(path: Path, n_texts: int) -> list[Tokens] | None:
         batches = [table.get_batch(index) for index in range(table.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)  # a disk can fail where a rename did not
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         log.debug("%s: %s", path, error)
         return None
     sizes = [_BLOCK] * (n_texts // _BLOCK) + [n_texts % _BLOCK] * bool(n_texts % _BLOCK)

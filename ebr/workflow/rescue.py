@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebr.data.files import free_bytes, reason_of
-from ebr.errors import SaveError
+from ebr.errors import SaveError, why_not_utf8
 from ebr.workflow.speech import Ask, Say
 
 if TYPE_CHECKING:
@@ -111,11 +111,14 @@ class FinishedModel:
 
 
 def _folder_named(answer: str) -> Path:
-    """The folder that somebody typed. Raises OSError for what is no path: nobody's home, a loop of links."""
+    """The folder that somebody typed. Raises OSError for what is no path: nobody's home, a loop of links, no UTF-8."""
     try:
-        return Path(answer).expanduser().resolve()
+        folder = Path(answer).expanduser().resolve()
     except (RuntimeError, ValueError) as error:
         raise OSError(f"{answer!r} names no folder: {error}") from None
+    if reason := why_not_utf8(str(folder)):
+        raise OSError(f"{answer!r} {reason}")
+    return folder
 
 
 def _places() -> list[Path]:
@@ -124,7 +127,7 @@ def _places() -> list[Path]:
     for find in (tempfile.gettempdir, Path.home):
         with suppress(OSError, RuntimeError):  # none where a file can be written; nobody's home
             places.append(Path(find()))
-    return places
+    return [place for place in places if not why_not_utf8(str(place))]
 
 
 def _is_empty(folder: Path) -> bool:
