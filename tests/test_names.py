@@ -11,6 +11,7 @@ import pytest
 from ebr import cli
 from ebr.config.tables import CONFIGS
 from ebr.data.files import hash_files, read_json, write_json
+from ebr.data.places import check_place
 from ebr.errors import ConfigError, ModelError, SaveError
 from ebr.model.adapter_files import find_adapter
 from ebr.model.origin import resolve_model
@@ -56,6 +57,15 @@ def test_folder_of_a_model_or_adapter_is_refused_however_it_is_reached(tmp_path,
             resolve_model(path)
         with pytest.raises(ModelError, match=r"^lora_adapter_path .*udcd6.*/m' is not UTF-8; rename the file or folder$"):
             find_adapter(Path(path))
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out"])
+def test_output_that_lies_where_the_name_is_not_utf8_is_refused_however_it_is_reached(tmp_path, name):
+    (tmp_path / GBK).mkdir()
+    (tmp_path / name).symlink_to(tmp_path / GBK / name)
+    for path in (tmp_path / name, tmp_path / GBK / name):
+        with pytest.raises(ConfigError, match=rf"^output_path .*udcd6.*/{name}' is not UTF-8; rename the file or folder$"):
+            check_place(path, is_folder="." not in name)
 
 
 def test_record_holds_a_name_that_is_not_utf8_as_json_escapes_it(tmp_path):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from ebr.errors import ConfigError
+from ebr.errors import ConfigError, why_not_utf8
 
 _MOST_LINKS = 40  # as Linux follows them
 
@@ -22,6 +22,7 @@ def place_of(path: Path, option: str = "output") -> Path:
         raise ConfigError(f"{option} {path}: is a link that leads back to itself; mend it, or write elsewhere") from None
     if not place.parent.is_dir():
         raise ConfigError(f"{option} {path}: is a link to {place}, whose folder is not there; make it, or mend the link")
+    _check_name(path, place, option)
     return place
 
 
@@ -33,6 +34,7 @@ def check_place(path: Path, option: str = "output_path", *, is_folder: bool = Fa
     if is_stream(path):
         raise ConfigError(f"{option} {path}: is no file but a device or a pipe, and other files go beside it; name a file")
     place = place_of(path, option)
+    _check_name(path, place, option)
     if not is_folder and place.suffix != path.suffix:  # which decides what is written
         raise ConfigError(f"{option} {path}: is a link to {place}, of another suffix; give that name itself, or mend the link")
     if is_folder and place.absolute().is_mount():
@@ -41,6 +43,11 @@ def check_place(path: Path, option: str = "output_path", *, is_folder: bool = Fa
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{option} {path}: {parent} is no folder that can be written to")
     return place
+
+
+def _check_name(path: Path, place: Path, option: str) -> None:
+    if reason := why_not_utf8(str(place)):
+        raise ConfigError(f"{option} {path}: {str(place)!r} {reason}")
 
 
 def is_stream(path: Path) -> bool:
