@@ -6,13 +6,17 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ebr import cli
 from ebr.config.tables import CONFIGS
+from ebr.data.embeddings import read_embeddings
+from ebr.data.examples import read_examples
 from ebr.data.files import hash_files, read_json, write_json
 from ebr.data.places import check_place
-from ebr.errors import ConfigError, ModelError, SaveError
+from ebr.errors import ConfigError, DataError, ModelError, SaveError
 from ebr.model.adapter_files import find_adapter
 from ebr.model.origin import resolve_model
 from tests.test_full_disk import Disk, answering, finished
@@ -66,6 +70,14 @@ def test_output_that_lies_where_the_name_is_not_utf8_is_refused_however_it_is_re
     for path in (tmp_path / name, tmp_path / GBK / name):
         with pytest.raises(ConfigError, match=rf"^output_path .*udcd6.*/{name}' is not UTF-8; rename the file or folder$"):
             check_place(path, is_folder="." not in name)
+
+
+def test_columns_in_a_file_whose_name_is_not_utf8_are_refused_with_what_to_do(tmp_path):
+    pq.write_table(pa.table({"query": ["a"], "pos": ["b"], "vector": [[1.0, 2.0]]}), tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").rename(tmp_path / f"{GBK}.parquet")
+    for read in (lambda: read_embeddings(tmp_path), lambda: read_examples([tmp_path / f"{GBK}.parquet"])):
+        with pytest.raises(DataError, match=r"\.parquet: is not UTF-8; rename the file or folder"):
+            read()
 
 
 def test_record_holds_a_name_that_is_not_utf8_as_json_escapes_it(tmp_path):

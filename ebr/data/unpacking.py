@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from ebr.data.dialects import UTF8
-from ebr.errors import DataError, first_line
+from ebr.errors import DataError, first_line, why_not_utf8
 
 BUFFER = 1 << 20
 
@@ -186,10 +186,12 @@ def readable(path: Path) -> Iterator[None]:
     """What keeps a file from being read is a DataError that names it."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeEncodeError) as error:
         raise unreadable(path, error) from None
 
 
 def unreadable(path: Path, error: Exception) -> UnreadableError:
     """The error for a file that cannot be read."""
+    if isinstance(error, UnicodeEncodeError):  # Arrow opens no name that is not UTF-8
+        return UnreadableError(f"{path}: {why_not_utf8(str(path))}")
     return UnreadableError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or first_line(error)})")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ebr.data.contents import unpacked
 from ebr.data.tables import without_twins
+from ebr.data.unpacking import unreadable
 from ebr.data.vector_arrow import Read, arrow_layout, read_arrow, text_columns, texts
 from ebr.data.vector_layout import Layout
 from ebr.data.vectors import VECTOR, Columns, VectorBatch, as_type
@@ -83,6 +84,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(unpacked(path)) as file:
             yield file
+    except UnicodeEncodeError as error:
+        raise unreadable(path, error) from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
