@@ -1,4 +1,4 @@
-"""How many of what, in words: `1 row`, `2 rows`."""
+"""How many of what, in words."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ebr.data.counted import are, counted, were
+
 
 @dataclass(frozen=True)
 class CutTexts:
@@ -22,11 +24,8 @@ class CutTexts:
         """`1,234 of 10,000 texts are longer than 256 tokens and were cut`; None where none was. one, many: what they are."""
         if not self.n_cut:
             return None
-        are, were = ("is", "was") if self.n_cut == 1 else ("are", "were")
-        return (
-            f"{self.n_cut:,} of {self.n_texts:,} {one if self.n_texts == 1 else many} {are} longer than {self.length:,} tokens "
-            f"and {were} cut"
-        )
+        longer = f"{are(self.n_cut)} longer than {counted(self.length or 0, 'token')} and {were(self.n_cut)} cut"
+        return f"{self.n_cut:,} of {counted(self.n_texts, one, many)} {longer}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ebr.data.counted import counted
 from ebr.data.docstrings import ApiDoc, read_api_docs, source_files
 from ebr.data.files import write_aside
 from ebr.data.near_duplicates import Groups
@@ -71,9 +72,9 @@ class SampleCorpus:
         """What was written, for people."""
         libraries = ", ".join(f"{name} {self.versions[name]} ({count})" for name, count in self.objects_by_library.items())
         lines = [
-            f"{self.training_file}: {self.n_train_pairs:,} training pairs",
+            f"{self.training_file}: {counted(self.n_train_pairs, 'training pair')}",
             f"{self.evaluation_dir}: {self.n_eval_queries:,} queries, {self.n_eval_documents:,} documents",
-            f"{self.table_file}: {sum(self.objects_by_library.values()):,} rows to embed, labelled by library",
+            f"{self.table_file}: {counted(sum(self.objects_by_library.values()), 'row')} to embed, labelled by library",
             f"from the documentation of {libraries}",
             self.shortfall,
         ]

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
 from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
@@ -116,7 +117,8 @@ class LocalEngine:
         if unfit:
             raise UnfitTexts(unfit, vectors)
         if (lost := np.flatnonzero(~vectors.any(axis=1))).size:
-            log.warning("text %d %s%s", lost[0], NO_DIRECTION, f" (and {lost.size - 1:,} others)" if lost.size > 1 else "")
+            others = f" (and {counted(lost.size - 1, 'other')})" if lost.size > 1 else ""
+            log.warning("text %d %s%s", lost[0], NO_DIRECTION, others)
         return vectors
 
     def prepare(self, texts: Sequence[str]) -> Prepared:
@@ -230,7 +232,7 @@ class LocalEngine:
         if not len(lost):
             return
         first = self._first_text + int(lost[0])
-        precision, texts = self._settings.precision, "1 text" if len(lost) == 1 else f"{len(lost)} texts"
+        precision, texts = self._settings.precision, counted(len(lost), "text")
         if precision == "float16":
             raise ModelError(f"float16 overflows for {texts} (first: text {first}); use precision bfloat16 or float32")
         raise ModelError(

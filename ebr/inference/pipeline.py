@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ebr.data.counted import are, counted
 from ebr.data.shards import Source, read_shards
 from ebr.errors import DataError, EBRError, Interrupted
 from ebr.inference.ledger import Ledger
@@ -123,8 +124,8 @@ def _resumable(records: dict[int, PartRecord]) -> Iterator[None]:
 
 def _kept(records: dict[int, PartRecord]) -> str:
     rows = sum(record.n_rows for record in records.values())
-    shards, are = ("1 shard", "is") if len(records) == 1 else (f"{len(records):,} shards", "are")
-    return f"{shards} ({rows:,} rows) {are} finished and kept; run the same command again to go on"
+    shards = counted(len(records), "shard")
+    return f"{shards} ({counted(rows, 'row')}) {are(len(records))} finished and kept; run the same command again to go on"
 
 
 def _facts(records: Sequence[PartRecord], done: EmbeddedTables) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.counted import counted
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.retrieval.metrics import METRICS, Scores, metrics_within, score_run, unjudged_share
 from ebr.retrieval.search import exact_search
@@ -184,7 +185,7 @@ class Comparison:
             outcome = "nDCG@10 shows no clear difference: the interval includes zero"
         else:
             outcome = f"nDCG@10 shows no clear difference: chance alone does as much with p = {change.p:.2f}"
-        return f"{outcome} ({_count(self.n_queries, 'query', 'queries')}, {_count(self.n_documents, 'document', 'documents')})."
+        return f"{outcome} ({counted(self.n_queries, 'query', 'queries')}, {counted(self.n_documents, 'document')})."
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: counts, confidence, and for each metric base, tuned, difference, low, high, p, p_holm, outcome."""
@@ -246,7 +247,3 @@ def _plain_values(change: Change) -> dict[str, float | str]:
         "p_holm": change.p_holm,
         "outcome": change.outcome.value,
     }
-
-
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n:,} {one if n == 1 else many}"

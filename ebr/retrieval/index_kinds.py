@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from ebr.data.counted import are, counted
 from ebr.errors import ConfigError
 
 _EXACT_NUMBERS = 1 << 23
@@ -154,17 +155,18 @@ def choose_kind(n_rows: int, dim: int, budget: int) -> tuple[Kind, str]:
 
     Raises ConfigError when nothing fits.
     """
+    rows = f"{counted(n_rows, 'row')} of {dim}"
     if n_rows * dim <= _EXACT_NUMBERS and IndexSpec.of(Kind.FLAT, n_rows, dim).predicted_bytes <= budget:
-        return Kind.FLAT, f"{n_rows:,} rows of {dim} are few: looking at every one is exact, and takes milliseconds"
+        return Kind.FLAT, f"{rows} {are(n_rows)} few: looking at every one is exact, and takes milliseconds"
     specs = [IndexSpec.of(kind, n_rows, dim) for kind in _PREFERRED]
     fitting = [spec for spec in specs if spec.predicted_bytes <= budget]
     if not fitting:
         least = specs[-1]
         raise ConfigError(
-            f"memory_budget {bytes_text(budget)}: the smallest index of {n_rows:,} rows of {dim} ({least.kind.value}) takes "
+            f"memory_budget {bytes_text(budget)}: the smallest index of {rows} ({least.kind.value}) takes "
             f"{bytes_text(least.predicted_bytes)}; raise it, or embed with a lower truncate_dim"
         )
-    why = f"{n_rows:,} rows of {dim}: lists of short codes, the best ranked again by {_ranked_by(fitting[0].kind)}"
+    why = f"{rows}: lists of short codes, the best ranked again by {_ranked_by(fitting[0].kind)}"
     if fitting[0] is not specs[0]:
         why += f"; {specs[0].kind.value} would take {bytes_text(specs[0].predicted_bytes)} of {bytes_text(budget)}"
     return fitting[0].kind, why

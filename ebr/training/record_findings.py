@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ebr.config import FinetuneConfig
 from ebr.config.objective import DISTILLATION, LOSSES, Need
+from ebr.data.counted import counted
 from ebr.data.duplicates import Fault, NearDuplicates, RecordFaults
 from ebr.data.examples import Example
 from ebr.data.leaks import LeakCheck
@@ -99,7 +100,7 @@ def _size(faults: RecordFaults, config: FinetuneConfig) -> Iterator[Finding]:
         yield Finding(
             "few-records",
             Severity.WARNING,
-            f"{faults.n_records:,} records to train on",
+            f"{counted(faults.n_records, 'record')} to train on",
             "so few say little about the task, are soon learnt by heart, and leave every figure about the result to chance",
             f"{data_option(config)}: give {_SMALL_SET} records at least, better thousands",
         )

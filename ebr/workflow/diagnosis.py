@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ebr.config import FinetuneConfig
+from ebr.data.counted import counted
 from ebr.data.duplicates import RecordDigests, find_faults, find_near_duplicates, share_without_negatives, shared_records
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
@@ -138,12 +139,12 @@ def _plan_facts(plan: Material, run: RunFigures, leaks: LeakCheck | None) -> lis
         Fact(
             "records",
             {"train": n_train, "validation": n_held, "texts": n_texts},
-            f"{n_train:,} to train on ({n_texts:,} texts), {n_held:,} held out for the validation loss",
+            f"{n_train:,} to train on ({counted(n_texts, 'text')}), {n_held:,} held out for the validation loss",
         ),
         Fact(
             "steps",
             {"steps": run.n_steps, "warm_up": run.warm_up, "processes": run.n_processes},
-            f"{run.n_steps:,} optimiser steps, {run.warm_up:,} of them warm-up",
+            f"{counted(run.n_steps, 'optimiser step')}, {run.warm_up:,} of them warm-up",
         ),
     ]
     if leaks is not None:
@@ -244,6 +245,6 @@ def _disk_fact(disk: DiskNeeds) -> Fact:
     return Fact(
         "disk",
         values,
-        f"{disk.checkpoints.count:,} checkpoints of {size_text(disk.checkpoint)} each, {size_text(disk.finished)} for the "
-        f"finished model; {free}",
+        f"{counted(disk.checkpoints.count, 'checkpoint')} of {size_text(disk.checkpoint)} each, {size_text(disk.finished)} for "
+        f"the finished model; {free}",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import EvaluationConfig, FinetuneConfig
+from ebr.data.counted import are, counted
 from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.examples import find_training_files
@@ -51,7 +52,9 @@ class EvaluationPlan:
         """The plan, for people."""
         lines = [f"models     {', '.join(self.models)}"]
         for role, dataset in zip(("evaluate", "forgetting"), self.datasets, strict=False):
-            lines.append(f"{role:<10} {dataset.name}: {len(dataset.queries):,} queries, {len(dataset.documents):,} documents")
+            queries, documents = len(dataset.queries), len(dataset.documents)
+            size = f"{counted(queries, 'query', 'queries')}, {counted(documents, 'document')}"
+            lines.append(f"{role:<10} {dataset.name}: {size}")
             lines += [f"warning: {dataset.name}: {text}" for text in _warnings(dataset)]
         lines += self.notes()
         known = ", ".join(source.data_path for source in self.training.sources)
@@ -253,7 +256,7 @@ def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[M
 def _warnings(dataset: EvaluationSet) -> list[str]:
     n_few = len(dataset.queries)
     found = {
-        f"{n_few} queries are few; expect wide intervals": n_few < _SMALL_SAMPLE,
+        f"{counted(n_few, 'query', 'queries')} {are(n_few)} few; expect wide intervals": n_few < _SMALL_SAMPLE,
         f"{dataset.n_missing_documents:,} judged documents are not in the corpus and count as not found": (
             dataset.n_missing_documents
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
 from ebr.data.asides import recover
+from ebr.data.counted import counted
 from ebr.data.dialects import parse_delimiter
 from ebr.data.places import check_place
 from ebr.errors import ConfigError, DataError
@@ -41,7 +42,7 @@ class IndexPlan:
         from ebr.retrieval.index_kinds import bytes_text
 
         source, spec, facts = self.source, self.spec, self.model
-        rows = f"{source.n_rows:,} rows of {source.dim}, {source.metric.value}"
+        rows = f"{counted(source.n_rows, 'row')} of {source.dim}, {source.metric.value}"
         rows += f", added to {self.before.n_rows:,}" if self.before else ""
         n_learned = 0 if self.before else spec.n_training
         learning = f", and {bytes_text(4 * spec.dim * n_learned)} more while it learns" if n_learned else ""

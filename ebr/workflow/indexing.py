@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
+from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
 from ebr.errors import DataError
@@ -53,7 +54,7 @@ class IndexResult:
 
         effort = ", ".join(f"{name} {value}" for name, value in self.effort.items()) or "every row is looked at"
         lines = [
-            f"index    {self.index_path}: {self.n_rows:,} rows of {self.spec.dim}, {self.n_added:,} of them new, "
+            f"index    {self.index_path}: {counted(self.n_rows, 'row')} of {self.spec.dim}, {self.n_added:,} of them new, "
             f"{self.spec.kind.value}",
             f"memory   {bytes_text(self.file_bytes)} (its file, which is what it takes when it is opened); "
             f"{bytes_text(self.spec.predicted_bytes)} were predicted; building it took {bytes_text(self.grown_bytes)}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebr.config import InferenceConfig
+from ebr.data.counted import counted, were
 from ebr.data.cut_texts import CutTexts
 from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
@@ -42,20 +43,19 @@ class InferencePlan:
         from ebr.data.shards import count_rows
 
         source, config = self.source, self.config
-        rows = f"{_counted(count_rows(source), 'row')}, " if count else ""
+        rows = f"{counted(count_rows(source), 'row')}, " if count else ""
         what = "one file" if self.is_file else f"a part for each {config.shard_rows:,} rows"
         lines = [
-            f"input   {_counted(len(source.files), 'table')}, {rows}{source.n_bytes / 1e6:,.1f} MB: "
-            f"{config.description_column}",
+            f"input   {counted(len(source.files), 'table')}, {rows}{source.n_bytes / 1e6:,.1f} MB: {config.description_column}",
             f"output  {config.output_path}, {self.format.value}, {what}: {', '.join([*source.schema.columns, 'vector'])}",
         ]
         if source.empty_files:
-            lines.append(f"empty   {_counted(len(source.empty_files), 'table')} without a row, like {source.empty_files[0]}")
+            lines.append(f"empty   {counted(len(source.empty_files), 'table')} without a row, like {source.empty_files[0]}")
         if source.unfinished_files:
-            left = _counted(len(source.unfinished_files), "file")
+            left = counted(len(source.unfinished_files), "file")
             lines.append(f"left    {left} still being written, like {source.unfinished_files[0]}")
         if lacking := source.lacking():
-            (file, names), of = lacking[0], _counted(len(lacking), "table")
+            (file, names), of = lacking[0], counted(len(lacking), "table")
             lines.append(
                 f"note    older than others, {of}: columns that came later are null, in {file.name} {', '.join(names)}"
             )
@@ -98,7 +98,7 @@ class InferenceResult:
         """What was written, how, and what was left out and why."""
         done, lines = self.embedded, []
         lines.append(
-            f"vectors  {done.output_path}: {_counted(done.n_rows, 'row')} of {done.dim} from {_counted(done.n_files, 'table')}"
+            f"vectors  {done.output_path}: {counted(done.n_rows, 'row')} of {done.dim} from {counted(done.n_files, 'table')}"
         )
         lines.append(f"texts    {self._texts()}")
         if self.cut is None:
@@ -106,16 +106,16 @@ class InferenceResult:
         elif said := self.cut.line():
             lines.append(f"cut      {said}")
         if done.n_kept:
-            lines.append(f"kept     {done.n_kept:,} of {done.n_shards:,} shards were finished before")
+            lines.append(f"kept     {done.n_kept:,} of {counted(done.n_shards, 'shard')} {were(done.n_kept)} finished before")
         lines.append(f"computed {self.settings.describe()}")
         lines.append(f"prompt   {self.prompt!r}" if self.prompt else "prompt   none")
         lines.append(f"took     {self.seconds:,.1f} s")
         if done.rejects_path:
-            lines.append(f"rejected {_counted(done.n_rejected, 'row')}, listed in {done.rejects_path}")
+            lines.append(f"rejected {counted(done.n_rejected, 'row')}, listed in {done.rejects_path}")
             lines += [f"  {line}" for line in done.first_rejects]
         if done.n_overruled:
             lines.append(
-                f"folders  {_counted(done.n_overruled, 'cell')} of their columns {'says' if done.n_overruled == 1 else 'say'} "
+                f"folders  {counted(done.n_overruled, 'cell')} of their columns {'says' if done.n_overruled == 1 else 'say'} "
                 f"something else, like {done.first_overruled}: the folder's value was taken"
             )
         return "\n".join(lines)
@@ -131,12 +131,8 @@ class InferenceResult:
             said += f"; {1 - done.n_encoded / wanted:.1%} saved, for each distinct text is encoded once"
         if done.n_reused or done.n_changed:
             new = wanted - done.n_changed
-            said += f"; {done.n_reused:,} rows as before, {done.n_changed:,} with a changed text, {new:,} new"
+            said += f"; {counted(done.n_reused, 'row')} as before, {done.n_changed:,} with a changed text, {new:,} new"
         return said
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def plan_inference(config: InferenceConfig) -> InferencePlan:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import MiningConfig
 from ebr.data.corpus import count_texts, find_corpus, read_corpus
+from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
@@ -54,11 +55,11 @@ class MiningPlan:
 
     def lines(self) -> list[str]:
         """The plan, for people."""
-        config, what = self.config, "texts" if self.corpus else "positives of the records"
+        config, what = self.config, "text" if self.corpus else "positive"
         as_written = f", {len(self.records):,} as {self.format.value}" if len(self.records) != self.n_read else ""
         return [
-            f"records     {self.n_read:,} from {len(self.files)} file{'s' * (len(self.files) != 1)}{as_written}",
-            f"candidates  {self.n_candidates:,} {what}{f' of {self.corpus}' if self.corpus else ''}",
+            f"records     {self.n_read:,} from {counted(len(self.files), 'file')}{as_written}",
+            f"candidates  {counted(self.n_candidates, what)} of {self.corpus or 'the records'}",
             f"model       {config.model_path}",
             f"output      {config.output_path}, {self.format.value}: up to {config.num_negatives} new negatives a record",
             f"examples    {self.examples_path}",
@@ -82,15 +83,16 @@ class MiningResult:
     def summary(self) -> str:
         """How many negatives were kept, why other candidates went, and a few records to read."""
         counts = self.counts
-        lines = [counts.table(), "", f"file      {self.path}: {counts.n_records:,} records, {self.format.value}"]
+        lines = [counts.table(), "", f"file      {self.path}: {counted(counts.n_records, 'record')}, {self.format.value}"]
         if counts.n_kept:
-            lines.append(f"kept      {counts.n_kept:,} negatives that the records had before")
+            lines.append(f"kept      {counted(counts.n_kept, 'negative')} that the records had before")
         if counts.n_contradictions:
             lines.append(
                 f"dropped   {counts.n_contradictions:,} negatives of before that are positives of their query in some record"
             )
         if not_helped := counts.records_by_mined[0]:
-            lines.append(f"no new    {not_helped:,} records got no new negative; they are in the file without one")
+            they_are = "it is" if not_helped == 1 else "they are"
+            lines.append(f"no new    {counted(not_helped, 'record')} got no new negative; {they_are} in the file without one")
         lines += [f"cut       {said}" for said in cut_lines(self.cut)]
         lines += [f"examples  {self.examples_path}", f"took      {self.seconds:,.1f} s"]
         return "\n\n".join(["\n".join(lines), *self.shown])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ebr.config import FinetuneConfig, TrainConfig
+from ebr.data.counted import counted
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.examples import Example, find_training_files, lonely_rows, read_examples, split_validation
 from ebr.data.sources import Source, after_split, all_examples, all_files, read_sources, source_of
@@ -48,7 +49,8 @@ class FinetunePlan:
         """The plan, for people. The first line is looked for by its exact words."""
         lines = [f"训练集大小: {len(self.train)}", f"验证集大小: {len(self.validation)}", f"optimiser steps: {self.n_steps:,}"]
         if self.dataset:
-            lines.append(f"evaluation: {len(self.dataset.queries):,} queries, {len(self.dataset.documents):,} documents")
+            queries, documents = len(self.dataset.queries), len(self.dataset.documents)
+            lines.append(f"evaluation: {counted(queries, 'query', 'queries')}, {counted(documents, 'document')}")
             lines += [f"note: {self.dataset.name}: {text}" for text in self.dataset.notes()]
         return [*lines, *(f"warning: {text}" for text in self.warnings), f"result goes to {self.layout.final}"]
 
@@ -135,7 +137,8 @@ def plan_warnings(
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
             lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
         ),
-        f"{n_left_out:,} negatives are left out: their texts stand on the other side of the validation split": n_left_out > 0,
+        f"{counted(n_left_out, 'negative')} left out: their texts stand on the other side of the validation split": n_left_out
+        > 0,
         "gather_negatives: this is one process, with none to gather from": config.gather_negatives and n_processes == 1,
         f"validation_split took every record of {unused}: nothing of it is trained on": bool(unused),
     }
@@ -161,6 +164,6 @@ def _refuse_what_the_split_left_alone(train: list[Example], config: FinetuneConf
     if n_lonely := len(lonely_rows(train, config.train_batch_size, config.neg_nums)):
         size = config.spelling("train_batch_size")
         raise DataError(
-            f"{size} 1: the negatives of {n_lonely:,} records stand on the other side of the validation split, so their loss "
-            f"would be zero; raise {size}, or set validation_split to 0"
+            f"{size} 1: the negatives of {counted(n_lonely, 'record')} stand on the other side of the validation split, so the "
+            f"loss would be zero; raise {size}, or set validation_split to 0"
         )

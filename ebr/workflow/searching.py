@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ebr.config import SearchConfig
+from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest, write_aside
 from ebr.data.places import check_place, is_stream
@@ -50,7 +51,7 @@ class SearchPlan:
             return [*lines, f"index   {config.index_path}, without a sidecar; model {config.model_path}"]
         sidecar = read_sidecar(config.index_path)
         model = config.model_path or sidecar.facts.get("model")
-        return [*lines, f"index   {config.index_path}: {sidecar.n_rows:,} rows, {sidecar.kind.value}; model {model}"]
+        return [*lines, f"index   {config.index_path}: {counted(sidecar.n_rows, 'row')}, {sidecar.kind.value}; model {model}"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def search_index(config: SearchConfig, *, say: Say = speak) -> SearchResult:
     )
     is_table = config.output_format == "table"
     if is_table:
-        say(f"{config.index_path}: {len(opened):,} rows of {opened.dim}; model {opened.model_path}")
+        say(f"{config.index_path}: {counted(len(opened), 'row')} of {opened.dim}; model {opened.model_path}")
     matches: list[tuple[Match, ...]] = []
     with _hits_file(config.output_path) as write:
         for query, found in _each_found(opened, plan):
