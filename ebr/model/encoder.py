@@ -296,8 +296,8 @@ def require_transformer(model: SentenceTransformer, option: str, name: str) -> N
 def save_encoder(model: SentenceTransformer, folder: Path) -> None:
     """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON."""
     _keep_lower_case(model)
-    with quiet_files():
-        model.save_pretrained(str(folder))
+    with quiet_files():  # no card: it would be a copy of the base's
+        model.save_pretrained(str(folder), create_model_card=False)
     lay_out_code(folder)
 
 

@@ -109,6 +109,13 @@ def telling_name(parts: Sequence[str]) -> str:
     return "-".join(part for part in named if part)
 
 
+def public_name(folder: Path) -> str:
+    """telling_name of a folder, but without what would name its user's home."""
+    parts = folder.resolve().parts
+    home = Path.home().parts
+    return telling_name(parts[len(home) :] if parts[: len(home)] == home and parts != home else parts)
+
+
 def absolute_name(name: str) -> str:
     """A model's name as another process understands it, or a later one, which may have another working directory."""
     folder = Path(name).expanduser()

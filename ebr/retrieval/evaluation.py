@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -196,6 +196,23 @@ class Comparison:
             "confidence": CONFIDENCE,
             "metrics": {change.metric: _plain_values(change) for change in self.changes},
         }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Comparison:
+        """What to_json wrote, and what stands in a report.json: dataset, n_queries, n_documents, metrics."""
+        n_queries = record["n_queries"]
+        changes = tuple(
+            Change(
+                metric,
+                found["base"],
+                found["tuned"],
+                Interval(found["difference"], found["low"], found["high"], n_queries),
+                found["p"],
+                found["p_holm"],
+            )
+            for metric, found in record["metrics"].items()
+        )
+        return cls(record["dataset"], n_queries, record["n_documents"], changes)
 
 
 def compare(before: Evaluation, after: Evaluation, *, seed: int) -> Comparison:

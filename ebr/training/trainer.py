@@ -192,6 +192,8 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         """What fails here is told in _written_aside: under early stopping the other processes wait behind it for this one."""
         save = super().save_model
         self._model_failure = _failure(lambda: save(output_dir, _internal_call))
+        with suppress(OSError):
+            (Path(output_dir or self.args.output_dir) / "README.md").unlink()  # the base's card, which is of another model
 
     def _do_without(self, name: str, failure: OSError | None) -> None:
         """A checkpoint that could not be written ends no run; no older one makes room for it."""

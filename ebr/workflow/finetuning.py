@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
 
-_NO_NEWS = {"config", "versions", "kind", "architecture", "spelling_sha256"}
+_NO_NEWS = {
+    "architecture", "base_card", "config", "data", "kind", "languages", "n_steps", "scripts", "spelling_sha256",
+    "total_parameters", "trainable_parameters", "versions", "weights_step",
+}  # fmt: skip
 """Of a manifest, what a report says elsewhere or not at all."""
 _K = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
@@ -106,7 +109,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     try:
         if processes.is_main:
-            manifest = model_manifest(model, config, plan, start, data_sha256)
+            manifest = model_manifest(model, config, plan, start, data_sha256, record)
             trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
             make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
             result, failure = trained.finish(make_report, ask or terminal(), say)

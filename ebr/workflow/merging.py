@@ -12,6 +12,7 @@ from ebr.data.asides import recover
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
 from ebr.data.places import check_place
 from ebr.errors import ConfigError, DataError, ModelError, first_line
+from ebr.workflow.model_card import read_report, write_card
 from ebr.workflow.model_folder import TRAINING_CONFIG, encoder_facts
 from ebr.workflow.speech import Say, speak
 
@@ -151,8 +152,24 @@ def merge_adapter(config: MergeConfig, *, say: Say = speak) -> MergeResult:
         saved = load_saved(aside, trust_remote_code=config.trust_remote_code)
         manifest = _manifest(plan, saved, base_sha256)
         cosine, quantised = _compare(plan, saved, say)
+        _write_card(plan, aside, manifest, say)
         write_json(aside / FOLDER_MANIFEST, {**manifest, "smallest_cosine": cosine, "quantised_cosine": quantised})
     return MergeResult(plan.output, plan.precision, cosine, quantised)
+
+
+def _write_card(plan: MergePlan, folder: Path, manifest: Mapping[str, Any], say: Say) -> None:
+    """The merged model's card, with the figures of the adapter's training where they are about the same base."""
+    from ebr.model.origin import public_name
+
+    record = plan.record
+    is_same = record.get("base_sha256") == manifest["base_sha256"] or plan.training.get("finetune_type") == "qlora"
+    try:
+        report = read_report(plan.adapter.folder) if record and is_same else None
+        write_card(folder, public_name(plan.output), manifest, record, report)
+    except OSError:
+        raise
+    except Exception as error:  # files of an earlier version, or edited: an exact merge must not fail for its card
+        say(f"warning: the model's card is left out: what lies beside the adapter cannot be read ({first_line(error)})")
 
 
 def _merged(plan: MergePlan, say: Say) -> tuple[SentenceTransformer, str | None]:
@@ -213,10 +230,14 @@ def _quantised_cosine(plan: MergePlan, merged: NDArray[np.float32], say: Say) ->
 
 
 def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str | None) -> dict[str, Any]:
+    from ebr.model.base_card import base_card
+    from ebr.model.origin import resolve_model
+
     return {
         "kind": "model",
         "config": plan.config.to_json(),
         "base_model": plan.config.base_model_path,
+        "base_card": base_card(resolve_model(plan.config.base_model_path)),
         "base_sha256": base_sha256,
         "adapter": str(plan.adapter.weights),
         "adapter_sha256": hash_file(plan.adapter.weights),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
 from ebr.data.files import FOLDER_MANIFEST, write_folder_aside, write_json
+from ebr.data.writing import writing_of
+from ebr.workflow.model_card import CARD, read_report, write_card
 from ebr.workflow.planning import FinetunePlan
 from ebr.workflow.speech import library_versions
 
@@ -26,6 +29,7 @@ LOSS_CURVE = "loss_curve.png"
 def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256: str) -> dict[str, Any]:
     """What a model is before it is tuned, for the manifest of what it becomes. start_sha256: its fingerprint."""
     from ebr.model.adapted import base_of
+    from ebr.model.base_card import base_card
     from ebr.model.origin import resolve_model, weight_files_digest
 
     base = base_of(model)  # under an adapter that is tuned further
@@ -33,6 +37,7 @@ def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256
     quantised = config.finetune_type == "qlora"
     return {
         "base_model": name,
+        "base_card": base_card(resolve_model(name)),
         "base_sha256": base.sha256 if base else start_sha256,
         **({"base_files_sha256": weight_files_digest(resolve_model(name))} if quantised else {}),
         **({"start_model": config.model_name, "start_sha256": start_sha256} if base else {}),
@@ -40,7 +45,12 @@ def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256
 
 
 def model_manifest(
-    model: SentenceTransformer, config: FinetuneConfig, plan: FinetunePlan, start: Mapping[str, Any], data_sha256: str
+    model: SentenceTransformer,
+    config: FinetuneConfig,
+    plan: FinetunePlan,
+    start: Mapping[str, Any],
+    data_sha256: str,
+    record: TrainingRecord,
 ) -> dict[str, Any]:
     """Where a tuned model comes from, and what whoever uses it must know. start: see start_facts."""
     return {
@@ -50,8 +60,23 @@ def model_manifest(
         "data_sha256": data_sha256,
         "n_train": len(plan.train),
         "n_validation": len(plan.validation),
+        "data": _data(plan),
+        **dataclasses.asdict(writing_of(plan.records())),
+        "n_steps": record.n_steps,
+        "weights_step": record.weights_step,
+        "trainable_parameters": record.trainable_parameters,
+        "total_parameters": record.all_parameters,
         **encoder_facts(model),
     }
+
+
+def _data(plan: FinetunePlan) -> list[dict[str, Any]]:
+    """The sources of a run, or its files, by names that say nothing of where they lie."""
+    if not plan.sources:
+        return [{"name": file.name} for file in plan.files]
+    return [
+        {"name": Path(source.name).name, "n_records": len(source.examples), "weight": source.weight} for source in plan.sources
+    ]
 
 
 def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
@@ -94,6 +119,7 @@ def save_model(
     Raises OSError when the model itself cannot be written.
     """
     from ebr.model.encoder import save_encoder
+    from ebr.model.origin import public_name
     from ebr.retrieval.report import write_report
     from ebr.training.layouts import HISTORY
     from ebr.visualization.loss_plot import draw_loss_curve
@@ -107,10 +133,11 @@ def save_model(
             if report:
                 write_json(aside / "evaluation.json", report.main.contrasts[0].comparison.to_json())
                 write_report(aside, report, "en")
+            write_card(aside, public_name(folder), manifest, manifest, read_report(aside))
             draw_loss_curve(_plain_history(record.history), aside / LOSS_CURVE)
         except Exception as error:  # hours of training are not lost to a page about them
             failure = error
-            for name in (REPORT, LOSS_CURVE):  # which the disk may have had room for half of
+            for name in (REPORT, CARD, LOSS_CURVE):  # which the disk may have had room for half of
                 (aside / name).unlink(missing_ok=True)
         write_json(aside / FOLDER_MANIFEST, manifest)
     return failure

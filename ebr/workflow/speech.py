@@ -44,7 +44,8 @@ def _answer(question: str) -> str:
 def library_versions() -> dict[str, str]:
     """The versions that a manifest records."""
     names = ("torch", "transformers", "sentence-transformers", "peft", "numpy")
-    return {name: version(name) for name in names}
+    ours = sys.modules[__package__.partition(".")[0]].__version__  # told by the face of the package, which no room imports
+    return {"ebr": ours, **{name: version(name) for name in names}}
 
 
 def code_sha256() -> str:
