@@ -31,6 +31,7 @@ FINETUNE_DEFAULTS = {
     "model_name": "all-MiniLM-L6-v2",
     "data_path": "./train_text",
     "eval_dataset": None,
+    "forgetting_dataset": None,
     "output_dir": Path("./saved_model"),
     "finetune_type": "lora",
     "quantization_bits": 4,
@@ -213,6 +214,12 @@ def test_number_that_is_none_is_refused(value):
 def test_empty_delimiter_is_refused():
     with pytest.raises(ConfigError, match="delimiter"):
         InferenceConfig(delimiter="")
+
+
+def test_forgetting_needs_a_report_to_stand_in():
+    with pytest.raises(ConfigError, match=r"forgetting_dataset: .*give one, or this as eval_dataset"):
+        FinetuneConfig(forgetting_dataset="datasets/x").check()
+    FinetuneConfig(forgetting_dataset="datasets/x", eval_dataset="datasets/y").check()
 
 
 def test_patience_needs_something_to_judge_by():

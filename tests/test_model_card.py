@@ -81,12 +81,19 @@ def options(base, place):
         "model_name": str(base), "data_path": str(data), "output_dir": place / "saved", "max_steps": 2, "max_seq_length": 16,
         "learning_rate": 1e-2, "report_to": ["none"], "validation_split": 0.25, "query_prompt": "find | `this`: ",
         "eval_dataset": write_set(place / "eval_*|<script>", documents, [f"a {text}" for text in documents[:5]]),
+        "forgetting_dataset": write_set(place / "news", documents[4:], ["blue cup", "red lamp", "a book"]),
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def adapter(options):
-    return train_sentence_transformer(FinetuneConfig(**options), say=silent).model_path
+def trained(options):
+    lines = []
+    return train_sentence_transformer(FinetuneConfig(**options), say=lines.append), lines
+
+
+@pytest.fixture(scope="module")
+def adapter(trained):
+    return trained[0].model_path
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +104,15 @@ def merged(base, adapter, place):
 @pytest.fixture(scope="module")
 def full(options, place):
     """By the other front end, without an evaluation set."""
-    rest = {**options, "output_dir": place / "other", "finetune_type": "full", "train_batch_size": 4, "eval_dataset": None}
-    rest |= {"max_seq_length": 256, "query_max_len": 8, "passage_max_len": 16, "save_steps": 1}
+    rest = {**options, "output_dir": place / "other", "finetune_type": "full", "train_batch_size": 4}
+    rest |= {
+        "eval_dataset": None,
+        "forgetting_dataset": None,
+        "max_seq_length": 256,
+        "query_max_len": 8,
+        "passage_max_len": 16,
+        "save_steps": 1,
+    }
     return train_sentence_transformer(TrainConfig(**rest), say=silent).model_path
 
 
@@ -148,6 +162,19 @@ def test_figures_of_the_front_matter_and_the_table_are_those_of_the_report(adapt
         cells += [f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p']:.4f}"]
         assert f"| {name} | {' | '.join(cells)} |\n" in card
     assert "5 queries over 9 documents of" in card
+
+
+def test_forgetting_is_measured_before_and_after_and_is_in_report_card_and_summary(adapter, trained):
+    forgetting = read_json(adapter / "report.json")["forgetting"]
+    found = forgetting["comparisons"][0]["metrics"]["ndcg@10"]
+    assert (forgetting["dataset"]["name"], forgetting["dataset"]["n_documents"]) == ("news", 5)
+    _, part = card_of(adapter).split("### Forgetting\n")
+    assert "3 queries over 5 documents of news." in part
+    assert f"| nDCG@10 | {found['base']:.4f} | {found['tuned']:.4f} |" in part
+    assert "that was not measured" not in card_of(adapter)
+    assert "forgetting, on news:" in trained[0].summary()
+    assert any(line.startswith("forgetting: 3 queries, 5 documents") for line in trained[1])
+    assert [line for line in trained[1] if line.startswith("base: ") and line.endswith(" on news")]
 
 
 def test_a_merged_model_shows_what_its_adapter_was_measured_at_but_claims_no_measurement(adapter, merged):
@@ -273,7 +300,8 @@ def test_the_leak_check_of_training_stands_beside_the_figures(adapter):
 def test_options_that_were_chosen_are_listed_and_places_are_not(adapter, full):
     assert "| `max_steps` | 2 |\n" in card_of(adapter) and "| `num_epochs`" not in card_of(adapter)
     assert "| `lora_r` | 8 |\n" in card_of(adapter) and "`lora_r`" not in card_of(full)
-    assert "`output_dir`" not in card_of(adapter) and "`data_path`" not in card_of(adapter)
+    places = [name for name, field in FinetuneConfig.model_fields.items() if "path" in str(field.annotation).lower()]
+    assert not [name for name in (*places, "data_path", "model_name", "sources") if f"| `{name}` |" in card_of(adapter)]
 
 
 def test_an_adapter_made_elsewhere_is_merged_with_a_card_that_knows_nothing_of_its_training(base, tmp_path):

@@ -218,6 +218,7 @@ CHANGES = {
 }
 # Proved elsewhere, or only with another option on: name → where.
 ELSEWHERE = {
+    "forgetting_dataset": "test_model_card.py, with the report that it stands in",
     "model_name": "test_encoder.py",
     "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
     "base_model_path": "test_model_options.py",

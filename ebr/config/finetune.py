@@ -19,6 +19,8 @@ class FinetuneConfig(EngineOptions, SourceOptions, ObjectiveOptions, TuningOptio
             raise ConfigError(
                 "early_stopping_patience: needs something to judge by; set validation_split above 0 or give an eval_dataset"
             )
+        if self.forgetting_dataset and not self.eval_dataset:
+            raise ConfigError("forgetting_dataset: stands in the report on an eval_dataset; give one, or this as eval_dataset")
         length = self.max_seq_length != type(self).model_fields["max_seq_length"].default
         if length and self.query_max_len and self.passage_max_len:
             raise ConfigError(

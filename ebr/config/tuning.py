@@ -48,6 +48,11 @@ class TuningOptions(Config):
         "evaluation folder (corpus.jsonl, queries.jsonl, qrels.tsv): nDCG@10 before, during and after",
         "评测目录（corpus.jsonl、queries.jsonl、qrels.tsv）：训练前、中、后的 nDCG@10",
     )
+    forgetting_dataset: Path | None = option(
+        None,
+        "a second evaluation folder, of something else, measured before and after: what tuning made worse there",
+        "另一领域的评测目录，训练前后各测一次：检查微调在那里造成的退步（遗忘）",
+    )
     output_dir: Path = option(
         Path("./saved_model"),
         "the result goes to <output_dir>/<model>-peft-lora, -peft-qlora or -full",

@@ -22,9 +22,9 @@ NAME = re.compile(r"checkpoint-(epoch-)?\d+")
 # Options that may change between the runs: they move no weight but by rounding and by where dropout falls, or the record
 # compares what they point to. A run that died for want of memory goes on with smaller micro-batches.
 _FREE = {
-    "activation_memory_gb", "base_model_path", "data_path", "dataloader_num_workers", "dataloader_pin_memory", "eval_dataset",
-    "micro_batch_tokens", "model_name", "output_dir", "report_to", "resume_from_checkpoint", "save_on_epoch_end",
-    "save_steps", "save_total_limit", "token_cache", "trust_remote_code",
+    "activation_memory_gb", "base_model_path", "data_path", "dataloader_num_workers", "dataloader_pin_memory",
+    "eval_dataset", "forgetting_dataset", "micro_batch_tokens", "model_name", "output_dir", "report_to",
+    "resume_from_checkpoint", "save_on_epoch_end", "save_steps", "save_total_limit", "token_cache", "trust_remote_code",
 }  # fmt: skip
 
 

@@ -49,6 +49,8 @@ def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
     train, validation, more = _split(examples, config)
     more += _loss_findings(train, validation, config)
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
+    if config.forgetting_dataset:
+        read_evaluation_set(config.forgetting_dataset)
     check_machine(config)
     layout = layout_of(config)
     layout.check()

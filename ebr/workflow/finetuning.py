@@ -90,7 +90,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     resume_from = _begin_or_go_on(plan, run, processes, say)
     if check:
         save_check(check, plan.layout.work)
-    judge = _Judge(plan.dataset, config, say) if plan.dataset else None
+    judge = _Judge(plan, config, say) if plan.dataset else None
     if judge and processes.is_main:
         judge.begin(model, {"model_sha256": start_sha256}, similarity)
     record = fine_tune(
@@ -229,14 +229,18 @@ def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
 
 
 class _Judge:
-    """Evaluates a model on the evaluation set: what it was before, how it is on the way, and what it has become."""
+    """Evaluates a model on the evaluation set: what it was before, how it is on the way, and what it has become.
 
-    def __init__(self, dataset: EvaluationSet, config: FinetuneConfig, say: Say) -> None:
-        self.dataset = dataset
+    On the set of forgetting, where there is one, before and after only.
+    """
+
+    def __init__(self, plan: FinetunePlan, config: FinetuneConfig, say: Say) -> None:
+        given = [(plan.dataset, config.eval_dataset), (plan.forgetting, config.forgetting_dataset)]
+        self.sets = [(dataset, dataset_origin(folder)) for dataset, folder in given if dataset and folder]
+        self.dataset = self.sets[0][0]
         self.config = config
         self.say = say
-        self.origin = dataset_origin(config.eval_dataset) if config.eval_dataset else {}
-        self.base: Measured | None = None
+        self.base: list[Measured] = []
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
         from ebr.retrieval.evaluation import evaluate_encoder
@@ -248,32 +252,38 @@ class _Judge:
     def begin(self, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str) -> None:
         """Measure the base, with the prompts and lengths of tuning and by the similarity that it was made for."""
         self.base = self._measure(self.config.model_name, model, facts, similarity)
-        self.say(f"base: nDCG@10 {self.base.evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
+        for measured in self.base:
+            self.say(f"base: nDCG@10 {measured.evaluation.mean('ndcg@10'):.4f} on {measured.evaluation.dataset}")
 
     def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck | None) -> Report:
         """The base against the model as it is now."""
         from ebr.retrieval.evidence import report_on
         from ebr.retrieval.report import Report
 
-        assert self.base is not None  # begin comes first
         known = {key: value for key, value in facts.items() if key not in _NO_NEWS}
-        tuned = self._measure(name, model, known)
         # A model tuned in place has the name of its base.
-        names = replace(tuned, name=f"{name} (tuned)") if name == self.base.name else tuned
-        main = report_on(self.dataset, [self.base, names], k=_K, seed=self.config.seed, baselines=True, facts=self.origin)
+        tuned = self._measure(f"{name} (tuned)" if name == self.base[0].name else name, model, known)
+        main, *forgetting = [
+            report_on(dataset, pair, k=_K, seed=self.config.seed, baselines=True, facts=origin)
+            for (dataset, origin), pair in zip(self.sets, zip(self.base, tuned, strict=True), strict=True)
+        ]
         note = CHOSEN_HERE.text() if self.config.early_stopping_patience else ""
-        return Report(main, None, leaks, note, report_facts(self.config.to_json()))
+        return Report(main, next(iter(forgetting), None), leaks, note, report_facts(self.config.to_json()))
 
     def _measure(
         self, name: str, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str | None = None
-    ) -> Measured:
+    ) -> list[Measured]:
+        """On every set."""
         from ebr.model.serving import as_served
         from ebr.retrieval.evidence import measure_encoder
 
+        def measure(dataset: EvaluationSet) -> Measured:
+            encode = self._encoder(model, similarity)  # a new one: it counts the texts that it cut
+            measured = measure_encoder(name, encode, dataset, k=_K, seed=self.config.seed, facts=facts)
+            return replace(measured, facts={**measured.facts, "cut": cut_facts(encode.cut_texts)})
+
         with as_served(model):
-            encode = self._encoder(model, similarity)
-            measured = measure_encoder(name, encode, self.dataset, k=_K, seed=self.config.seed, facts=facts)
-        return replace(measured, facts={**measured.facts, "cut": cut_facts(encode.cut_texts)})
+            return [measure(dataset) for dataset, _ in self.sets]
 
     def _encoder(self, model: SentenceTransformer, similarity: str | None = None) -> RetrievalEncoder:
         from ebr.inference.engines import RetrievalEncoder

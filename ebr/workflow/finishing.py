@@ -37,6 +37,8 @@ class FinetuneResult:
     loss_curve: Path | None
     report: Path | None = None
     """The evidence, as a page: base against tuned."""
+    forgetting: Comparison | None = None
+    """The same on the set of something else."""
 
     def summary(self) -> str:
         """What was made, where, and whether it is better."""
@@ -51,7 +53,11 @@ class FinetuneResult:
             *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
             *([f"report      {self.report}"] if self.report else []),
         ]
-        return "\n".join([*lines, "", self.comparison.table(), "", *_METRIC_MEANINGS] if self.comparison else lines)
+        if self.comparison:
+            lines += ["", self.comparison.table()]
+        if self.forgetting:
+            lines += ["", f"forgetting, on {self.forgetting.dataset}:", self.forgetting.table()]
+        return "\n".join([*lines, "", *_METRIC_MEANINGS] if self.comparison else lines)
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,10 @@ class TrainedModel:
 
         folder = FinishedModel(save, self.plan.layout, self.record, self.n_bytes).saved(ask, say)
         comparison = report.main.contrasts[0].comparison if report else None
+        forgetting = report.forgetting.contrasts[0].comparison if report and report.forgetting else None
         self._end_run(folder, comparison, say)
         curve, page = (path if path.is_file() else None for path in (folder / LOSS_CURVE, folder / REPORT))
-        return FinetuneResult(folder, self.record, comparison, curve, page), next(iter(failures), None)
+        return FinetuneResult(folder, self.record, comparison, curve, page, forgetting), next(iter(failures), None)
 
     def _end_run(self, folder: Path, comparison: Comparison | None, say: Say) -> None:
         """The last files of the run's folder; the model is whole without them."""

@@ -38,10 +38,10 @@ _ALWAYS = (
 _LORA = ("lora_r", "lora_alpha")
 _ELSEWHERE = {
     "activation_memory_gb", "base_model_path", "data_path", "dataloader_num_workers", "dataloader_pin_memory",
-    "eval_batch_size", "eval_dataset", "eval_steps", "finetune_type", "max_seq_length", "micro_batch_tokens",
-    "model_name", "output_dir", "passage_max_len", "passage_prompt", "pooling", "prompt", "quantization_bits",
-    "query_max_len", "query_prompt", "report_to", "resume_from_checkpoint", "save_on_epoch_end", "save_steps",
-    "save_total_limit", "sources", "token_cache", "trust_remote_code",
+    "eval_batch_size", "eval_dataset", "eval_steps", "finetune_type", "forgetting_dataset", "max_seq_length",
+    "micro_batch_tokens", "model_name", "output_dir", "passage_max_len", "passage_prompt", "pooling", "prompt",
+    "quantization_bits", "query_max_len", "query_prompt", "report_to", "resume_from_checkpoint", "save_on_epoch_end",
+    "save_steps", "save_total_limit", "sources", "token_cache", "trust_remote_code",
 }  # fmt: skip
 """Options that a card tells in other words, that name a place, or that move no weight."""
 _ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}

@@ -31,6 +31,7 @@ class FinetunePlan:
     train: list[Example]
     validation: list[Example]
     dataset: EvaluationSet | None
+    forgetting: EvaluationSet | None
     layout: Layout
     n_steps: int
     checkpoint: Path | None
@@ -48,10 +49,11 @@ class FinetunePlan:
     def lines(self) -> list[str]:
         """The plan, for people. The first line is looked for by its exact words."""
         lines = [f"训练集大小: {len(self.train)}", f"验证集大小: {len(self.validation)}", f"optimiser steps: {self.n_steps:,}"]
-        if self.dataset:
-            queries, documents = len(self.dataset.queries), len(self.dataset.documents)
-            lines.append(f"evaluation: {counted(queries, 'query', 'queries')}, {counted(documents, 'document')}")
-            lines += [f"note: {self.dataset.name}: {text}" for text in self.dataset.notes()]
+        for role, dataset in (("evaluation", self.dataset), ("forgetting", self.forgetting)):
+            if dataset:
+                queries, documents = len(dataset.queries), len(dataset.documents)
+                lines.append(f"{role}: {counted(queries, 'query', 'queries')}, {counted(documents, 'document')}")
+                lines += [f"note: {dataset.name}: {text}" for text in dataset.notes()]
         return [*lines, *(f"warning: {text}" for text in self.warnings), f"result goes to {self.layout.final}"]
 
 
@@ -75,7 +77,9 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     if n_processes == 1 or not config.gather_negatives:
         _refuse_batches_without_negatives(examples, config)
         _refuse_what_the_split_left_alone(train, config)
-    dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
+    dataset, forgetting = (
+        read_evaluation_set(folder) if folder else None for folder in (config.eval_dataset, config.forgetting_dataset)
+    )
     check_machine(config)
     layout = layout_of(config)
     layout.check()
@@ -84,7 +88,17 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     n_steps = count_steps(len(train), config, n_processes, of_each=of_each)
     warnings = plan_warnings(examples, train, validation, config, n_processes, sources, of_each)
     return FinetunePlan(
-        files, train, validation, dataset, layout, n_steps, checkpoint, warnings, tuple(sources), (*sides[0], *sides[1])
+        files,
+        train,
+        validation,
+        dataset,
+        forgetting,
+        layout,
+        n_steps,
+        checkpoint,
+        warnings,
+        tuple(sources),
+        (*sides[0], *sides[1]),
     )
 
 
