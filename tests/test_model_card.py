@@ -4,7 +4,9 @@ import json
 import logging
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import mistune
 import pytest
@@ -21,6 +23,7 @@ from ebr.model.base_card import base_card
 from ebr.model.origin import ModelSource, Origin, public_name, resolve_model
 from ebr.workflow import train_sentence_transformer
 from ebr.workflow.model_card import model_card
+from tests.conftest import REPO
 from tests.lora_adapters import merge, save_tuned
 
 HEADLINES = {"nDCG@10": "ndcg@10", "MRR@10": "mrr@10", "Recall@10": "recall@10", "Recall@100": "recall@100"}
@@ -261,13 +264,46 @@ def test_the_usage_in_the_card_loads_the_model(model):
     assert scope["shown"].shape == (2, 2)
 
 
-def test_pushing_the_model_keeps_the_card_and_fills_in_its_id(adapter, tmp_path):
-    """What push_to_hub of sentence-transformers does before it uploads."""
-    model = SentenceTransformer(str(adapter), device="cpu")
-    model.save(str(tmp_path / "pushed"), model_name="somebody/tuned")
-    assert card_of(tmp_path / "pushed") == card_of(adapter).replace("sentence_transformers_model_id", "somebody/tuned")
-    names = {path.name for path in (tmp_path / "pushed").rglob("*")}
+class Hub:
+    """In place of HfApi: keeps what it is given."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, **_):
+        return self
+
+    def create_repo(self, *, repo_id, **_):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, folder_path, **_):
+        shutil.copytree(folder_path, self.folder)
+        return SimpleNamespace(commit_url="")
+
+
+def test_what_the_page_on_publishing_uploads_is_the_model_and_its_card(adapter, tmp_path, monkeypatch):
+    pages = [(REPO / "docs" / name).read_text(encoding="utf-8") for name in ("publishing.md", "publishing.zh-CN.md")]
+    (push, name_base), chinese = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)
+    assert chinese == [push, name_base]
+    hub = Hub(tmp_path / "pushed")
+    monkeypatch.setattr("sentence_transformers.base.model.HfApi", hub)
+    load, upload = push.replace("/srv/models/tuned", str(adapter)).split("model.push_to_hub")
+    exec(f"{load}{name_base}model.push_to_hub{upload}", {})
+    assert card_of(hub.folder) == card_of(adapter).replace("sentence_transformers_model_id", "you/tuned")
+    settings = read_json(hub.folder / "adapter_config.json")
+    assert settings["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    names = {path.name for path in hub.folder.rglob("*")}
+    assert "adapter_model.safetensors" in names
     assert not names & {"ebr_manifest.json", "report.json", "report.html", "training_config.json", "training_log.json"}
+
+
+def test_the_files_that_hf_upload_leaves_out_are_those_that_are_private(adapter, place):
+    excluded = re.findall(r'--exclude "(.*?)"', (REPO / "docs" / "publishing.md").read_text(encoding="utf-8"))
+    left = [path for path in adapter.iterdir() if not any(fnmatch(path.name, pattern) for pattern in excluded)]
+    assert {"README.md", "adapter_model.safetensors", "modules.json", "tokenizer.json"} <= {path.name for path in left}
+    texts = {path.name: path.read_text("utf-8", "replace") for path in left if path.is_file()}
+    assert {name for name, text in texts.items() if place.name in text} == {"adapter_config.json"}  # see the line before it
+    assert not [name for name, text in texts.items() if "red shoe" in text]
 
 
 def test_an_adapter_says_that_it_needs_peft_and_its_base(adapter, merged, full):
