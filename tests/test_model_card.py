@@ -330,7 +330,7 @@ def test_hashes_and_counts_are_those_of_the_manifests(adapter, merged):
 
 
 def test_the_leak_check_of_training_stands_beside_the_figures(adapter):
-    assert "leak check: no evaluation query among" in card_of(adapter)
+    assert "\nLeak check: no evaluation query among" in card_of(adapter)
 
 
 def test_options_that_were_chosen_are_listed_and_places_are_not(adapter, full):

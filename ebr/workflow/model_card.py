@@ -83,6 +83,8 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
     manifest: the model's own. trained: that of the run that tuned it, for a merged model the adapter's; empty where nothing is
     known of it. report: the report.json of that run.
     """
+    from ebr.model.origin import public_name
+
     config: Facts = trained.get("config") or {}
     base: Facts = manifest["base_card"]
     tuning, is_merged = config.get("finetune_type"), "adapter_sha256" in manifest
@@ -102,7 +104,7 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
         tuning=_TUNING.get(str(tuning), "LoRA"),
         bits=config["quantization_bits"] if tuning == "qlora" else None,
         options={option: _value(config[option]) for option in own_options},
-        start=Path(str(trained["start_model"])).name if "start_model" in trained else None,
+        start=public_name(Path(str(trained["start_model"]))) if "start_model" in trained else None,
         is_adapter=is_adapter,
         is_merged=is_merged,
         trust_remote_code=bool(manifest["config"].get("trust_remote_code")),
