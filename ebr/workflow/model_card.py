@@ -18,6 +18,7 @@ from urllib.parse import quote
 import jinja2
 
 from ebr.config import FinetuneConfig
+from ebr.data.counted import counted
 from ebr.data.files import read_json
 from ebr.data.leaks import LeakCheck
 from ebr.data.markdown import Markdown, as_markdown, code_cell, one_line
@@ -248,7 +249,8 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     for name, convert in {
-        "bare": _bare, "code": code_cell, "count": _count, "figure": _figure, "signed": _signed, "url": _url,
+        "bare": _bare, "code": code_cell, "count": _count, "counted": counted, "figure": _figure, "signed": _signed,
+        "url": _url,
     }.items():  # fmt: skip
         environment.filters[name] = convert
     return environment
