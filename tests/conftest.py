@@ -24,6 +24,11 @@ CHINESE = (
 )
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes by their number: what gzip packs holds the time, and every process must call a test by the same name."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tokens that a test keeps are nobody else's: neither those of the user's runs nor of the tests before."""
