@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench: each creates .venv when it is missing. make browser: for the tests of the map page.
+# make demo · make test · make lint · make docs · make bench: each creates .venv when it is missing. make browser: for the tests of the map page.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 # The exact versions were tried on 3.11 only; another Python takes the ranges.
@@ -40,7 +40,9 @@ browser:
 	else echo "browser: to test the map page, install chromium: sudo apt-get install chromium"; fi
 
 docs: .venv/.installed
-	$(PY) -m ebr.config.tables README.md README.zh-CN.md
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[docs]' $(CONSTRAINTS)
+	$(PY) -m ebr.config.tables docs/options.md docs/options.zh.md
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 bench: .venv/.installed
 	$(PY) benchmarks/control.py

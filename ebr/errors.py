@@ -3,6 +3,17 @@
 import json
 import os
 import sys
+from importlib.util import find_spec
+
+# The import names of the packages of each extra of pyproject.toml.
+_EXTRAS = {
+    "report": ("matplotlib",),
+    "maps": ("matplotlib", "openTSNE", "plotly", "pynndescent", "umap"),
+    "index": ("faiss",),
+    "qlora": ("bitsandbytes",),
+    "notebook": ("nbclient", "nbformat"),
+    "ray": ("ray",),
+}
 
 
 def first_line(error: BaseException) -> str:
@@ -50,6 +61,17 @@ class ModelError(EBRError, ValueError):
 
 class MissingPackageError(EBRError, ImportError):
     """An optional package is absent; the message carries the command that installs it."""
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'ebr-retrieval[{extra}]'"
+
+
+def require_extra(extra: str, what: str) -> None:
+    """Raises MissingPackageError when a package of an extra is absent. what: that which needs it, for the message."""
+    if absent := [name for name in _EXTRAS[extra] if find_spec(name) is None]:
+        raise MissingPackageError(f"{what} needs {', '.join(absent)}, absent here: {how_to_install(extra)}")
 
 
 class SaveError(EBRError, OSError):

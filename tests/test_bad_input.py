@@ -111,7 +111,7 @@ def test_qlora_without_its_package_says_what_to_install(train, tmp_path, capsys,
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert "pip install 'bitsandbytes" in refused([*train, "--finetune_type=qlora"], tmp_path, capsys)
+    assert "pip install 'ebr-retrieval[qlora]'" in refused([*train, "--finetune_type=qlora"], tmp_path, capsys)
 
 
 # ---------------------------------------------------------------- merging

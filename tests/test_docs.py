@@ -1,4 +1,4 @@
-"""The READMEs say what the code does, and say the same in both languages."""
+"""READMEs and docs say what the code does, and say the same in both languages."""
 
 import argparse
 import re
@@ -13,12 +13,30 @@ from ebr.config.options import add_arguments, flag_to_name
 from ebr.config.tables import CONFIGS, language_of, with_tables
 
 ROOT = Path(__file__).parent.parent
-ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
-READMES = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=lambda path: path.name)
+DOCS = ROOT / "docs"
+README = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+ENGLISH_ONLY = {"measurements.md"}
+PAGES = sorted(path for path in DOCS.glob("*.md") if ".zh." not in path.name and path.name not in ENGLISH_ONLY)
+PAIRS = [(README["en"], README["zh"]), *((path, path.with_suffix(".zh.md")) for path in PAGES)]
+EVERY_FILE = [path for pair in PAIRS for path in pair] + [DOCS / name for name in sorted(ENGLISH_ONLY)]
+LANGUAGES = pytest.mark.parametrize("language", ["en", "zh"])
+BOTH = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].stem)
 
 EVERY_COMMAND, OF_SOME = {"config", "dry_run"}, {"check"}
-OF_OTHER_TOOLS = {"--multi_gpu", "--help", "--no-deps", "--local-dir", "--logdir", "--nproc_per_node"}
-"""Flags of argparse, pip, hf, tensorboard, torchrun and accelerate."""
+OF_OTHER_TOOLS = {
+    "--memory",
+    "--multi_gpu",
+    "--sets",
+    "--steps",
+    "--help",
+    "--no-deps",
+    "--local-dir",
+    "--logdir",
+    "--nproc_per_node",
+}
+"""Flags of benchmarks, argparse, pip, hf, tensorboard, torchrun and accelerate."""
+OF_OTHER_PROGRAMS = {"publishing", "scale", "serving"}
+"""Pages on Ray, Spark, inference servers and the hub, with their flags; the Chinese page on Spark is the shorter one."""
 SCRIPTS = {"ebr_finetune.py": "finetune", "train.py": "train", "merge.py": "merge"}
 
 # Findings are named where they are judged; the names of cut texts are made of their role.
@@ -31,6 +49,11 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 def read(path):
     return path.read_text(encoding="utf-8")
+
+
+def everything(language, but=()):
+    """README and docs of one language, one after another, without the pages that are named."""
+    return "\n".join(read(pair[language == "zh"]) for pair in PAIRS if pair[0].stem not in but)
 
 
 def blocks(text, language):
@@ -64,15 +87,11 @@ def our_commands(text):
                 yield SCRIPTS[words[1]], words[2:]
 
 
-@READMES
-@pytest.mark.parametrize("name", CONFIGS)
-def test_each_command_has_one_options_table(readme, name):
-    assert read(readme).count(f"<!-- options: {name} -->\n") == 1
-
-
-@READMES
-def test_options_tables_are_those_of_the_configs(readme):
-    assert with_tables(read(readme), language_of(readme)) == read(readme), "run: make docs"
+@pytest.mark.parametrize("path", [DOCS / "options.md", DOCS / "options.zh.md"], ids=lambda path: path.name)
+def test_each_command_has_one_options_table_and_it_is_that_of_its_config(path):
+    text = read(path)
+    assert [text.count(f"<!-- options: {name} -->\n") for name in CONFIGS] == [1] * len(CONFIGS)
+    assert with_tables(text, language_of(path)) == text, "run: make docs"
 
 
 def test_every_command_of_the_shell_has_a_table():
@@ -81,42 +100,75 @@ def test_every_command_of_the_shell_has_a_table():
     assert of_commands == CONFIGS
 
 
-def test_both_languages_have_the_same_sections_in_the_same_order():
-    english, chinese = headings(read(ENGLISH)), headings(read(CHINESE))
+def test_every_page_has_its_twin_and_a_place_in_the_site():
+    assert {path.name for path in DOCS.glob("*.zh.md")} == {other.name for _, other in PAIRS[1:]}
+    listed = set(re.findall(r"[\w-]+\.md", read(ROOT / "mkdocs.yml").split("nav:")[1]))
+    assert listed == {path.name for path in PAGES} | ENGLISH_ONLY
+
+
+def test_every_public_name_stands_in_the_api():
+    import ebr
+
+    for path in (DOCS / "api.md", DOCS / "api.zh.md"):
+        named = re.findall(r"^::: (\S+)$", read(path), re.MULTILINE)
+        assert sorted(named) == sorted(f"{getattr(ebr, name).__module__}.{name}" for name in ebr.__all__)
+
+
+def test_files_that_the_architecture_names_are_there():
+    for path in (DOCS / "architecture.md", DOCS / "architecture.zh.md"):
+        named = set(re.findall(r"`([a-z_]+/[a-z_]+\.py)`", read(path)))
+        assert len(named) > 20
+        assert [name for name in named if not (ROOT / "ebr" / name).is_file() and not (ROOT / name).is_file()] == []
+
+
+@LANGUAGES
+def test_a_readme_is_two_screens(language):
+    text = read(README[language])
+    assert len(text.splitlines()) <= 220
+    assert len(text.encode()) <= 14_000
+
+
+@BOTH
+def test_both_languages_have_the_same_sections_in_the_same_order(pair):
+    english, chinese = (headings(read(path)) for path in pair)
+    assert english
+    if pair[0].stem in OF_OTHER_PROGRAMS:
+        return
     assert [level for level, _ in english] == [level for level, _ in chinese]
-    # A stage's heading names its command in both languages, so two that changed places would show.
+    # A verb's heading names its command in both languages, so two that changed places would show.
     commands = [re.findall(r"`[^`]+`", text) for _, text in english]
     assert commands == [re.findall(r"`[^`]+`", text) for _, text in chinese]
-    assert sum(map(len, commands)) == len(COMMANDS)
 
 
+@BOTH
 @pytest.mark.parametrize("language", ["bash", "python", "json"])
-def test_both_languages_show_the_same_code(language):
-    english, chinese = ([without_comments(block) for block in blocks(read(path), language)] for path in (ENGLISH, CHINESE))
-    assert english
+def test_both_languages_show_the_same_code(pair, language):
+    if pair[0].stem == "scale":
+        pytest.skip("the Chinese page on Spark is the shorter one")
+    english, chinese = ([without_comments(block) for block in blocks(read(path), language)] for path in pair)
     assert english == chinese
 
 
 def test_both_languages_show_the_same_result_of_the_demo():
-    english, chinese = (re.findall(r"<!-- demo -->\n(.*?)<!-- /demo -->", read(path), re.DOTALL) for path in (ENGLISH, CHINESE))
+    english, chinese = (re.findall(r"<!-- demo -->\n(.*?)<!-- /demo -->", read(path), re.DOTALL) for path in README.values())
     assert len(english) == 1
     assert english == chinese
 
 
-@READMES
-def test_every_flag_exists(readme):
+@LANGUAGES
+def test_every_flag_exists(language):
     configs = [command.config for command in COMMANDS.values()]
     names = {name for config in configs for name in {*config.model_fields, *config.spellings()}} | EVERY_COMMAND | OF_SOME
     switches = {f"no_{name}" for config in configs for name, field in config.model_fields.items() if field.annotation is bool}
     known = {f"--{name}" for name in names | switches} | OF_OTHER_TOOLS
-    flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", read(readme))))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", everything(language, but=OF_OTHER_PROGRAMS))))
     assert flags >= {"--num_epochs", "--lr"}
     assert {flag for flag in flags if flag not in known and flag_to_name(flag) not in known} == set()
 
 
-@READMES
-def test_every_command_line_is_accepted_by_its_command(readme):
-    shown = list(our_commands(read(readme)))
+@LANGUAGES
+def test_every_command_line_is_accepted_by_its_command(language):
+    shown = list(our_commands(everything(language)))
     assert {name for name, _ in shown} >= set(COMMANDS)
     for name, words in shown:
         config = COMMANDS[name].config
@@ -133,31 +185,50 @@ def test_every_command_line_is_accepted_by_its_command(readme):
         config.from_dict({key: value for key, value in vars(values).items() if key not in {*EVERY_COMMAND, *OF_SOME, "words"}})
 
 
-@READMES
-def test_every_finding_has_a_row_that_says_what_to_do(readme):
+@LANGUAGES
+def test_every_finding_has_a_row_that_says_what_to_do(language):
     named = {name for file in JUDGES for name in re.findall(rf'"({KEBAB})"', read(ROOT / "ebr" / file))}
-    rows = re.findall(rf"^\| (`{KEBAB}`(?:[,、] ?`{KEBAB}`)*) \|", read(readme), re.MULTILINE)
+    rows = re.findall(rf"^\| (`{KEBAB}`(?:[,、] ?`{KEBAB}`)*) \|", everything(language), re.MULTILINE)
     assert {name for row in rows for name in re.findall(KEBAB, row)} == named | CUT
 
 
-@READMES
-def test_every_loss_is_told_of(readme):
-    assert {name for name in LOSSES if f"`{name}`" not in read(readme)} == set()
+@LANGUAGES
+def test_every_loss_is_told_of(language):
+    assert {name for name in LOSSES if f"`{name}`" not in everything(language)} == set()
 
 
-@READMES
-def test_every_relative_link_leads_somewhere(readme):
-    text = read(readme)
-    links = re.findall(r"\[[^\]]+\]\(([^)\s]+)\)", FENCE.sub("", text))
-    anchors = {anchor(heading) for _, heading in headings(text)}
-    assert links
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, f"no section {link}"
-        elif "://" not in link:
-            assert (ROOT / link.split("#")[0]).exists(), f"no file {link}"
+def anchors_of(path):
+    return {anchor(heading) for _, heading in headings(read(path))}
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(path):
+    for link in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", FENCE.sub("", read(path))):
+        if "://" in link:
+            continue
+        file, _, section = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"no file {link}"
+        if section:
+            assert section in anchors_of(target), f"no section {link}"
 
 
 def test_the_two_readmes_link_each_other():
-    assert "(README.zh-CN.md)" in read(ENGLISH).split("\n## ")[0]
-    assert "(README.md)" in read(CHINESE).split("\n## ")[0]
+    assert "(README.zh-CN.md)" in read(README["en"]).split("\n## ")[0]
+    assert "(README.md)" in read(README["zh"]).split("\n## ")[0]
+
+
+def test_the_sixty_seconds_of_the_readme_run(tiny_model, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"<!-- sixty seconds -->\n```python\n(.*?)```", read(README["en"]), re.DOTALL)
+    assert len(code.splitlines()) <= 16
+    small = f"FinetuneConfig(model_name={tiny_model!r}, max_steps=2, train_batch_size=4, "
+    code = (
+        code.replace("FinetuneConfig(", small, 2)
+        .replace(f"import {small}", "import FinetuneConfig(")
+        .replace('"all-MiniLM-L6-v2"', repr(tiny_model))
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert "nDCG@10" in said
+    assert len(said.strip().splitlines()) > 3

@@ -282,7 +282,7 @@ class Hub:
 
 
 def test_what_the_page_on_publishing_uploads_is_the_model_and_its_card(adapter, tmp_path, monkeypatch):
-    pages = [(REPO / "docs" / name).read_text(encoding="utf-8") for name in ("publishing.md", "publishing.zh-CN.md")]
+    pages = [(REPO / "docs" / name).read_text(encoding="utf-8") for name in ("publishing.md", "publishing.zh.md")]
     (push, name_base), chinese = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)
     assert chinese == [push, name_base]
     hub = Hub(tmp_path / "pushed")

@@ -1,4 +1,4 @@
-"""The README's cells that a user appends to the notebook: they run, and write a report and an index."""
+"""The cells of the docs that a user appends to the notebook: they run, and write a report and an index."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from ebr.config.overrides import notebook_configs
 from ebr.notebook import run_notebook
 from tests.conftest import REPO
 
-SECTIONS = {"README.md": "### Cells of your own", "README.zh-CN.md": "### 追加自己的单元"}
+SECTIONS = {"docs/notebook.md": "## Cells of your own", "docs/notebook.zh.md": "## 追加自己的单元"}
 
 
-def cells_of(readme):
+def cells_of(page):
     """The Python blocks of the section, without their comments, which are in the reader's language."""
-    section = (REPO / readme).read_text(encoding="utf-8").split(f"\n{SECTIONS[readme]}\n")[1]
+    section = (REPO / page).read_text(encoding="utf-8").split(f"\n{SECTIONS[page]}\n")[1]
     section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     return [re.sub(r"  # .*", "", block) for block in blocks]
@@ -34,9 +34,9 @@ def table(tmp_path):
 PRODUCTS = [(colour, thing) for colour in ("red", "blue", "green") for thing in ("shoe", "shirt", "lamp", "cup", "book")]
 
 
-def test_both_readmes_append_the_same_two_pairs_of_cells():
-    english = cells_of("README.md")
-    assert english == cells_of("README.zh-CN.md")
+def test_both_pages_append_the_same_two_pairs_of_cells():
+    english = cells_of("docs/notebook.md")
+    assert english == cells_of("docs/notebook.zh.md")
     evaluation, evaluate, index, build = english
     assert (evaluation.count("EVAL_CONFIG"), index.count("INDEX_CONFIG")) == (4, 4)
     assert "evaluate_retrieval(EVAL_CONFIG)" in evaluate
@@ -44,7 +44,7 @@ def test_both_readmes_append_the_same_two_pairs_of_cells():
 
 
 def test_each_pair_brings_its_own_imports():
-    for pair in (cells_of("README.md")[:2], cells_of("README.md")[2:]):
+    for pair in (cells_of("docs/notebook.md")[:2], cells_of("docs/notebook.md")[2:]):
         imported = re.search(r"^from ebr import (.*)$", pair[0], re.MULTILINE)[1].split(", ")
         used = set(re.findall(r"\b([a-z_]+)\(", "".join(pair))) - {"print", "summary", "search"}
         assert used == set(imported)
@@ -62,7 +62,7 @@ def test_appended_cells_run_behind_the_three_stages(tiny_model, evaluation_folde
     places = [place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
     off = nbformat.v4.new_code_cell("RUN_FINETUNE = RUN_VISUALIZATION = False")
     notebook.cells.insert(places[0] + 1, off)  # where papermill puts its own
-    appended = [nbformat.v4.new_code_cell(source) for source in cells_of("README.md")]
+    appended = [nbformat.v4.new_code_cell(source) for source in cells_of("docs/notebook.md")]
     notebook.cells += appended
     nbformat.write(notebook, tmp_path / "mine.ipynb")
     tuned = shutil.copytree(tiny_model, tmp_path / "tuned")

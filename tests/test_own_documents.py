@@ -14,7 +14,8 @@ from ebr.data.trec_runs import read_run
 from ebr.retrieval.compression import compress_table
 from ebr.retrieval.evaluation import compare, evaluate_encoder, evaluate_ranking
 from ebr.retrieval.evidence import measure_encoder, report_on
-from ebr.retrieval.report import Report, report_html, report_json
+from ebr.retrieval.report import Report, report_json
+from ebr.retrieval.report_page import report_html
 from ebr.workflow import evaluate_retrieval, plan_finetune
 
 # Eight documents d0 … d7, the even ones also the queries under the same ids, each judged with its neighbour.

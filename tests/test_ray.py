@@ -98,7 +98,7 @@ def test_missing_ray_is_one_line_with_the_command_that_installs_it(monkeypatch, 
     run = run_of(folder, "out")
     with pytest.raises(MissingPackageError) as caught:
         RayWorkers(run.output(run.source()).options)
-    assert str(caught.value) == "engine ray: needs the package ray; pip install 'ebr[ray]'"
+    assert str(caught.value) == "engine ray: needs the package ray; pip install 'ebr-retrieval[ray]'"
 
 
 def test_ray_is_imported_when_it_is_asked_for_and_not_before():
@@ -433,7 +433,7 @@ def test_function_of_the_page_for_spark_gives_each_row_with_a_text_its_vector(ti
     assert table.engine() is table.engine()
 
 
-@pytest.mark.parametrize("page", ["scale.md", "scale.zh-CN.md"])
+@pytest.mark.parametrize("page", ["scale.md", "scale.zh.md"])
 def test_commands_of_the_page_are_accepted(page):
     commands = [shlex.split(line) for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("ebr ")]
     assert len(commands) == 2

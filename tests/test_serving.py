@@ -26,7 +26,7 @@ from ebr.data.files import hash_file
 from ebr.workflow import build_index, merge_adapter, rank_texts, run_batch_inference, train_sentence_transformer
 from tests.conftest import REPO
 
-PAGE, CHINESE_PAGE = REPO / "docs" / "serving.md", REPO / "docs" / "serving.zh-CN.md"
+PAGE, CHINESE_PAGE = REPO / "docs" / "serving.md", REPO / "docs" / "serving.zh.md"
 LOCAL, PREPARE, COMPARE, SEARCH, SHORT = range(5)
 """The page's blocks of Python, in order."""
 QUERIES = ["red shoes for a small child", "儿童红色运动鞋"]
@@ -392,4 +392,4 @@ def test_bytes_that_the_page_counts():
 
 def test_page_is_linked_from_both_readmes():
     assert "(docs/serving.md)" in Path(REPO / "README.md").read_text(encoding="utf-8")
-    assert "(docs/serving.zh-CN.md)" in Path(REPO / "README.zh-CN.md").read_text(encoding="utf-8")
+    assert "(docs/serving.zh.md)" in Path(REPO / "README.zh-CN.md").read_text(encoding="utf-8")

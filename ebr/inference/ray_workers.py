@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ebr.errors import ConfigError, DataError, EBRError, MissingPackageError
+from ebr.errors import ConfigError, DataError, EBRError, MissingPackageError, how_to_install
 from ebr.inference.parts import PartOptions, PartRecord, ShardTask
 from ebr.inference.pipeline import OnBatch
 from ebr.inference.processes import CORES_A_WORKER, Build
@@ -288,7 +288,7 @@ def _import_ray() -> Any:  # noqa: ANN401
         # A submodule, because a folder of that name would pass for an empty package.
         import ray.exceptions
     except ImportError:
-        raise MissingPackageError("engine ray: needs the package ray; pip install 'ebr[ray]'") from None
+        raise MissingPackageError(f"engine ray: needs the package ray; {how_to_install('ray')}") from None
     return ray
 
 

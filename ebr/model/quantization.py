@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import BitsAndBytesConfig
 
 from ebr.data.files import read_manifest
-from ebr.errors import MissingPackageError, ModelError
+from ebr.errors import MissingPackageError, ModelError, how_to_install
 from ebr.model.kind import read_settings
 from ebr.model.peft_import import import_bitsandbytes
 
@@ -76,7 +76,7 @@ def check_bitsandbytes() -> None:
     try:
         import_bitsandbytes()
     except ImportError as error:
-        raise MissingPackageError(f"quantised weights need bitsandbytes ({error}): pip install 'bitsandbytes>=0.48'") from None
+        raise MissingPackageError(f"quantised weights need bitsandbytes ({error}): {how_to_install('qlora')}") from None
     # It says at every layer of every step that products of 8 bits are of float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 

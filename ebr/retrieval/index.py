@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import faiss
 from ebr.data.vectors import Vectors
-from ebr.errors import DataError, MissingPackageError, first_line
+from ebr.errors import DataError, MissingPackageError, first_line, how_to_install
 from ebr.retrieval.index_kinds import IndexSpec
 
+try:
+    import faiss
+except ModuleNotFoundError:
+    faiss = None  # type: ignore[assignment]
 if not hasattr(faiss, "IndexFlatIP"):  # the data folder of this name looks like an empty package
-    raise MissingPackageError("faiss is absent; pip install faiss-cpu")
+    raise MissingPackageError(f"faiss is absent; {how_to_install('index')}")
 
 _faiss: Any = faiss  # its type stubs know neither every class nor the arguments by name
 Scores = npt.NDArray[np.float32]

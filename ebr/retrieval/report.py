@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from enum import Enum
@@ -12,26 +13,41 @@ from typing import Any
 import numpy as np
 
 from ebr.data.files import write_aside, write_json
+from ebr.errors import MissingPackageError, require_extra
 from ebr.retrieval.changes import ChangedQuery
-from ebr.retrieval.report_page import report_html
-from ebr.retrieval.report_parts import Contrast, DatasetReport, Measured, Report
-from ebr.retrieval.report_text import MOST_CHARACTERS
+from ebr.retrieval.report_parts import MOST_CHARACTERS, Contrast, DatasetReport, Measured, Report
 
-__all__ = ["Contrast", "DatasetReport", "Measured", "Report", "report_html", "report_json", "write_report"]
+__all__ = ["Contrast", "DatasetReport", "Measured", "Report", "report_json", "write_report"]
+
+log = logging.getLogger(__name__)
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 
 
-def write_report(folder: Path, report: Report, language: str) -> tuple[Path, Path]:
+def write_report(folder: Path, report: Report, language: str) -> tuple[Path | None, Path]:
     """Write report.html and report.json into folder, each whole or not at all, the JSON last; returns both paths.
 
     language: "en" or "zh", of the page; the JSON's names are English. Neither file stands when the other cannot be made.
+    Without the packages of the extra `report` there is no page, which is said, and its path is None.
     """
+    try:
+        require_extra("report", f"{REPORT_HTML}, which is left out,")
+    except MissingPackageError as error:
+        log.warning("%s", error)
+        (folder / REPORT_HTML).unlink(missing_ok=True)  # of an evaluation before, and no longer true
+        return None, _write_record(folder, report)
+    from ebr.retrieval.report_page import report_html
+
     page, record = report_html(report, language), report_json(report)
     with write_aside(folder / REPORT_HTML) as aside:
         aside.write_text(page, encoding="utf-8", newline="\n")
     write_json(folder / REPORT_JSON, record)
     return folder / REPORT_HTML, folder / REPORT_JSON
+
+
+def _write_record(folder: Path, report: Report) -> Path:
+    write_json(folder / REPORT_JSON, report_json(report))
+    return folder / REPORT_JSON
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ebr.retrieval.changes import Slice
 from ebr.retrieval.compression import Compressed
 from ebr.retrieval.evaluation import CONFIDENCE, UNJUDGED, Change, Outcome
 from ebr.retrieval.report_facts import facts_to_show
-from ebr.retrieval.report_parts import Contrast, DatasetReport, Measured, Report
+from ebr.retrieval.report_parts import MOST_CHARACTERS, Contrast, DatasetReport, Measured, Report
 from ebr.retrieval.report_text import Wording, isolated, score, signed
 from ebr.retrieval.significance import Interval
 from ebr.visualization.report_plots import differences_svg, forest_svg, sizes_svg
@@ -112,7 +112,7 @@ def report_html(report: Report, language: str) -> str:
         sizes=[_sizes(model, words) for model in models if model.compression],
         facts_of=lambda facts: facts_to_show(facts, language),
         unjudged=UNJUDGED,
-        most_characters=report_text.MOST_CHARACTERS,
+        most_characters=MOST_CHARACTERS,
     )  # fmt: skip
 
 

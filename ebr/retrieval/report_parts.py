@@ -12,6 +12,9 @@ from ebr.retrieval.evaluation import Comparison, Evaluation
 from ebr.retrieval.significance import WinsTiesLosses
 from ebr.retrieval.space import SpaceHealth
 
+MOST_CHARACTERS = 4000
+"""A longer text is cut even where it is shown in full: forty queries with twenty documents each must stay a page."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:

@@ -12,8 +12,6 @@ from ebr.retrieval.report_words import METRIC_NAMES, WORDS
 
 MISSING = "–"
 SHOWN_CHARACTERS = 300
-MOST_CHARACTERS = 4000
-"""A longer text is cut even where it is shown in full: forty queries with twenty documents each must stay a page."""
 
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1f\x85]")
 # HTML forbids control characters, and half a surrogate pair cannot be encoded.

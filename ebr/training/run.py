@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from datasets import Dataset
 from ebr.config import FinetuneConfig
 from ebr.data.examples import Example
-from ebr.errors import ConfigError, Interrupted
+from ebr.errors import ConfigError, Interrupted, how_to_install
 from ebr.model.adapters import adapter_settings, attach_lora, check_finite, continue_lora, train_every_weight, trainable_share
 from ebr.model.encoder import COSINE
 from ebr.model.identity import architecture, fingerprint, spelling_digest
@@ -303,7 +304,10 @@ def _callbacks(
     if processes.is_main:
         callbacks += [ProgressBar(), LogFile(work / HISTORY, watch.log_unwritten)]
     if processes.is_main and "tensorboard" in config.report_to:
-        callbacks.append(Tracker(work / TRACKING, watch.log_unwritten))
+        if find_spec("tensorboard"):
+            callbacks.append(Tracker(work / TRACKING, watch.log_unwritten))
+        else:
+            log.warning("report_to tensorboard: its package is absent, so none is written: %s", how_to_install("report"))
     if config.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold))
     return callbacks

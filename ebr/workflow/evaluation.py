@@ -67,7 +67,8 @@ class EvaluationResult:
     """What was found, and where it is written down."""
 
     report: Report
-    html: Path
+    html: Path | None
+    """None without the packages of the extra `report`."""
     json: Path
     runs: list[Path]
     leak_note: str
@@ -87,7 +88,8 @@ class EvaluationResult:
         lines += ["", leak_line(self.report.leaks, self.leak_note)]
         for report in filter(None, (self.report.main, self.report.forgetting)):
             lines += [f"cut      {name}: {said}" for name, said in _cut_texts(report)]
-        lines += [f"report   {self.html}", f"numbers  {self.json}"]
+        lines += [f"report   {self.html}"] if self.html else []
+        lines += [f"numbers  {self.json}"]
         lines += [f"run      {path}" for path in self.runs]
         return "\n".join([*lines, f"took     {self.seconds:,.1f} s"])
 

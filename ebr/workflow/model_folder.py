@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ebr.config import FinetuneConfig
 from ebr.data.files import FOLDER_MANIFEST, write_folder_aside, write_json
 from ebr.data.writing import writing_of
+from ebr.errors import MissingPackageError, require_extra
 from ebr.workflow.model_card import CARD, read_report, write_card
 from ebr.workflow.planning import FinetunePlan
 from ebr.workflow.speech import library_versions
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ebr.retrieval.evaluation import Comparison
     from ebr.retrieval.report import Report
     from ebr.training.run import TrainingRecord
+
+log = logging.getLogger(__name__)
 
 TRAINING_CONFIG = "training_config.json"
 REPORT = "report.html"
@@ -122,7 +126,6 @@ def save_model(
     from ebr.model.origin import public_name
     from ebr.retrieval.report import write_report
     from ebr.training.layouts import HISTORY
-    from ebr.visualization.loss_plot import draw_loss_curve
 
     failure = None
     with write_folder_aside(folder) as aside:
@@ -134,13 +137,24 @@ def save_model(
                 write_json(aside / "evaluation.json", report.main.contrasts[0].comparison.to_json())
                 write_report(aside, report, "en")
             write_card(aside, public_name(folder), manifest, manifest, read_report(aside))
-            draw_loss_curve(_plain_history(record.history), aside / LOSS_CURVE)
+            _draw_curve(record, aside / LOSS_CURVE)
         except Exception as error:  # hours of training are not lost to a page about them
             failure = error
             for name in (REPORT, CARD, LOSS_CURVE):  # which the disk may have had room for half of
                 (aside / name).unlink(missing_ok=True)
         write_json(aside / FOLDER_MANIFEST, manifest)
     return failure
+
+
+def _draw_curve(record: TrainingRecord, path: Path) -> None:
+    try:
+        require_extra("report", f"{path.name}, which is left out,")
+    except MissingPackageError as error:
+        log.warning("%s", error)
+        return
+    from ebr.visualization.loss_plot import draw_loss_curve
+
+    draw_loss_curve(_plain_history(record.history), path)
 
 
 def _plain_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 from ebr.config import VisualizationConfig
 from ebr.data.files import write_json
 from ebr.data.places import check_place
+from ebr.errors import require_extra
 from ebr.workflow.map_drawing import MapContent, MapPanel
 from ebr.workflow.map_files import MapFiles, check_map_files, map_files
 from ebr.workflow.map_numbers import METHODS, Coords, DrawnMap, MapNumbers
@@ -108,6 +109,7 @@ class VisualizationResult:
 
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
     """Read the rows and check columns and outputs, and draw nothing."""
+    require_extra("maps", "a map")
     config.check()
     config = config.model_copy(update={"output_path": check_place(config.output_path)})
     check_map_files(config)
