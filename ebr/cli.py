@@ -83,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="ebr", description="Fine-tune a text-embedding model on your own pairs, embed tables, look at maps.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
-        _fill(
-            commands.add_parser(name, help=_first_line(command), description=_first_line(command), allow_abbrev=False), command
-        )
+        about, words = _first_line(command), f" [{command.positional.upper()}]" if command.positional else ""
+        # Sixty options in the usage line would bury what stands below it.
+        usage = f"%(prog)s{words} [--option value ...]"
+        _fill(commands.add_parser(name, help=about, description=about, usage=usage, allow_abbrev=False), command)
     arguments = [flag_to_name(token) for token in arguments]
     return _guarded(lambda: _run_parsed(vars(parser.parse_args(arguments)), arguments[1:]))
 

@@ -23,6 +23,7 @@ from ebr.config import (
     TrainConfig,
     VisualizationConfig,
 )
+from ebr.config.options import option_groups
 from ebr.errors import DataError, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -418,8 +419,34 @@ def test_help_of_train_shows_lr_and_its_other_spelling_in_one_row(capsys, monkey
     assert row.strip().startswith("--lr")
     assert "--learning_rate" in row
     assert re.search(r"--lr FLOAT.*\n?.*learning rate.*\(default: 0\.0001\)", rows)
-    assert "[--lr FLOAT]" in usage
-    assert "learning_rate" not in usage
+    assert usage.startswith("usage: ebr train [--option value ...]\n")
+
+
+FIRST = "What matters first"
+
+
+@pytest.mark.parametrize("command", [name for name in VERBS if name not in ("sample", "merge")])
+def test_help_shows_options_in_groups_and_those_that_matter_first(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    usage, *groups = re.split(r"^(\w[\w ]+):\n", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(usage.splitlines()[0]) < 80
+    by_title = {
+        title: re.findall(r"^  --(\w+)", text, re.MULTILINE) for title, text in zip(groups[::2], groups[1::2], strict=True)
+    }
+    config = VERBS[command][2]
+    expected = {title: [config.spelling(name) for name in names] for title, names in option_groups(config).items()}
+    assert {title: names for title, names in by_title.items() if title in expected} == expected
+    assert next(iter(expected)) == FIRST
+    assert 6 <= len(expected[FIRST]) <= 12
+    assert max(map(len, expected.values())) <= 12
+    required = {config.spelling(name) for name, field in config.model_fields.items() if field.is_required()}
+    assert required <= set(expected[FIRST])
+
+
+def test_front_ends_share_the_groups_of_what_they_spell_otherwise():
+    assert option_groups(VERBS["train"][2]) == option_groups(VERBS["finetune"][2])
 
 
 def test_help_of_the_program_lists_every_command(capsys):

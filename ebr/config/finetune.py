@@ -5,12 +5,31 @@ from __future__ import annotations
 from ebr.config.engine import EngineOptions
 from ebr.config.objective import ObjectiveOptions, check_objective
 from ebr.config.sources import SourceOptions
-from ebr.config.tuning import TuningOptions
+from ebr.config.tuning import (
+    AdapterOptions,
+    JudgingOptions,
+    ModelOptions,
+    NoiseOptions,
+    OptimiserOptions,
+    SavingOptions,
+    TuningOptions,
+)
 from ebr.errors import ConfigError
 
 
 # Fields come in the order of the classes from the last to the first.
-class FinetuneConfig(EngineOptions, SourceOptions, ObjectiveOptions, TuningOptions):
+class FinetuneConfig(
+    NoiseOptions,
+    SavingOptions,
+    JudgingOptions,
+    EngineOptions,
+    OptimiserOptions,
+    ObjectiveOptions,
+    AdapterOptions,
+    ModelOptions,
+    SourceOptions,
+    TuningOptions,
+):
     """Fine-tune an embedding model from pairs of texts that belong together."""
 
     def check(self) -> None:

@@ -16,19 +16,25 @@ IndexKind = Literal[
 ]
 
 
-class IndexConfig(Config):
-    """Build a FAISS index from the embeddings of a run, measured against exact search."""
+class _IndexMain(Config):
+    """What matters first."""
 
     embeddings_path: Path = option(
         Path("./faiss/embeds_2.txt"), "the vectors: a file, or a folder of parts", "向量：单个文件，或由分片组成的目录"
     )
-    delimiter: str = option(
-        "\x01",
-        "between columns, for a vector file made elsewhere: \\001, \\t, or the character",
-        "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
-        min_length=1,
+    index_path: Path = option(Path("./faiss/index"), "folder of the index", "索引目录")
+    kind: IndexKind = option(
+        "auto",
+        "auto = by row count, dimension and memory_budget; flat is exact; hnsw = a graph; ivf = lists; sq8 = 8 bits a number; "
+        "pq = short codes, the best ranked again by what follows",
+        "auto 按行数、维度与 memory_budget 选择；flat 为精确检索；hnsw 为图；ivf 为倒排表；sq8 每个数 8 位；"
+        "pq 为短码，其后的 sq8、fp16、flat 用于重排",
     )
-    vector_column: str | None = vector_column_option()
+    memory_budget: ByteSize | None = option(
+        None,
+        "what the index may take in memory, like 512MiB or 8GB: auto keeps to it; not set = half of what is free",
+        "索引可用的内存，如 512MiB 或 8GB（auto 据此选择）；未设置时取可用内存的一半",
+    )
     id_column: str | None = option(
         "id",
         "the column with each row's own id; none = ids are the row numbers, from 0",
@@ -37,19 +43,33 @@ class IndexConfig(Config):
     output_columns: Names | None = option(
         None, "columns kept to show with a hit; not set = every column", "随命中结果显示的列；未设置时保留所有列"
     )
-    index_path: Path = option(Path("./faiss/index"), "folder of the index", "索引目录")
     add: bool = option(
         False,
         "add the rows to the index that is there, of the same model; ids that it has already are refused",
         "把新行加入已有索引（须为同一模型）；已存在的 id 会被拒绝",
     )
-    kind: IndexKind = option(
-        "auto",
-        "auto = by row count, dimension and memory_budget; flat is exact; hnsw = a graph; ivf = lists; sq8 = 8 bits a number; "
-        "pq = short codes, the best ranked again by what follows",
-        "auto 按行数、维度与 memory_budget 选择；flat 为精确检索；hnsw 为图；ivf 为倒排表；sq8 每个数 8 位；"
-        "pq 为短码，其后的 sq8、fp16、flat 用于重排",
+
+
+class _Vectors(Config):
+    """Vectors."""
+
+    delimiter: str = option(
+        "\x01",
+        "between columns, for a vector file made elsewhere: \\001, \\t, or the character",
+        "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
+        min_length=1,
     )
+    vector_column: str | None = vector_column_option()
+    metric: Literal["cosine", "inner_product"] = option(
+        "cosine",
+        "cosine = inner product of vectors scaled to length 1, always",
+        "cosine 即单位向量的内积；inner_product 为原始向量的内积",
+    )
+
+
+class _Searcher(Config):
+    """The model that searches."""
+
     model_path: str | None = option(
         None,
         "the model that searches encode queries with; not set = the one that the vectors' manifest names",
@@ -65,16 +85,11 @@ class IndexConfig(Config):
         "where the base of that model lies, if it is an adapter: recorded for searches",
         "该模型为适配器时其基础模型的位置：记录下来供检索使用",
     )
-    metric: Literal["cosine", "inner_product"] = option(
-        "cosine",
-        "cosine = inner product of vectors scaled to length 1, always",
-        "cosine 即单位向量的内积；inner_product 为原始向量的内积",
-    )
-    memory_budget: ByteSize | None = option(
-        None,
-        "what the index may take in memory, like 512MiB or 8GB: auto keeps to it; not set = half of what is free",
-        "索引可用的内存，如 512MiB 或 8GB（auto 据此选择）；未设置时取可用内存的一半",
-    )
+
+
+class _Measuring(Config):
+    """Measuring."""
+
     min_recall: float = option(
         0.95,
         "recall@10 against exact search that the search effort is tuned to",
@@ -93,8 +108,13 @@ class IndexConfig(Config):
     )
 
 
-class SearchConfig(Config):
-    """Search an index with texts: its model and prompt encode them."""
+# Fields come in the order of the classes from the last to the first.
+class IndexConfig(_Measuring, _Searcher, _Vectors, _IndexMain):
+    """Build a FAISS index from the embeddings of a run, measured against exact search."""
+
+
+class _SearchMain(Config):
+    """What matters first."""
 
     query: str | None = option(None, "the text to search for", "要检索的文本", min_length=1)
     queries_path: Path | None = option(
@@ -104,6 +124,13 @@ class SearchConfig(Config):
     )
     index_path: Path = option(Path("./faiss/index"), "folder of the index, or a FAISS file", "索引目录，或 FAISS 索引文件")
     k: int = option(10, "hits a query", "每个查询返回的条数", ge=1)
+    output_format: Literal["table", "jsonl"] = option("table", "how hits are printed", "命中结果的输出格式")
+    output_path: Path | None = option(None, "write the hits there as JSON lines", "把命中结果以 JSON 行写入此文件")
+
+
+class _Opened(Config):
+    """Model and index."""
+
     model_path: str | None = option(
         None, "where the index's model lies now; not set = where it was", "索引所用模型现在的位置；未设置时用原位置"
     )
@@ -121,8 +148,11 @@ class SearchConfig(Config):
         "每个查询查看的倒排表数（ivf）或候选数（hnsw）；未设置时按建索引时的调节值",
         ge=1,
     )
-    output_format: Literal["table", "jsonl"] = option("table", "how hits are printed", "命中结果的输出格式")
-    output_path: Path | None = option(None, "write the hits there as JSON lines", "把命中结果以 JSON 行写入此文件")
+
+
+# Fields come in the order of the classes from the last to the first.
+class SearchConfig(_Opened, _SearchMain):
+    """Search an index with texts: its model and prompt encode them."""
 
     def check(self) -> None:
         """Refuse a search for nothing, or for two things at once. Raises ConfigError."""

@@ -10,23 +10,63 @@ from ebr.config.options import Config, Names, option
 from ebr.errors import ConfigError
 
 
-class InferenceConfig(Config):
-    """Embed one text column of tables into vectors: fast, resumable, on one machine or a Ray cluster."""
+class _Main(Config):
+    """What matters first."""
 
     model_path: str = option(
         "all-MiniLM-L6-v2",
         "model: a local folder (a tuned adapter too), the embedded model by its name, or a hub id",
         "模型：本地目录（包括微调得到的适配器）、内置模型名或 hub id",
     )
-    trust_remote_code: bool = trust_option()
-    pooling: PoolingMode | None = pooling_option()
-    base_model_path: str | None = base_model_option()
     input_dir: Path = option(
         Path("./infer_data"),
         "folder of tables, subfolders included; folders like dt=2026-01-01 become columns",
         "输入表所在目录（含子目录）；dt=2026-01-01 这样的目录会成为列",
     )
     file_pattern: str = option("*", "which files of the folder, like *.parquet", "目录中的文件匹配模式，如 *.parquet")
+    description_column: str = option("description", "the column to embed", "要编码的文本列")
+    prompt: str | None = option(
+        None,
+        "put before every text; not set = the prompt saved with the model; '' = none",
+        "加在每条文本之前的提示；未设置时用模型保存的提示；'' 表示不加",
+    )
+    max_seq_length: int | None = option(
+        None, "tokens kept of a text; not set = as the model was saved", "每条文本保留的 token 数；未设置时按模型保存值", ge=4
+    )
+    output_path: Path = option(
+        Path("./faiss/embeds_2.txt"),
+        "with a suffix: one vector file; without: a folder of one part a shard",
+        "带后缀为单个向量文件；不带后缀为目录，每个分片一个文件",
+    )
+    output_columns: Names | None = option(
+        None, "columns copied to the output; not set = every input column", "输出中保留的列；未设置时保留所有输入列"
+    )
+    output_format: Literal["txt", "parquet", "npy"] | None = option(
+        None,
+        "txt, parquet or npy; not set = by the suffix of output_path, txt for a folder",
+        "txt、parquet 或 npy；未设置时由 output_path 的后缀决定，目录为 txt",
+    )
+    batch_size: int | None = option(
+        None,
+        "at most so many texts a forward pass; not set = token_budget alone decides",
+        "每次前向计算最多的文本数；未设置时只由 token_budget 决定",
+        ge=1,
+    )
+    incremental_key: str | None = option(
+        None,
+        "column that names a row: over a finished output, only rows whose text changed are embedded again",
+        "标识一行的列：在已完成的输出上重跑时，只重新编码文本有变化的行",
+    )
+    engine: Literal["local", "processes", "ray"] = option(
+        "local",
+        "who computes: this process, one process a GPU or group of cores, or actors of a Ray cluster",
+        "由谁计算：本进程、每个 GPU 或一组核心一个进程，或 Ray 集群的 actor",
+    )
+
+
+class _TextFiles(Config):
+    """Text files."""
+
     delimiter: str = option(
         "\x01", "between columns: \\001, \\t, or the character itself", "列分隔符：\\001、\\t 或字符本身", min_length=1
     )
@@ -57,25 +97,23 @@ class InferenceConfig(Config):
         "before a quote in a quoted cell (Spark: \\), or, without quotes, before any character (Hive's ESCAPED BY)",
         "引号内写在引号之前的转义符（Spark 为 \\）；没有引号时可写在任何字符之前（Hive 的 ESCAPED BY）",
     )
-    description_column: str = option("description", "the column to embed", "要编码的文本列")
-    prompt: str | None = option(
-        None,
-        "put before every text; not set = the prompt saved with the model; '' = none",
-        "加在每条文本之前的提示；未设置时用模型保存的提示；'' 表示不加",
+
+
+class _Model(Config):
+    """Model and vectors."""
+
+    trust_remote_code: bool = trust_option()
+    pooling: PoolingMode | None = pooling_option()
+    base_model_path: str | None = base_model_option()
+    normalize_embeddings: bool = option(True, "unit vectors, so that inner product is cosine", "归一化为单位向量，内积即余弦")
+    truncate_dim: int | None = option(
+        None, "keep only the first N dimensions (Matryoshka models)", "只保留前 N 维（Matryoshka 模型）", ge=1
     )
-    output_columns: Names | None = option(
-        None, "columns copied to the output; not set = every input column", "输出中保留的列；未设置时保留所有输入列"
-    )
-    output_path: Path = option(
-        Path("./faiss/embeds_2.txt"),
-        "with a suffix: one vector file; without: a folder of one part a shard",
-        "带后缀为单个向量文件；不带后缀为目录，每个分片一个文件",
-    )
-    output_format: Literal["txt", "parquet", "npy"] | None = option(
-        None,
-        "txt, parquet or npy; not set = by the suffix of output_path, txt for a folder",
-        "txt、parquet 或 npy；未设置时由 output_path 的后缀决定，目录为 txt",
-    )
+
+
+class _Output(Config):
+    """Output."""
+
     vector_dtype: Literal["float32", "float16"] = option(
         "float32",
         "precision of the stored vectors; float16 for parquet and npy",
@@ -86,12 +124,17 @@ class InferenceConfig(Config):
         "a row that cannot be used: list it in the rejects file and go on, or stop",
         "遇到无法使用的行：写入 rejects 文件并继续，或停止",
     )
-    batch_size: int | None = option(
-        None,
-        "at most so many texts a forward pass; not set = token_budget alone decides",
-        "每次前向计算最多的文本数；未设置时只由 token_budget 决定",
+    shard_rows: int = option(
+        16384,
+        "rows a shard: the unit of work, what an interruption costs at most, and a part's size",
+        "每个分片的行数：工作单元，也是中断时最多损失的量和每个输出分片的大小",
         ge=1,
     )
+
+
+class _Speed(Config):
+    """Speed and machines."""
+
     token_budget: int | None = option(
         None,
         "tokens a forward pass, padding included; not set = by the processor's cache or the GPU's memory",
@@ -120,22 +163,6 @@ class InferenceConfig(Config):
         "encode each distinct text once: of a shard, of all files (kept on disk meanwhile), or not",
         "相同文本只编码一次：分片内、所有文件间（期间存于磁盘），或不去重",
     )
-    shard_rows: int = option(
-        16384,
-        "rows a shard: the unit of work, what an interruption costs at most, and a part's size",
-        "每个分片的行数：工作单元，也是中断时最多损失的量和每个输出分片的大小",
-        ge=1,
-    )
-    incremental_key: str | None = option(
-        None,
-        "column that names a row: over a finished output, only rows whose text changed are embedded again",
-        "标识一行的列：在已完成的输出上重跑时，只重新编码文本有变化的行",
-    )
-    engine: Literal["local", "processes", "ray"] = option(
-        "local",
-        "who computes: this process, one process a GPU or group of cores, or actors of a Ray cluster",
-        "由谁计算：本进程、每个 GPU 或一组核心一个进程，或 Ray 集群的 actor",
-    )
     num_workers: int | None = option(
         None,
         "processes or Ray actors; not set = one a GPU; without GPUs one for 8 cores, at least 2 processes or 1 actor",
@@ -147,13 +174,11 @@ class InferenceConfig(Config):
         "the Ray cluster, like auto or ray://host:10001; not set = one on this machine",
         "Ray 集群地址，如 auto；未设置时在本机启动",
     )
-    normalize_embeddings: bool = option(True, "unit vectors, so that inner product is cosine", "归一化为单位向量，内积即余弦")
-    max_seq_length: int | None = option(
-        None, "tokens kept of a text; not set = as the model was saved", "每条文本保留的 token 数；未设置时按模型保存值", ge=4
-    )
-    truncate_dim: int | None = option(
-        None, "keep only the first N dimensions (Matryoshka models)", "只保留前 N 维（Matryoshka 模型）", ge=1
-    )
+
+
+# Fields come in the order of the classes from the last to the first.
+class InferenceConfig(_Speed, _Output, _Model, _TextFiles, _Main):
+    """Embed one text column of tables into vectors: fast, resumable, on one machine or a Ray cluster."""
 
     def check(self) -> None:
         """Refuse options that contradict each other, or that nothing would read. Raises ConfigError."""

@@ -12,17 +12,14 @@ from ebr.errors import ConfigError
 _SUFFIXES = (".jsonl", ".json")
 
 
-class MiningConfig(Config):
-    """Mine hard negatives: what a model takes for an answer and is none, as a new training file."""
+class _Main(Config):
+    """What matters first."""
 
     model_path: str = option(
         "all-MiniLM-L6-v2",
         "the model that looks for negatives: base or tuned; a local folder, the embedded model by its name, or a hub id",
         "用于挖掘的模型（基础或微调后的）：本地目录、内置模型名或 hub id",
     )
-    trust_remote_code: bool = trust_option()
-    pooling: PoolingMode | None = pooling_option()
-    base_model_path: str | None = base_model_option()
     data_path: str = option(
         "./train_text",
         "training records as finetune and train read them: a file, a glob, or a folder (not its subfolders)",
@@ -34,14 +31,7 @@ class MiningConfig(Config):
         "候选文本：corpus.jsonl 或其所在目录，或每行一条的文本文件；未设置时取所有正例",
     )
     output_path: Path = option(..., "the new training file: .jsonl or .json", "新的训练文件：.jsonl 或 .json")
-    output_format: Literal["pairs", "triplets"] | None = option(
-        None,
-        "pairs = anchor, positive, negative; triplets = query, pos, neg; not set = as the records came",
-        "pairs 为 anchor、positive、negative；triplets 为 query、pos、neg；未设置时与输入相同",
-    )
     num_negatives: int = option(4, "negatives mined a record, at most", "每条记录最多挖掘的负例数", ge=1)
-    top_k: int = option(100, "candidates looked at a query, best first", "每个查询考察的候选数，由高到低", ge=1)
-    skip_top: int = option(0, "pass over the first N candidates", "跳过得分最高的前 N 个候选", ge=0)
     max_relative_score: float = option(
         0.95,
         "a candidate above this share of the positive's score is taken for a positive and left out",
@@ -49,6 +39,13 @@ class MiningConfig(Config):
         gt=0,
         le=1,
     )
+    top_k: int = option(100, "candidates looked at a query, best first", "每个查询考察的候选数，由高到低", ge=1)
+
+
+class _Choice(Config):
+    """Choice and output."""
+
+    skip_top: int = option(0, "pass over the first N candidates", "跳过得分最高的前 N 个候选", ge=0)
     near_duplicate: float = option(
         0.9,
         "a candidate sharing this much of its words (Jaccard) with a positive or the query is left out; 1 = equal words only",
@@ -57,6 +54,20 @@ class MiningConfig(Config):
         le=1,
     )
     keep_negatives: bool = option(True, "keep the negatives that the records have already", "保留记录中已有的负例")
+    output_format: Literal["pairs", "triplets"] | None = option(
+        None,
+        "pairs = anchor, positive, negative; triplets = query, pos, neg; not set = as the records came",
+        "pairs 为 anchor、positive、negative；triplets 为 query、pos、neg；未设置时与输入相同",
+    )
+    seed: int = option(42, "chooses the examples that are shown", "决定展示哪些示例", ge=0, le=2**32 - 1)
+
+
+class _Model(Config):
+    """Model and texts."""
+
+    trust_remote_code: bool = trust_option()
+    pooling: PoolingMode | None = pooling_option()
+    base_model_path: str | None = base_model_option()
     max_seq_length: int | None = option(
         None, "tokens kept of a text; not set = as the model was saved", "每条文本保留的 token 数；未设置时按模型保存值", ge=4
     )
@@ -68,7 +79,11 @@ class MiningConfig(Config):
     query_prompt: str | None = option(None, "put before queries instead of prompt", "加在查询之前的提示，优先于 prompt")
     passage_prompt: str | None = option(None, "put before passages instead of prompt", "加在段落之前的提示，优先于 prompt")
     batch_size: int | None = encoding_batch_option()
-    seed: int = option(42, "chooses the examples that are shown", "决定展示哪些示例", ge=0, le=2**32 - 1)
+
+
+# Fields come in the order of the classes from the last to the first.
+class MiningConfig(_Model, _Choice, _Main):
+    """Mine hard negatives: what a model takes for an answer and is none, as a new training file."""
 
     def check(self) -> None:
         """Refuse options that contradict each other. Raises ConfigError."""

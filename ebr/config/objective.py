@@ -94,7 +94,7 @@ Dimensions = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_split
 
 
 class ObjectiveOptions(Config):
-    """What is minimised."""
+    """Objective."""
 
     loss: str = option(
         INFO_NCE,
@@ -102,8 +102,17 @@ class ObjectiveOptions(Config):
         "or a loss of sentence-transformers by name, like CoSENTLoss",
         "info_nce：在批内候选中选出正例；distillation：贴近数据中的教师分数；或 sentence-transformers 的损失名，如 CoSENTLoss",
     )
+    temperature: float = option(0.05, "logits are cosine / temperature", "logit = 余弦相似度 / temperature", gt=0)
     bidirectional: bool = option(
         False, "the in-batch loss also picks the query for each positive", "批内对比损失同时为每个正例选出其查询（双向）"
+    )
+    gather_negatives: bool = option(
+        False,
+        "with several processes: every query also sees the candidates of the other processes",
+        "多进程训练时，每个查询也以其他进程的候选为负例",
+    )
+    label_smoothing: float = option(
+        0.0, "share of the target spread evenly over all candidates", "均分给所有候选的目标概率", ge=0, lt=1
     )
     matryoshka_dims: Dimensions | None = option(
         None,

@@ -209,17 +209,34 @@ def _reason(detail: ErrorDetails) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: type[Config]) -> None:
-    """One argument a field, by its spelling and by its own name.
+    """One argument a field, by its spelling and by its own name, in the config's groups.
 
     Values stay text here: pydantic alone judges them, as it does for the notebook.
     """
-    for name, field in config.model_fields.items():
-        flags = dict.fromkeys([f"--{config.spelling(name)}", f"--{name}"])
-        parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
-        if set(_inner_types(field)) <= {bool, NoneType}:
-            parser.add_argument(
-                f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-            )
+    for title, names in option_groups(config).items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add_argument(group, config, name)
+
+
+def option_groups(config: type[Config]) -> dict[str, list[str]]:
+    """Field names by group: a group is a class that defines fields, its title the first line of the class's docstring."""
+    groups: dict[str, list[str]] = {}
+    for name in config.model_fields:
+        # A front end defines some anew, for its spelling: the group is that of the first definition.
+        home = next(base for base in reversed(config.__mro__) if name in vars(base).get("__annotations__", {}))
+        groups.setdefault((home.__doc__ or "").split("\n", 1)[0].rstrip("."), []).append(name)
+    return groups
+
+
+def _add_argument(group: argparse._ArgumentGroup, config: type[Config], name: str) -> None:
+    field = config.model_fields[name]
+    flags = dict.fromkeys([f"--{config.spelling(name)}", f"--{name}"])
+    group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
+    if set(_inner_types(field)) <= {bool, NoneType}:
+        group.add_argument(
+            f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def _shape(field: FieldInfo) -> dict[str, Any]:
@@ -227,7 +244,7 @@ def _shape(field: FieldInfo) -> dict[str, Any]:
         return {"nargs": "?", "const": True, "metavar": "true|FOLDER" if Path in _inner_types(field) else "true|false"}
     if _is_list(field):
         return {"nargs": "*", "metavar": "WORD"}
-    return {"metavar": type_name(field).upper() if not _choices(field) else "|".join(_choices(field))}
+    return {"metavar": type_name(field).upper() if not choices(field) else "|".join(choices(field))}
 
 
 def _help(field: FieldInfo) -> str:
@@ -260,7 +277,8 @@ def _is_list(field: FieldInfo) -> bool:
     return any(get_origin(part) is list for part in _inner_types(field))
 
 
-def _choices(field: FieldInfo) -> list[str]:
+def choices(field: FieldInfo) -> list[str]:
+    """The words that the field takes, where it takes no others."""
     return [str(choice) for part in _inner_types(field) if get_origin(part) is Literal for choice in get_args(part)]
 
 
@@ -291,19 +309,3 @@ def default_text(field: FieldInfo, language: Language = "en") -> str:
 
 def _visible(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii").replace("\\x01", "\\001") if text == "\x01" else text
-
-
-def options_table(config: type[Config], language: Language) -> str:
-    """The Markdown table of a config's options that stands in the README."""
-    head = {
-        "en": "| option | type | default | meaning |",
-        "zh": "| 选项 | 类型 | 默认值 | 含义 |",
-    }[language]
-    rows = [head, "|---|---|---|---|"]
-    for name, field in config.model_fields.items():
-        extra = field.json_schema_extra
-        text = extra["zh"] if language == "zh" and isinstance(extra, dict) else field.description
-        kind = " / ".join(_choices(field)) or type_name(field)
-        cells = [f"`{config.spelling(name)}`", kind, f"`{default_text(field, language)}`", str(text)]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)

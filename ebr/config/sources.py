@@ -27,12 +27,25 @@ def _plain(item: object) -> object:
 
 
 class SourceOptions(Config):
-    """Where training records come from when that is more than one place, and which of them meet in a batch."""
+    """Data."""
 
     sources: Annotated[Path | tuple[dict[str, Any], ...] | None, BeforeValidator(_file_or_entries)] = option(
         None,
         "several training sources instead of data_path: a JSON list of {data_path, weight, query_prompt, passage_prompt, name}",
         "多个训练数据源，代替 data_path：JSON 列表，每项为 {data_path, weight, query_prompt, passage_prompt, name}",
+    )
+    neg_nums: int = option(
+        2,
+        "negatives drawn a record and epoch, where it has any; 0 = only the batch's",
+        "每轮为每条记录抽取的负例数（若有）；0 表示只用批内负例",
+        ge=0,
+    )
+    validation_split: float = option(
+        0.1,
+        "share of the records held out for the validation loss; records that share a query or a positive stay together",
+        "留作验证集的比例；共享查询或正例的记录不会被拆开",
+        ge=0,
+        lt=1,
     )
     group_by_length: bool = option(
         False,

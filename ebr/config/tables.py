@@ -19,7 +19,7 @@ from ebr.config import (
     TrainConfig,
     VisualizationConfig,
 )
-from ebr.config.options import Language, options_table
+from ebr.config.options import Language, choices, default_text, type_name
 
 CONFIGS: dict[str, type[Config]] = {
     "sample": SampleConfig,
@@ -34,6 +34,22 @@ CONFIGS: dict[str, type[Config]] = {
     "mine": MiningConfig,
 }
 _MARK = re.compile(r"(<!-- options: (\w+) -->\n)(?:(?!<!--).)*?(\n?<!-- /options -->)", re.DOTALL)
+
+
+def options_table(config: type[Config], language: Language) -> str:
+    """The Markdown table of a config's options that stands in the README."""
+    head = {
+        "en": "| option | type | default | meaning |",
+        "zh": "| 选项 | 类型 | 默认值 | 含义 |",
+    }[language]
+    rows = [head, "|---|---|---|---|"]
+    for name, field in config.model_fields.items():
+        extra = field.json_schema_extra
+        text = extra["zh"] if language == "zh" and isinstance(extra, dict) else field.description
+        kind = " / ".join(choices(field)) or type_name(field)
+        cells = [f"`{config.spelling(name)}`", kind, f"`{default_text(field, language)}`", str(text)]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
 
 
 def with_tables(text: str, language: Language) -> str:

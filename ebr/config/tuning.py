@@ -29,15 +29,13 @@ def _number(value: object) -> object:
 
 
 class TuningOptions(Config):
-    """What is tuned, on what, for how long, and where it goes."""
+    """What matters first."""
 
     model_name: str = option(
         "all-MiniLM-L6-v2",
         "base model: a local folder, the embedded model by its name, or a hub id",
         "基础模型：本地目录、内置模型名或 hub id",
     )
-    trust_remote_code: bool = trust_option()
-    base_model_path: str | None = base_model_option()
     data_path: str = option(
         "./train_text",
         "training records (.json, .jsonl, .csv, .tsv, .parquet; .gz): a file, a glob, or a folder (not its subfolders)",
@@ -63,33 +61,12 @@ class TuningOptions(Config):
         "lora: a small adapter; qlora: the same on a base held in 4 or 8 bits; full: every weight",
         "lora：小型适配器；qlora：基础模型以 4 或 8 位保存，再加适配器；full：全部权重",
     )
-    quantization_bits: Annotated[Literal[4, 8], BeforeValidator(_number)] = option(
-        4, "bits a weight of the base, for qlora: 4 (nf4) or 8", "qlora 下基础模型每个权重的位数：4（nf4）或 8"
-    )
-    pooling: PoolingMode | None = pooling_option()
-    attn_implementation: Literal["eager", "sdpa"] | None = option(
-        None,
-        "how attention is computed; not set = the library's choice, without padding in half precision on a GPU",
-        "注意力的计算方式；未设置时由库决定，GPU 半精度时不填充",
-    )
     num_epochs: int = option(1, "passes over the training split", "训练轮数", ge=1)
-    max_steps: int = option(
-        0,
-        "exactly this many optimiser steps, whatever num_epochs says; 0 = num_epochs decides",
-        "优化步数，优先于 num_epochs；0 表示由 num_epochs 决定",
-        ge=0,
-    )
     train_batch_size: int = option(
         6,
         "pairs a batch; each sees the others' positives as negatives, so more is better",
         "每批样本对数；批内互为负例，越大越好",
         ge=1,
-    )
-    eval_batch_size: int = option(
-        6,
-        "records a batch for the validation loss, and texts a forward pass in retrieval evaluations",
-        "验证损失每批的记录数，也是检索评测每次前向的文本数",
-        ge=2,
     )
     learning_rate: float = option(2e-4, "peak learning rate", "学习率峰值", gt=0)
     max_seq_length: int = option(
@@ -97,15 +74,6 @@ class TuningOptions(Config):
         "tokens kept of a text; lowered with a warning to what the model allows",
         "每条文本保留的 token 数；超出模型上限时自动降低并提示",
         ge=4,
-    )
-    query_max_len: int | None = option(
-        None, "tokens kept of a query; not set = max_seq_length", "查询保留的 token 数；未设置时取 max_seq_length", ge=4
-    )
-    passage_max_len: int | None = option(
-        None, "tokens kept of a passage; not set = max_seq_length", "段落保留的 token 数；未设置时取 max_seq_length", ge=4
-    )
-    prompt: str | None = option(
-        None, "put before every text, query and passage; '' = none", "加在所有文本（查询与段落）之前的提示；'' 表示不加"
     )
     query_prompt: str | None = option(
         None, "put before queries (anchors) instead of prompt", "加在查询（anchor）之前的提示，优先于 prompt"
@@ -115,18 +83,33 @@ class TuningOptions(Config):
         "put before passages (positives and negatives) instead of prompt",
         "加在段落（正例与负例）之前的提示，优先于 prompt",
     )
-    neg_nums: int = option(
-        2,
-        "negatives drawn a record and epoch, where it has any; 0 = only the batch's",
-        "每轮为每条记录抽取的负例数（若有）；0 表示只用批内负例",
-        ge=0,
+    resume_from_checkpoint: Annotated[bool | Path | None, BeforeValidator(_resume_value)] = option(
+        None,
+        "true = go on from the newest whole checkpoint; or a checkpoint folder",
+        "true 表示从最新的完整检查点继续；也可给出检查点目录",
     )
-    gather_negatives: bool = option(
-        False,
-        "with several processes: every query also sees the candidates of the other processes",
-        "多进程训练时，每个查询也以其他进程的候选为负例",
+
+
+class ModelOptions(Config):
+    """Model and texts."""
+
+    trust_remote_code: bool = trust_option()
+    base_model_path: str | None = base_model_option()
+    pooling: PoolingMode | None = pooling_option()
+    prompt: str | None = option(
+        None, "put before every text, query and passage; '' = none", "加在所有文本（查询与段落）之前的提示；'' 表示不加"
     )
-    temperature: float = option(0.05, "logits are cosine / temperature", "logit = 余弦相似度 / temperature", gt=0)
+    query_max_len: int | None = option(
+        None, "tokens kept of a query; not set = max_seq_length", "查询保留的 token 数；未设置时取 max_seq_length", ge=4
+    )
+    passage_max_len: int | None = option(
+        None, "tokens kept of a passage; not set = max_seq_length", "段落保留的 token 数；未设置时取 max_seq_length", ge=4
+    )
+
+
+class AdapterOptions(Config):
+    """Adapter."""
+
     lora_r: int = option(8, "rank of the adapter", "LoRA 秩", ge=1)
     lora_alpha: int = option(
         32, "the adapter's output is scaled by lora_alpha / lora_r", "LoRA 输出按 lora_alpha / lora_r 缩放", ge=1
@@ -137,6 +120,27 @@ class TuningOptions(Config):
         "layers that get an adapter; not set = every linear layer, found from the architecture",
         "加适配器的层；未设置时按架构取所有线性层",
     )
+    quantization_bits: Annotated[Literal[4, 8], BeforeValidator(_number)] = option(
+        4, "bits a weight of the base, for qlora: 4 (nf4) or 8", "qlora 下基础模型每个权重的位数：4（nf4）或 8"
+    )
+
+
+class OptimiserOptions(Config):
+    """Training."""
+
+    max_steps: int = option(
+        0,
+        "exactly this many optimiser steps, whatever num_epochs says; 0 = num_epochs decides",
+        "优化步数，优先于 num_epochs；0 表示由 num_epochs 决定",
+        ge=0,
+    )
+    gradient_accumulation_steps: int = option(
+        1, "batches an optimiser step; saves memory, adds no negatives", "每个优化步累积的批数；省显存，但不增加负例", ge=1
+    )
+    lr_scheduler_type: Scheduler = option("linear", "shape of the learning rate after warm-up", "预热后的学习率曲线")
+    warmup_ratio: float = option(
+        0.0, "share of the steps in which the learning rate rises", "学习率上升阶段占总步数的比例", ge=0, lt=1
+    )
     weight_decay: float = option(0.01, "AdamW weight decay", "AdamW 权重衰减", ge=0)
     l1_regularization: float = option(
         0.0,
@@ -145,18 +149,20 @@ class TuningOptions(Config):
         ge=0,
     )
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this; 0 = off", "梯度范数裁剪上限；0 表示关闭", ge=0)
-    label_smoothing: float = option(
-        0.0, "share of the target spread evenly over all candidates", "均分给所有候选的目标概率", ge=0, lt=1
-    )
-    validation_split: float = option(
-        0.1,
-        "share of the records held out for the validation loss; records that share a query or a positive stay together",
-        "留作验证集的比例；共享查询或正例的记录不会被拆开",
-        ge=0,
-        lt=1,
-    )
+    seed: int = option(42, "the same seed gives the same run", "相同种子得到相同结果", ge=0, le=2**32 - 1)
+
+
+class JudgingOptions(Config):
+    """Evaluation and early stopping."""
+
     eval_steps: int = option(
         100, "evaluate every N optimiser steps, and at the end", "每 N 个优化步评估一次，结束时再评一次", ge=1
+    )
+    eval_batch_size: int = option(
+        6,
+        "records a batch for the validation loss, and texts a forward pass in retrieval evaluations",
+        "验证损失每批的记录数，也是检索评测每次前向的文本数",
+        ge=2,
     )
     early_stopping_patience: int = option(
         0,
@@ -165,21 +171,11 @@ class TuningOptions(Config):
         ge=0,
     )
     early_stopping_threshold: float = option(0.0, "smallest change that counts as improvement", "算作改善的最小变化", ge=0)
-    lr_scheduler_type: Scheduler = option("linear", "shape of the learning rate after warm-up", "预热后的学习率曲线")
-    warmup_ratio: float = option(
-        0.0, "share of the steps in which the learning rate rises", "学习率上升阶段占总步数的比例", ge=0, lt=1
-    )
-    gradient_accumulation_steps: int = option(
-        1, "batches an optimiser step; saves memory, adds no negatives", "每个优化步累积的批数；省显存，但不增加负例", ge=1
-    )
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, slower", "重算激活值：省显存但更慢")
-    dataloader_num_workers: int = option(
-        0, "processes that prepare batches; 0 = the main one", "准备数据的进程数；0 表示主进程", ge=0
-    )
-    dataloader_pin_memory: bool = option(True, "pinned host memory (used with a GPU)", "锁页内存（有 GPU 时生效）")
-    fp16: bool = option(False, "mixed precision float16; needs a GPU", "float16 混合精度；需要 GPU")
-    bf16: bool = option(False, "mixed precision bfloat16; fast where the processor has it", "bfloat16 混合精度；硬件支持时更快")
-    seed: int = option(42, "the same seed gives the same run", "相同种子得到相同结果", ge=0, le=2**32 - 1)
+
+
+class SavingOptions(Config):
+    """Checkpoints and logs."""
+
     save_steps: int = option(
         100,
         "a resumable checkpoint every N steps (every eval_steps under early stopping); 0 = none",
@@ -195,14 +191,14 @@ class TuningOptions(Config):
     save_total_limit: int = option(
         2, "step checkpoints kept; those of save_on_epoch_end are not counted", "保留的按步检查点个数，按轮保存的不计", ge=1
     )
-    resume_from_checkpoint: Annotated[bool | Path | None, BeforeValidator(_resume_value)] = option(
-        None,
-        "true = go on from the newest whole checkpoint; or a checkpoint folder",
-        "true 表示从最新的完整检查点继续；也可给出检查点目录",
-    )
     report_to: Words = option(
         ["tensorboard"], "trackers: tensorboard, wandb, mlflow, … or none", "日志工具：tensorboard、wandb、mlflow 等，或 none"
     )
+
+
+class NoiseOptions(Config):
+    """Noise."""
+
     noise_enabled: bool = option(
         False, "noise augmentation of the training split, drawn afresh each epoch", "对训练集做噪声增强，每轮重新抽取"
     )

@@ -13,8 +13,8 @@ PAGE = ".html"
 LABEL_COLUMN = "label"
 
 
-class VisualizationConfig(Config):
-    """Draw a vector file as a t-SNE / UMAP map and measure its clusters."""
+class _Main(Config):
+    """What matters first."""
 
     embeddings_path: Path = option(Path("./faiss/embeds_2.txt"), "the vector file", "向量文件")
     before_path: Path | None = option(
@@ -22,6 +22,33 @@ class VisualizationConfig(Config):
         "before and after: the vectors of the same rows by the model before tuning; rows are matched by id_column",
         "前后对比：同样的行在微调前模型下的向量；按 id_column 对应各行",
     )
+    label_column: str | None = option(
+        LABEL_COLUMN,
+        "the column that colours the points; none = all in one colour, as where there is no label column and no other is named",
+        "用于着色的列；none 表示所有点同色，没有 label 列且未指定其他列时也是如此",
+    )
+    method: Literal["tsne", "umap", "pca", "both"] = option(
+        "both",
+        "which projection; both = t-SNE and UMAP side by side, pca = the straight-line baseline",
+        "投影方法；both 为 t-SNE 与 UMAP 并排，pca 为线性基线",
+    )
+    output_path: Path = option(
+        Path("./embedding_scatter.png"),
+        "the picture (.png, .svg, .pdf) with an interactive page of the same name beside it, or the page alone (.html); its "
+        "numbers go beside it as .json",
+        "图片（.png、.svg、.pdf），旁边写入同名的交互网页；或只写网页（.html）；指标写入同名 .json",
+    )
+    title: str | None = option(None, "above the map; not set = the model, or the file", "图的标题；未设置时为模型名或文件名")
+    max_points: int = option(
+        20000, "more rows than this are too many to project: see over_max_points", "超过此行数时按 over_max_points 处理", ge=1
+    )
+    language: Language = option("en", "words on picture and page: en or zh", "图片与网页的语言：en 或 zh")
+    theme: Literal["light", "dark"] = option("light", "colours of picture and page", "图片与网页的配色")
+
+
+class _Columns(Config):
+    """Columns."""
+
     delimiter: str = option(
         "\x01",
         "between columns, for a vector file made elsewhere: \\001, \\t, or the character",
@@ -29,11 +56,6 @@ class VisualizationConfig(Config):
         min_length=1,
     )
     vector_column: str | None = vector_column_option()
-    label_column: str | None = option(
-        LABEL_COLUMN,
-        "the column that colours the points; none = all in one colour, as where there is no label column and no other is named",
-        "用于着色的列；none 表示所有点同色，没有 label 列且未指定其他列时也是如此",
-    )
     label_kind: Literal["auto", "categories", "numbers"] = option(
         "auto",
         "what label_column holds: names with a colour each, or numbers with a colour bar; auto = by its values",
@@ -47,11 +69,11 @@ class VisualizationConfig(Config):
         "the column that the page shows as a row's text; not set = the one with the longest texts",
         "网页中作为该行文本显示的列；未设置时取文本最长的列",
     )
-    method: Literal["tsne", "umap", "pca", "both"] = option(
-        "both",
-        "which projection; both = t-SNE and UMAP side by side, pca = the straight-line baseline",
-        "投影方法；both 为 t-SNE 与 UMAP 并排，pca 为线性基线",
-    )
+
+
+class _Projection(Config):
+    """Projection."""
+
     tsne_engine: Literal["opentsne", "sklearn"] = option(
         "opentsne",
         "who computes t-SNE: openTSNE, its time linear in the rows, or scikit-learn",
@@ -78,28 +100,22 @@ class VisualizationConfig(Config):
         "reproducible: seeded, one thread, the same map each time; fast: every core",
         "reproducible：固定种子、单线程，每次结果相同；fast：使用全部核心",
     )
-    max_points: int = option(
-        20000, "more rows than this are too many to project: see over_max_points", "超过此行数时按 over_max_points 处理", ge=1
-    )
     over_max_points: Literal["sample", "place", "project"] = option(
         "sample",
         "beyond max_points: sample = draw a sample, every label kept in proportion; place = project the sample and place the "
         "rest by their neighbours in it; project = all of them whatever it takes",
         "超过 max_points 时：sample 只画按标签比例抽取的样本；place 投影样本，其余按其在样本中的邻居放置；project 全部投影",
     )
-    title: str | None = option(None, "above the map; not set = the model, or the file", "图的标题；未设置时为模型名或文件名")
-    theme: Literal["light", "dark"] = option("light", "colours of picture and page", "图片与网页的配色")
-    language: Language = option("en", "words on picture and page: en or zh", "图片与网页的语言：en 或 zh")
+    seed: int = option(42, "the same seed gives the same map", "相同种子得到相同的图", ge=0, le=2**32 - 1)
+
+
+class _Picture(Config):
+    """Picture and page."""
+
     chinese_fonts: Names = option(
         [],
         "fonts to try first for Chinese labels; the installed ones are searched anyway",
         "优先尝试的中文字体；总会搜索已安装字体",
-    )
-    output_path: Path = option(
-        Path("./embedding_scatter.png"),
-        "the picture (.png, .svg, .pdf) with an interactive page of the same name beside it, or the page alone (.html); its "
-        "numbers go beside it as .json",
-        "图片（.png、.svg、.pdf），旁边写入同名的交互网页；或只写网页（.html）；指标写入同名 .json",
     )
     page: bool | None = option(
         None,
@@ -116,7 +132,11 @@ class VisualizationConfig(Config):
         "keep coordinates and figures, so that another title, colour or format redraws in seconds",
         "缓存坐标与指标，更换标题、着色或格式时数秒即可重画",
     )
-    seed: int = option(42, "the same seed gives the same map", "相同种子得到相同的图", ge=0, le=2**32 - 1)
+
+
+# Fields come in the order of the classes from the last to the first.
+class VisualizationConfig(_Picture, _Projection, _Columns, _Main):
+    """Draw a vector file as a t-SNE / UMAP map and measure its clusters."""
 
     def check(self) -> None:
         """Refuse a picture that cannot be drawn before anything is computed. Raises ConfigError."""
