@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -14,16 +15,23 @@ from traitlets.config import Config
 
 from ebr.cli import spell_anything
 
+_LIVE = "EBR_LIVE_PROGRESS"
+"""As in ebr.data.progress: bars that move in this terminal, and of which the notebook keeps the last state."""
+
 
 class StreamingClient(NotebookClient):  # type: ignore[misc]
     """An executor that passes the cells' text on while they run."""
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:  # noqa: ANN401
-        """Print streams at once; everything else is kept in the notebook as usual."""
+        """Print streams and tables as text at once; the notebook keeps them, and pictures, as usual."""
+        content = msg["content"]
         if msg["msg_type"] == "stream":
-            stream = sys.stderr if msg["content"]["name"] == "stderr" else sys.stdout
-            stream.write(msg["content"]["text"])
+            stream = sys.stderr if content["name"] == "stderr" else sys.stdout
+            stream.write(content["text"])
             stream.flush()
+        elif msg["msg_type"] in {"display_data", "execute_result"} and not any("image" in kind for kind in content["data"]):
+            sys.stdout.write(content["data"].get("text/plain", "") + "\n")
+            sys.stdout.flush()
         return super().process_message(msg, cell, cell_index)
 
 
@@ -34,12 +42,13 @@ def run_notebook(path: Path, executed: Path) -> None:
     """
     notebook = nbformat.read(path, as_version=4)
     folder = {"metadata": {"path": str(path.resolve().parent)}}
+    live = {_LIVE: "1"} if sys.stdout.isatty() else {}
     with tempfile.TemporaryDirectory() as sockets:
         # The kernel is reached through the file system: no port is opened.
         private = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
-        client = StreamingClient(notebook, timeout=None, resources=folder, config=private)
+        client = StreamingClient(notebook, timeout=None, resources=folder, config=private, coalesce_streams=True)
         try:
-            client.execute()
+            client.execute(env={**os.environ, **live})
         finally:
             nbformat.write(notebook, executed)
 

@@ -44,14 +44,14 @@ def run_in_kernel(tmp_path, monkeypatch, values):
     outputs = [
         output for cell in nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells for output in cell.get("outputs", [])
     ]
-    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+    return "".join(output.get("text", "") or output.data["text/plain"] + "\n" for output in outputs)
 
 
 def run_here(capsys, values, role="query"):
     """What the cells after the parameters print, run in this process; the plain cell takes the texts of this role."""
     plain = '"query", QUERIES  # or: "document", DOCUMENTS'
     capsys.readouterr()
-    names = dict(values)
+    names = {**values, "display": lambda result: print(result.summary())}
     code = [cell.source for cell in read_cells() if cell.cell_type == "code" and not cell.metadata.get("tags")]
     assert sum(plain in source for source in code) == 1
     for source in code:

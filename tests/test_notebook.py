@@ -34,6 +34,21 @@ def test_it_has_two_texts_the_switches_the_configs_and_three_stages_of_three_lin
     assert all(len(cell.source.split("\n")) <= 3 for cell in cells[4:])
 
 
+def assert_worth_keeping(outputs):
+    """A line a stage and no bar that moved, nothing of libraries, tables, the loss curve and the map."""
+    streams = [output for output in outputs if output["output_type"] == "stream"]
+    assert {output["name"] for output in streams} == {"stdout"}
+    said = "".join(output["text"] for output in streams)
+    assert "\r" not in said
+    assert len(said.splitlines()) < 60
+    stages = ["fine-tune: 3 steps in ", "embed: 39 rows in ", "t-SNE: 750 iterations in "]
+    assert [said.count(stage) for stage in stages] == [1, 1, 1]
+    shown = [output["data"] for output in outputs if output["output_type"] == "display_data"]
+    assert not any("application/vnd.jupyter.widget-view+json" in data for data in shown)
+    assert sum("image/png" in data for data in shown) == 2
+    assert sum("<table>" in data.get("text/html", "") for data in shown) == 3
+
+
 def test_it_runs_from_end_to_end_on_the_sample(tmp_path, monkeypatch):
     overrides = {
         "FINETUNE_CONFIG": {
@@ -58,9 +73,9 @@ def test_it_runs_from_end_to_end_on_the_sample(tmp_path, monkeypatch):
     monkeypatch.setenv("EBR_CONFIG_OVERRIDES", json.dumps(overrides))
     executed = tmp_path / "executed.ipynb"
     run_notebook(NOTEBOOK, executed)
-    text = "".join(
-        output.get("text", "") for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", [])
-    )
+    outputs = [output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", [])]
+    assert_worth_keeping(outputs)
+    text = "".join(output.get("text", "") or output["data"]["text/plain"] + "\n" for output in outputs)
     assert "训练集大小: 32\n" in text
     assert "trainable parameters: 331,776 of 23,044,992 (1.44%)" in text
     assert "39 rows of 384" in text

@@ -46,7 +46,7 @@ def test_both_pages_append_the_same_two_pairs_of_cells():
 def test_each_pair_brings_its_own_imports():
     for pair in (cells_of("docs/notebook.md")[:2], cells_of("docs/notebook.md")[2:]):
         imported = re.search(r"^from ebr import (.*)$", pair[0], re.MULTILINE)[1].split(", ")
-        used = set(re.findall(r"\b([a-z_]+)\(", "".join(pair))) - {"print", "summary", "search"}
+        used = set(re.findall(r"\b([a-z_]+)\(", "".join(pair))) - {"display", "search"}
         assert used == set(imported)
 
 

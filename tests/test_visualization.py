@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import re
@@ -566,13 +567,26 @@ def test_vectors_that_hardly_differ_end_in_a_map(here, kind):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_a_notebook_shows_the_picture_and_the_table(here, monkeypatch, capsys, suffix):
-    import IPython.display
-
+def test_a_notebook_shows_the_picture_and_the_table(here, monkeypatch, suffix):
     shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda one, **_: shown.append(one))
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data))
     result, _ = run(write(here / "v.parquet", blobs(20)), here, output_path=here / f"map{suffix}", page=False)
     result._ipython_display_()
-    data = shown[0].data
-    assert capsys.readouterr().out == result.summary() + "\n"
-    assert "<svg" in data if suffix == ".svg" else data == result.picture.read_bytes()
+    picture, table = shown
+    if suffix == ".svg":
+        assert "<svg" in picture["image/svg+xml"]
+    else:
+        assert base64.b64decode(picture["image/png"]) == result.picture.read_bytes()
+    assert table["text/plain"] == result.summary()
+    assert table["text/html"].count("<tr>") == 1 + len(result.to_frame()) + 2  # head, figures, picture and numbers
+
+
+def test_a_map_has_in_its_frame_what_it_prints(here):
+    result, _ = run(write(here / "v.parquet", blobs(20)), here)
+    frame = result.to_frame()
+    assert {"silhouette", "trustworthiness", "chance_overlap"} <= set(frame["measure"])
+    for row in frame.itertuples():
+        name = f"{row.name}, {row.map}" if row.map else row.name
+        (line,) = [line for line in result.lines if line.startswith(f"{name}  ")]
+        value = "-" if row.value is None or row.value != row.value else f"{row.value:,.3f}"
+        assert line.split(name)[1].split() == [value, f"{row.n_rows:,}", *row.meaning.split()]

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ebr.data.files import described, hash_file, manifest_path, read_manifest, write_files_aside, write_json
 from ebr.data.foreign_vectors import find_foreign, visible_files
 from ebr.data.places import place_of
+from ebr.data.result_tables import DataFrame, Table
 from ebr.data.vector_formats import (
     VectorFormat,
     files_of,
@@ -45,6 +46,10 @@ class Embeddings:
     vectors: Vectors
     columns: Columns
     manifest: dict[str, Any] | None
+
+    def to_frame(self) -> DataFrame:
+        """A row for each vector: the columns, then vector, (D,) float32."""
+        return Table({**self.columns, VECTOR: list(self.vectors)}).to_frame()
 
 
 def read_embeddings(

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from tqdm import tqdm
-
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.examples import Example
 from ebr.data.likeness import each_shingle, form_digest, normal_form
 from ebr.data.near_duplicates import jaccard, rarest
+from ebr.data.progress import progress_bar
 
 _EXAMPLES_SHOWN = 10
 _LONG_S = 3.0
@@ -73,7 +72,7 @@ def find_leaks(examples: Iterable[Example], dataset: EvaluationSet, *, near_dupl
     if not 0 < near_duplicate <= 1:
         raise ValueError(f"near_duplicate is {near_duplicate}; it must lie above 0 and be at most 1")
     seen = _Training([normal_form(query) for query in dataset.queries], near_duplicate)
-    for example in tqdm(examples, desc="leak check", unit="example", dynamic_ncols=True, delay=_LONG_S):
+    for example in progress_bar(examples, desc="leak check", unit="example", delay=_LONG_S):
         seen.add(example)
     leaked_documents = _leaked_documents(dataset, seen)
     return _leak_check(dataset, seen, leaked_documents)
@@ -157,7 +156,7 @@ def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list
     """By id, the hashes under which training has seen a document: as a whole, or without its title."""
     leaked = {}
     pairs = zip(dataset.doc_ids, dataset.documents, strict=True)
-    bar = tqdm(pairs, total=len(dataset.doc_ids), desc="leak check", unit="document", dynamic_ncols=True, delay=_LONG_S)
+    bar = progress_bar(pairs, total=len(dataset.doc_ids), desc="leak check", unit="document", delay=_LONG_S)
     for doc_id, document in bar:
         norm = normal_form(document)
         forms = _forms(norm) if hash(norm[-_TAIL:]) in seen.tails else ()

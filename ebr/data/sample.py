@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ebr.data.counted import counted
 from ebr.data.docstrings import ApiDoc, read_api_docs, source_files
 from ebr.data.files import write_aside
 from ebr.data.near_duplicates import Groups
+from ebr.data.progress import progress_bar
+from ebr.data.result_tables import Part, Shown, Table
 from ebr.errors import DataError
 
 LIBRARIES = (
@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SampleCorpus:
+class SampleCorpus(Shown):
     """What was written, and from which libraries. A text is on one side only: training, or evaluation."""
 
     training_file: Path
@@ -79,6 +79,12 @@ class SampleCorpus:
             self.shortfall,
         ]
         return "\n".join(filter(None, lines))
+
+    def parts(self) -> list[Part]:
+        """The same, and how many objects there are of each library."""
+        counts = self.objects_by_library
+        versions = [self.versions[name] for name in counts]
+        return [self.summary(), Table({"library": list(counts), "version": versions, "objects": list(counts.values())})]
 
 
 def sample_places(output_root: Path) -> tuple[Path, Path, Path]:
@@ -157,7 +163,7 @@ def _versions(libraries: Sequence[str]) -> dict[str, str]:
 
 def _read_all(package_dirs: Iterable[Path]) -> list[ApiDoc]:
     sources = [(path, package_dir) for package_dir in package_dirs for path in source_files(package_dir)]
-    progress = tqdm(sources, desc="Reading documentation", unit="file")
+    progress = progress_bar(sources, desc="Reading documentation", unit="file")
     return list(chain.from_iterable(read_api_docs(path, package_dir) for path, package_dir in progress))
 
 

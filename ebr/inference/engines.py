@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
+from ebr.data.progress import progress_bar
 from ebr.data.vectors import Vectors
 from ebr.errors import ModelError
 from ebr.inference.engine import OnBatch
@@ -40,6 +40,7 @@ _TEXTS_AT_ONCE = 16384
 _PASSES_A_COPY = 16
 # Seconds to wait before each new try of a pass that had room before, while others may give memory back.
 _WAITS = (1.0, 3.0, 10.0)
+_LONG_S = 2.0
 
 
 class LocalEngine:
@@ -101,7 +102,7 @@ class LocalEngine:
         """N texts → (N, D) float32, in their order; says in a warning which have no direction. Raises UnfitTexts."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         unfit: dict[int, str] = {}
-        with tqdm(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, dynamic_ncols=True) as bar:
+        with progress_bar(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, delay=_LONG_S) as bar:
             try:
                 for start in range(0, len(texts), _TEXTS_AT_ONCE):
                     block, self._first_text = slice(start, start + _TEXTS_AT_ONCE), start

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from ebr.data.counted import are, counted
+from ebr.data.progress import progress_bar
 from ebr.data.shards import Source, read_shards
 from ebr.errors import DataError, EBRError, Interrupted
 from ebr.inference.ledger import Ledger
@@ -166,7 +165,7 @@ class _Progress:
     """A bar over rows, with their rate. How many there are is told from the share of the bytes that has been read."""
 
     def __init__(self) -> None:
-        self._bar = tqdm(total=0, desc="embed", unit="row", dynamic_ncols=True)
+        self._bar = progress_bar(total=0, desc="embed", unit="row")
         self._lock = threading.Lock()
         self._n_expected = 0
         self._open: dict[int, int] = {}

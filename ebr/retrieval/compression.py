@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ebr.data.evaluation_set import EvaluationSet
+from ebr.data.progress import Bar, progress_bar
 from ebr.retrieval.evaluation import as_run, search_depth, without_own_documents
 from ebr.retrieval.metrics import score_run
 from ebr.retrieval.search import Rows, exact_search, keep_best
@@ -65,7 +65,7 @@ def compress_table(
     dims = _dims(documents.shape[1])
     n_vectors = len(documents) * len(dims) * len(KINDS)
     table = []
-    with tqdm(total=n_vectors, desc="compress", unit="vector", unit_scale=True, dynamic_ncols=True, delay=_LONG_S) as bar:
+    with progress_bar(total=n_vectors, desc="compress", unit="vector", unit_scale=True, delay=_LONG_S) as bar:
         for dim in dims:
             short_queries = _shortened(queries[chosen], dim, unit)
             value_range = _value_range(documents, dim, unit)
@@ -118,7 +118,7 @@ def _value_range(documents: Rows, dim: int, unit: bool = True) -> _Vectors:
     return np.stack([np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)])
 
 
-def _stored_blocks(documents: Rows, dim: int, kind: str, value_range: _Vectors, bar: tqdm, unit: bool) -> Iterator[_Vectors]:
+def _stored_blocks(documents: Rows, dim: int, kind: str, value_range: _Vectors, bar: Bar, unit: bool) -> Iterator[_Vectors]:
     for block in _blocks(documents, dim, unit):
         yield _read_back(block, kind, value_range)
         bar.update(len(block))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ebr.data.counted import counted
 from ebr.data.evaluation_set import EvaluationSet
+from ebr.data.result_tables import DataFrame, Part, Shown, Table
 from ebr.retrieval.metrics import METRICS, Scores, metrics_within, score_run, unjudged_share
 from ebr.retrieval.search import exact_search
 from ebr.retrieval.significance import Interval, holm, paired_bootstrap, randomization_test
@@ -54,6 +55,17 @@ class Evaluation:
     """(Q, k) what the documents were ranked by; 0 where none was retrieved."""
     n_own_documents: int = 0
     """Queries whose ranking leaves out the document under their own id: see EvaluationSet.own_rows."""
+    queries: Sequence[str] = field(default=(), repr=False)
+    """Q texts; none for an evaluation made without them."""
+
+    @property
+    def per_query(self) -> Table:
+        """A row for each query: its id, its text, and every metric."""
+        return Table({**_queries(self), **{name: of.tolist() for name, of in self.scores.items()}})
+
+    def to_frame(self) -> DataFrame:
+        """per_query as a DataFrame."""
+        return self.per_query.to_frame()
 
     def mean(self, metric: str) -> float:
         """Mean of one metric over the queries."""
@@ -91,7 +103,14 @@ def evaluate_ranking(
     run = as_run(dataset.query_ids, dataset.doc_ids, rows, similarities)
     scores = score_run(run, dataset.qrels, metrics_within(k)) | {UNJUDGED: unjudged_share(run, dataset.qrels)}
     return Evaluation(
-        dataset.name, dataset.query_ids, len(dataset.doc_ids), scores, rows, similarities, int((own_rows >= 0).sum())
+        dataset.name,
+        dataset.query_ids,
+        len(dataset.doc_ids),
+        scores,
+        rows,
+        similarities,
+        int((own_rows >= 0).sum()),
+        dataset.queries,
     )
 
 
@@ -153,13 +172,33 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Base against tuned on the same queries, one Change for each metric."""
 
     dataset: str
     n_queries: int
     n_documents: int
     changes: tuple[Change, ...]
+    per_query: Table = field(default=Table({}), repr=False, compare=False)
+    """A row for each query: its id, its text, and each of HEADLINES under base and under tuned, as ndcg@10_base."""
+
+    def summary(self) -> str:
+        """The table."""
+        return self.table()
+
+    def parts(self) -> list[Part]:
+        """The table and the verdict."""
+        rows = [
+            {"metric": HEADLINES[change.metric], **_plain_values(change)}
+            for change in self.changes
+            if change.metric in HEADLINES
+        ]
+        digits = dict.fromkeys(("base", "tuned", "p", "p_holm"), ".4f") | dict.fromkeys(("difference", "low", "high"), "+.4f")
+        return [Table.of(rows, **digits), self.verdict()]
+
+    def to_frame(self) -> DataFrame:
+        """A row for each metric: metric, base, tuned, difference, low, high (of the interval), p, p_holm, outcome."""
+        return Table.of({"metric": change.metric, **_plain_values(change)} for change in self.changes).to_frame()
 
     def table(self) -> str:
         """Aligned text for people, closed by one line that says in words what became of nDCG@10."""
@@ -232,7 +271,19 @@ def compare(before: Evaluation, after: Evaluation, *, seed: int) -> Comparison:
         Change(metric, float(base.mean()), float(tuned.mean()), _interval(base, tuned, seed), p, p_holm)
         for metric, (base, tuned), p, p_holm in zip(metrics, pairs, p_values, holm(p_values), strict=True)
     )
-    return Comparison(after.dataset, len(after.query_ids), after.n_documents, changes)
+    return Comparison(after.dataset, len(after.query_ids), after.n_documents, changes, _side_by_side(before, after))
+
+
+def _side_by_side(before: Evaluation, after: Evaluation) -> Table:
+    found = {"base": before.scores, "tuned": after.scores}
+    names = [name for name in HEADLINES if name in before.scores and name in after.scores]
+    pairs = {f"{name}_{which}": scores[name].tolist() for name in names for which, scores in found.items()}
+    return Table({**_queries(after), **pairs})
+
+
+def _queries(evaluation: Evaluation) -> dict[str, Sequence[str]]:
+    texts = {"query": evaluation.queries} if evaluation.queries else {}
+    return {"query_id": evaluation.query_ids, **texts}
 
 
 def _interval(base: Scores, tuned: Scores, seed: int) -> Interval:

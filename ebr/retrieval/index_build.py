@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from ebr.data.progress import progress_bar
 from ebr.data.vectors import Vectors
 from ebr.retrieval.index import FaissIndex
 from ebr.retrieval.index_kinds import IndexSpec
@@ -63,7 +63,7 @@ def take_samples(
         if existing is None
         else "are in the index, or come twice; leave them out"
     )
-    with tqdm(total=n_rows, desc="read", unit="row", dynamic_ncols=True) as bar:
+    with progress_bar(total=n_rows, desc="read", unit="row") as bar:
         for block in blocks_of([*old, new]):
             if block.first_row >= n_old:
                 seen.add(block.ids, new.path, again)
@@ -94,7 +94,7 @@ def fill(
         for ids, columns in existing.groups() if existing else ():
             writer.write(ids, columns)
         first_row = n_old - sum(source.n_rows for source in old)
-        with tqdm(total=new.n_rows + n_old - first_row, desc="add", unit="row", dynamic_ncols=True) as bar:
+        with progress_bar(total=new.n_rows + n_old - first_row, desc="add", unit="row") as bar:
             for block in blocks_of([*old, new], first_row):
                 if block.first_row >= n_old:
                     index.add(block.vectors)

@@ -11,7 +11,8 @@ import bm25s
 import numpy as np
 import numpy.typing as npt
 import rjieba
-from tqdm import tqdm
+
+from ebr.data.progress import is_watched, progress_bar
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -57,12 +58,12 @@ class LexicalIndex:
         self._vocabulary: dict[str, int] = {}
         word_ids = [
             array("i", [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in segment(text)])
-            for text in tqdm(documents, desc="segment", unit="text", delay=_BAR_AFTER_S, dynamic_ncols=True)
+            for text in progress_bar(documents, desc="segment", unit="text", delay=_BAR_AFTER_S)
         ]
         self._bm25 = bm25s.BM25(method="lucene", k1=_K1, b=_B, csc_backend="scipy")  # its numpy sort takes twice the memory
         if self._vocabulary:  # without a word there is no mean length to divide by
             self._bm25.scores = self._bm25.build_index_from_ids(
-                list(self._vocabulary.values()), word_ids, show_progress=len(documents) >= _LONG_CORPUS
+                list(self._vocabulary.values()), word_ids, show_progress=len(documents) >= _LONG_CORPUS and is_watched()
             )
 
     def search(self, queries: Sequence[str], k: int) -> tuple[Scores, Rows]:
@@ -74,7 +75,7 @@ class LexicalIndex:
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         scores, rows = np.zeros((len(queries), k), np.float32), np.full((len(queries), k), -1, np.int64)
-        bar = tqdm(queries, desc="search by words", unit="query", delay=_BAR_AFTER_S, dynamic_ncols=True)
+        bar = progress_bar(queries, desc="search by words", unit="query", delay=_BAR_AFTER_S)
         for index, query in enumerate(bar):
             word_ids = [self._vocabulary[word] for word in segment(query) if word in self._vocabulary]
             if word_ids:

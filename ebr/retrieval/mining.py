@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ebr.data.documents import Document
 from ebr.data.likeness import form_digest, is_near, normal_form, shingles
+from ebr.data.progress import progress_bar
 from ebr.data.text_records import QUERIES
 from ebr.data.training_files import Negative, Record
 from ebr.errors import DataError
@@ -120,7 +120,7 @@ def mine(
         judge = _Judge(records, ids_of, passages, rules)
         queries = {query: row for row, query in enumerate(dict.fromkeys(record.query for record in records))}
         vectors = embed_to_disk(queries, encode.encode_queries, scratch, block=block, desc="queries", total=len(queries))
-        with tqdm(total=len(records), desc="mine", unit="record", dynamic_ncols=True) as bar:
+        with progress_bar(total=len(records), desc="mine", unit="record") as bar:
             for some in blocks(records, block):
                 left = Counter(record.query for record in some)
                 scores, rows = exact_search(vectors[[queries[query] for query in left]], passages.candidates, rules.top_k)

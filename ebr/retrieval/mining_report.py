@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ebr.data.result_tables import Table
 from ebr.data.terminal_text import cut_text, one_line
 from ebr.data.training_files import Negative, Record
 from ebr.retrieval.mining import LeftOut, Mined, Reason
@@ -49,23 +50,37 @@ class MiningCounts:
     mean_mined: float
     """The same of the new negatives; nan without any."""
 
+    def candidates(self) -> Table:
+        """What became of the candidates: candidates (in words), count, share of all that were looked at."""
+        return _shares("candidates", self._candidates(), self.n_looked_at)
+
+    def records(self) -> Table:
+        """How many records got how many new negatives, in ranges: records (in words), count, share."""
+        return _shares("records", {**_few_rows(self.records_by_mined), "all records": self.n_records}, self.n_records)
+
+    def _candidates(self) -> dict[str, int]:
+        reasons = {_REASONS[reason]: count for reason, count in self.left_out.items()}
+        return {"kept as negatives": self.n_mined, **reasons, "all that were looked at": self.n_looked_at}
+
     def table(self) -> str:
         """What became of the candidates, and how many records got how many negatives (in ranges), as aligned text."""
-        reasons = {_REASONS[reason]: count for reason, count in self.left_out.items()}
-        records = _few_rows(self.records_by_mined)
-        candidates = {"kept as negatives": self.n_mined, **reasons, "all that were looked at": self.n_looked_at}
+        records, candidates = _few_rows(self.records_by_mined), self._candidates()
         width = max(map(len, [*candidates, *records, "candidates"]))
         columns = max(len("count"), len(f"{self.n_looked_at:,}"))  # each record looked at one at least
-        mean_mined = f"{self.mean_mined:.4f}" if self.n_mined else "–"
         return "\n".join(
             [
                 *_rows("candidates", candidates, self.n_looked_at, width, columns),
                 "",
                 *_rows("records", {**records, "all records": self.n_records}, self.n_records, width, columns),
                 "",
-                f"mean cosine with the query: positives {self.mean_positive:.4f}, new negatives {mean_mined}",
+                self.means(),
             ]
         )
+
+    def means(self) -> str:
+        """How near positives and new negatives are to their queries, on one line."""
+        mean_mined = f"{self.mean_mined:.4f}" if self.n_mined else "–"
+        return f"mean cosine with the query: positives {self.mean_positive:.4f}, new negatives {mean_mined}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, by the names of the fields; null for a mean of nothing."""
@@ -75,6 +90,11 @@ class MiningCounts:
             "records_by_mined": {str(n): count for n, count in self.records_by_mined.items()},
             "mean_mined": self.mean_mined if self.n_mined else None,
         }
+
+
+def _shares(head: str, counts: dict[str, int], total: int) -> Table:
+    shares = [count / total for count in counts.values()]
+    return Table({head: list(counts), "count": list(counts.values()), "share": shares}, {"count": ",", "share": ".1%"})
 
 
 def _few_rows(by_mined: dict[int, int]) -> dict[str, int]:

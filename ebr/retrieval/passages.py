@@ -13,9 +13,9 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ebr.data.likeness import form_digest, normal_form, shingles
+from ebr.data.progress import progress_bar
 
 Vectors = npt.NDArray[np.float32]
 Item = TypeVar("Item")
@@ -105,7 +105,7 @@ def embed_to_disk(
     expected, for the bar; None = unknown.
     """
     n_texts, dim = 0, 0
-    bar = tqdm(total=total, desc=desc, unit="text", dynamic_ncols=True, disable=total == 0)
+    bar = progress_bar(total=total, desc=desc, unit="text", disable=total == 0)
     with tempfile.TemporaryFile(dir=folder) as file, bar:
         for some in blocks(texts, block):
             vectors = np.ascontiguousarray(encode(some), dtype=np.float32)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from ebr.data.progress import progress_bar
 from ebr.errors import ModelError
 
 Rows = npt.NDArray[np.floating[Any]]
@@ -38,7 +38,7 @@ def exact_search(
         raise ValueError(f"k and block must be at least 1, not {k} and {block}")
     k = min(k, len(documents))
     keys = np.empty((len(queries), k), np.int64)
-    with tqdm(total=len(queries), desc="search", unit="query", dynamic_ncols=True, delay=_LONG_S) as bar:
+    with progress_bar(total=len(queries), desc="search", unit="query", delay=_LONG_S) as bar:
         for start in range(0, len(queries), _QUERY_BLOCK):
             rows = slice(start, start + _QUERY_BLOCK)
             keys[rows] = _best_keys(queries[rows], documents, k, block)

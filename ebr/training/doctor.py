@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ebr.data.result_tables import DataFrame, Part, Shown, Table
+
 _COLUMNS = 110
 _MARGIN = 14
 _MOST_LINES = 60
 """A page."""
+_FINDING = ("name", "severity", "what", "why", "advice")
 
 
 class Severity(str, Enum):
@@ -59,7 +62,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class CheckReport:
+class CheckReport(Shown):
     """What was found, the worst first, and the figures."""
 
     findings: tuple[Finding, ...]
@@ -101,6 +104,15 @@ class CheckReport:
     def summary(self) -> str:
         """The page."""
         return "\n".join(self.lines())
+
+    def parts(self) -> list[Part]:
+        """The verdict, every finding, the figures."""
+        findings = [Table.of(finding.to_json() for finding in self.findings)] if self.findings else []
+        return [self.verdict, *findings, [(fact.name.replace("_", " "), fact.text) for fact in self.facts]]
+
+    def to_frame(self) -> DataFrame:
+        """A row for each finding, the worst first: name, severity, what, why, advice."""
+        return Table.of((finding.to_json() for finding in self.findings), _FINDING).to_frame()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: the verdict, every finding, every figure by its name."""

@@ -14,11 +14,11 @@ from types import FrameType
 from typing import Any, ClassVar
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from ebr.data.files import read_json, reason_of, write_json
+from ebr.data.progress import progress_bar
 from ebr.training.batches import BatchMaker
 from ebr.training.layouts import EPOCHS, STEPS
 from ebr.training.processes import Processes
@@ -66,7 +66,7 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Start at the resumed step, so that the rate counts only what is done now."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tune", unit="step", dynamic_ncols=True)
+        self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="fine-tune", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """One step on."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from ebr.data.files import cache_home, write_aside
+from ebr.data.progress import progress_bar
 from ebr.errors import ModelError, first_line
 from ebr.model.batching import Ints, Tokens
 from ebr.model.spelling import spelling_of
@@ -90,7 +90,7 @@ class TokenBook:
         return list(self._blocks_of(texts)) if written is None else written
 
     def _blocks_of(self, texts: Sequence[str]) -> Iterator[Tokens]:
-        with tqdm(total=len(texts), desc="tokenise", unit="text", disable=len(texts) < _BAR_FROM_TEXTS) as bar:
+        with progress_bar(total=len(texts), desc="tokenise", unit="text", disable=len(texts) < _BAR_FROM_TEXTS) as bar:
             for start in range(0, len(texts), _BLOCK):
                 block = texts[start : start + _BLOCK]
                 yield self._fit(block)

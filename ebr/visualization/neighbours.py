@@ -11,8 +11,8 @@ from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ebr.data.progress import progress_bar
 from ebr.visualization.library_caches import settle_numba_cache
 
 EXACT_UP_TO = 100_000
@@ -130,7 +130,7 @@ def _for_each_block(search: Callable[[int], int], starts: range, n_rows: int) ->
     """Search blocks on several threads, each block on one: so no bit depends on how many there are, as in a shared product."""
     n_threads = min(os.cpu_count() or 1, _MOST_THREADS)
     # A bar that shows itself only where there is something to wait for.
-    bar = tqdm(total=n_rows, desc="neighbours", unit="row", dynamic_ncols=True, delay=2)
+    bar = progress_bar(total=n_rows, desc="neighbours", unit="row", delay=2)
     with limited_threads(one=True), bar, ThreadPoolExecutor(n_threads) as pool:
         for n_done in pool.map(search, starts):
             bar.update(n_done)

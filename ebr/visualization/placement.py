@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ebr.data.progress import progress_bar
 from ebr.visualization.neighbours import Neighbours, neighbours_in
 
 # How fast a neighbour's say fades: one at twice the cosine distance of the nearest counts 2^-8.
@@ -39,7 +39,7 @@ def place_by_neighbours(
     coords = np.asarray(sample_coords, dtype=np.float32)
     n_points = len(vectors) if rows is None else len(rows)
     placed = np.empty((n_points, 2), dtype=np.float32)
-    with tqdm(total=n_points, desc="placing", unit="point", dynamic_ncols=True, delay=2) as bar:
+    with progress_bar(total=n_points, desc="placing", unit="point", delay=2) as bar:
         for start in range(0, n_points, _ROWS_AT_A_TIME):
             part = slice(start, min(start + _ROWS_AT_A_TIME, n_points))
             block = vectors[part] if rows is None else vectors[rows[part]]

@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ebr.data.progress import Bar, is_watched, progress_bar
 from ebr.visualization.library_caches import settle_numba_cache
 from ebr.visualization.neighbours import Neighbours, limited_threads, neighbours_of_unit_rows, unit_rows
 
@@ -39,7 +39,7 @@ _PCA_FITTED_ON = 50_000
 class _Advance:
     """openTSNE's callback: moves a bar on. Giving nothing back tells openTSNE to go on."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Bar) -> None:
         self.bar = bar
 
     def __call__(self, iteration: int, error: float, embedding: object) -> None:
@@ -202,7 +202,7 @@ def _open_tsne(
     affinities = PerplexityBasedNN(
         perplexity=perplexity, knn_index=PrecomputedNeighbors(near.indices, distances), n_jobs=n_jobs, random_state=seed
     )
-    with tqdm(total=sum(_TSNE_ITERATIONS), desc="t-SNE", unit="iteration", dynamic_ncols=True) as bar:
+    with progress_bar(total=sum(_TSNE_ITERATIONS), desc="t-SNE", unit="iteration") as bar:
         model = TSNE(
             learning_rate="auto" if learning_rate is None else learning_rate,
             # Repulsion by Barnes-Hut, N log N, or by interpolation, linear in N with a high base cost.
@@ -246,6 +246,7 @@ def _umap(near: Neighbours, start: Coords, n_neighbors: int, min_dist: float, se
     settle_numba_cache("umap")
     from umap import UMAP
 
+    watched = is_watched()  # then umap-learn's own bar moves
     epochs = 500 if len(start) <= 10_000 else 200  # umap-learn's own choice, made here so that it can be stated
     itself = np.arange(len(start), dtype=np.int32)[:, None]
     model = UMAP(
@@ -260,10 +261,13 @@ def _umap(near: Neighbours, start: Coords, n_neighbors: int, min_dist: float, se
         ),
         random_state=seed,
         n_jobs=-1 if seed is None else 1,
-        tqdm_kwds={"disable": False, "desc": "UMAP", "unit": "epoch", "bar_format": None, "dynamic_ncols": True},
+        tqdm_kwds={"disable": not watched, "desc": "UMAP", "unit": "epoch", "bar_format": None, "dynamic_ncols": True},
     )
     # With the neighbours given, UMAP only counts the data; it would copy the vectors three times.
-    return np.asarray(model.fit_transform(start), dtype=np.float32), epochs
+    with progress_bar(total=epochs, desc="UMAP", unit="epoch", disable=watched) as bar:
+        coords = np.asarray(model.fit_transform(start), dtype=np.float32)
+        bar.update(epochs)
+    return coords, epochs
 
 
 def _neighbours(rows: NDArray[np.float32], k: int, known: Neighbours | None, reproducible: bool, seed: int) -> Neighbours:

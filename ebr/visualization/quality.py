@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebr.data.result_tables import DataFrame, Table
 from ebr.data.terminal_text import pad_text, text_columns
 from ebr.visualization.neighbours import neighbours_in, unit_rows
 from ebr.visualization.quality_words import HEADS, MEANINGS, NAMES, REASONS, Language
@@ -74,6 +75,10 @@ class ClusterQuality:
     def measures(self) -> dict[str, Measure]:
         """Every number by its name, in the order of the table."""
         return measures_of(self)
+
+    def to_frame(self) -> DataFrame:
+        """A row for each number: measure, name, value, n_rows, meaning (or why it is undefined)."""
+        return Table.of(quality_records(self)).without("map").to_frame()
 
 
 def with_measures(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,21 +150,40 @@ def quality_lines(quality: ClusterQuality, trust: Mapping[str, MapTrust] | None 
     trust: how far each map can be trusted, by the map's name.
     """
     table = [HEADS[language]]
-    has_labels = quality.n_labels or quality.silhouette.reason == _NUMBERS
-    for name, measure in quality.measures().items() if has_labels else ():
-        table.append(_cells(NAMES[language][name].format(k=quality.k), measure, MEANINGS[language][name], language))
-    for map_name, figures in (trust or {}).items():
-        for name, measure in measures_of(figures).items():
-            title = f"{NAMES[language][name].format(k=figures.k)}{', ' if language == 'en' else '，'}{map_name}"
-            table.append(_cells(title, measure, MEANINGS[language][name], language))
+    for row in quality_records(quality, trust, language):
+        name = f"{row['name']}{', ' if language == 'en' else '，'}{row['map']}" if row["map"] else row["name"]
+        value = "-" if row["value"] is None else f"{row['value']:,.3f}"
+        table.append((name, value, f"{row['n_rows']:,}", row["meaning"]))
     widths = [max(map(text_columns, column)) for column in zip(*table, strict=True)]
-    return [_head(quality, language)] + [
+    return [quality_head(quality, language)] + [
         f"{pad_text(name, widths[0])}  {_right(value, widths[1])}  {_right(n_rows, widths[2])}  {meaning}"
         for name, value, n_rows, meaning in table
     ]
 
 
-def _head(quality: ClusterQuality, language: Language) -> str:
+def quality_records(
+    quality: ClusterQuality, trust: Mapping[str, MapTrust] | None = None, language: Language = "en"
+) -> list[dict[str, Any]]:
+    """The rows of that table: measure (its field), name (in words), map ("" = none), value, n_rows, meaning."""
+    has_labels = quality.n_labels or quality.silhouette.reason == _NUMBERS
+    measured = [("", quality.k, quality.measures())] if has_labels else []
+    measured += [(name, figures.k, measures_of(figures)) for name, figures in (trust or {}).items()]
+    return [
+        {
+            "measure": field,
+            "name": NAMES[language][field].format(k=k),
+            "map": map_name,
+            "value": measure.value,
+            "n_rows": measure.n_rows,
+            "meaning": _meaning(field, measure, language),
+        }
+        for map_name, k, measures in measured
+        for field, measure in measures.items()
+    ]
+
+
+def quality_head(quality: ClusterQuality, language: Language) -> str:
+    """What was measured, on one line."""
     n_labelled = quality.n_rows - quality.n_unlabelled
     if quality.silhouette.reason == _NUMBERS:
         return f"{n_labelled:,} rows with a number" if language == "en" else f"{n_labelled:,} 行有数值"
@@ -170,11 +194,11 @@ def _head(quality: ClusterQuality, language: Language) -> str:
     return f"{n_labelled:,} labelled rows, {quality.n_labels:,} labels{left_out}"
 
 
-def _cells(name: str, measure: Measure, meaning: str, language: Language) -> tuple[str, str, str, str]:
-    if measure.value is None:
-        reason = reason_text(measure, language)
-        return name, "-", f"{measure.n_rows:,}", f"undefined: {reason}" if language == "en" else f"无定义：{reason}"
-    return name, f"{measure.value:,.3f}", f"{measure.n_rows:,}", meaning
+def _meaning(field: str, measure: Measure, language: Language) -> str:
+    if measure.value is not None:
+        return MEANINGS[language][field]
+    reason = reason_text(measure, language)
+    return f"undefined: {reason}" if language == "en" else f"无定义：{reason}"
 
 
 def reason_text(measure: Measure, language: Language) -> str:

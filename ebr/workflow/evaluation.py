@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.counted import are, counted
-from ebr.data.cut_texts import CutTexts, cut_facts, cut_lines
+from ebr.data.cut_texts import cut_facts
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_files, read_json, write_folder_aside
 from ebr.data.places import check_place
-from ebr.data.terminal_text import pad_text, text_columns
 from ebr.errors import ConfigError
 from ebr.workflow.evaluated_models import check_base, distinct_names, facts_of, load_for_evaluation
+from ebr.workflow.evaluation_result import EvaluationResult
 from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks, leak_line
 from ebr.workflow.speech import Say, code_sha256, library_versions, speak
 
 if TYPE_CHECKING:
     from ebr.retrieval.evaluation import Comparison, Evaluation
-    from ebr.retrieval.report import DatasetReport, Measured, Report
+    from ebr.retrieval.report import DatasetReport, Measured
 
 _RUNS = "runs"
 _SMALL_SAMPLE = 30
@@ -60,56 +60,6 @@ class EvaluationPlan:
         known = ", ".join(source.data_path for source in self.training.sources)
         lines.append(f"training   {known or 'not known; train_data names it for the leak check'}")
         return [*lines, f"report     {self.config.output_dir / 'report.html'}"]
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """What was found, and where it is written down."""
-
-    report: Report
-    html: Path | None
-    """None without the packages of the extra `report`."""
-    json: Path
-    runs: list[Path]
-    leak_note: str
-    seconds: float
-    notes: tuple[str, ...] = ()
-    """What was done with the sets that whoever gave them may not expect."""
-
-    def summary(self) -> str:
-        """The metrics of every model, what became of the base's, and where the report is."""
-        lines = [*metrics_table(self.report.main), *self.notes]
-        for found in self.report.main.contrasts:
-            lines += ["", f"{found.base} → {found.tuned}", found.comparison.table()]
-        if self.report.forgetting:
-            for found in self.report.forgetting.contrasts:
-                lines += ["", f"forgetting, on {self.report.forgetting.name}: {found.base} → {found.tuned}"]
-                lines.append(found.comparison.table())
-        lines += ["", leak_line(self.report.leaks, self.leak_note)]
-        for report in filter(None, (self.report.main, self.report.forgetting)):
-            lines += [f"cut      {name}: {said}" for name, said in _cut_texts(report)]
-        lines += [f"report   {self.html}"] if self.html else []
-        lines += [f"numbers  {self.json}"]
-        lines += [f"run      {path}" for path in self.runs]
-        return "\n".join([*lines, f"took     {self.seconds:,.1f} s"])
-
-
-def _cut_texts(report: DatasetReport) -> Iterator[tuple[str, str]]:
-    """What each model read only the beginning of."""
-    for model in report.measured:
-        queries, documents = (CutTexts(**model.facts["cut"][name]) for name in ("queries", "documents"))
-        yield from ((model.name, said) for said in cut_lines((queries, documents)))
-
-
-def metrics_table(report: DatasetReport) -> list[str]:
-    """A row for each model and baseline, a column for each metric, aligned."""
-    rows = {model.name: model.evaluation.means() for model in report.measured} | report.baselines
-    metrics = list(report.measured[0].evaluation.means())
-    width = max(map(text_columns, [*rows, "model"]))
-    lines = [pad_text("model", width) + "".join(f"  {metric:>10}" for metric in metrics)]
-    for name, means in rows.items():
-        lines.append(pad_text(name, width) + "".join(f"  {means[metric]:>10.4f}" for metric in metrics))
-    return lines
 
 
 def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:

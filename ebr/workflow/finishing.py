@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
 from ebr.data.files import reason_of
+from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.workflow.model_folder import LOSS_CURVE, REPORT, save_model, write_summary
 from ebr.workflow.planning import FinetunePlan
 from ebr.workflow.rescue import FinishedModel
@@ -28,7 +29,7 @@ _METRIC_MEANINGS = (
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
+class FinetuneResult(Shown):
     """A finished fine-tuning run."""
 
     model_path: Path
@@ -42,22 +43,46 @@ class FinetuneResult:
 
     def summary(self) -> str:
         """What was made, where, and whether it is better."""
-        record = self.record
-        share = record.trainable_parameters / record.all_parameters
-        how = f"best: step {record.weights_step}, " if record.weights_step != record.n_steps else ""
-        lines = [
-            f"model       {self.model_path}",
-            f"steps       {record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)",
-            *(f"warning     {warning.line()}" for warning in record.warnings),
-            *(f"memory      {line}" for line in record.recoveries),
-            *([f"loss curve  {self.loss_curve}"] if self.loss_curve else []),
-            *([f"report      {self.report}"] if self.report else []),
-        ]
+        lines = fact_lines(self._facts(), 12)
         if self.comparison:
             lines += ["", self.comparison.table()]
         if self.forgetting:
             lines += ["", f"forgetting, on {self.forgetting.dataset}:", self.forgetting.table()]
         return "\n".join([*lines, "", *_METRIC_MEANINGS] if self.comparison else lines)
+
+    def parts(self) -> list[Part]:
+        """The loss curve; what was made and where; base against tuned."""
+        curve: list[Part] = [self.loss_curve] if self.loss_curve else []
+        parts = [*curve, self._facts(), *(self.comparison.parts() if self.comparison else [])]
+        if self.forgetting:
+            parts += [f"forgetting, on {self.forgetting.dataset}:", *self.forgetting.parts()]
+        return [*parts, "\n".join(_METRIC_MEANINGS)] if self.comparison else parts
+
+    @property
+    def log(self) -> Table:
+        """The training log, a row for each step with figures: step, epoch, loss, learning_rate, and what else was logged."""
+        by_step: dict[int, dict[str, Any]] = {}
+        for entry in self.record.history:
+            if "train_runtime" not in entry:  # the last one sums the run up
+                by_step.setdefault(entry["step"], {}).update(entry)
+        return Table.of(by_step.values(), ("step", "epoch", "loss", "learning_rate"))
+
+    def to_frame(self) -> DataFrame:
+        """The training log; comparison.to_frame() is base against tuned."""
+        return self.log.to_frame()
+
+    def _facts(self) -> list[Fact]:
+        record = self.record
+        share = record.trainable_parameters / record.all_parameters
+        how = f"best: step {record.weights_step}, " if record.weights_step != record.n_steps else ""
+        return [
+            ("model", str(self.model_path)),
+            ("steps", f"{record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)"),
+            *(("warning", warning.line()) for warning in record.warnings),
+            *(("memory", line) for line in record.recoveries),
+            *([("loss curve", str(self.loss_curve))] if self.loss_curve else []),
+            *([("report", str(self.report))] if self.report else []),
+        ]
 
 
 @dataclass(frozen=True)

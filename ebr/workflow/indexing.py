@@ -12,6 +12,7 @@ from ebr.config import IndexConfig
 from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
+from ebr.data.result_tables import Fact, Part, Shown, fact_lines
 from ebr.errors import DataError
 from ebr.workflow.index_planning import IndexPlan, old_sources, plan_index
 from ebr.workflow.speech import Say, library_versions, speak
@@ -28,7 +29,7 @@ _OUTGROWN = 4  # times the rows that the lists were learned from
 
 
 @dataclass(frozen=True)
-class IndexResult:
+class IndexResult(Shown):
     """A finished index, and what was measured of it."""
 
     index_path: Path
@@ -50,37 +51,47 @@ class IndexResult:
 
     def summary(self) -> str:
         """What was built, how much memory it takes, and what it finds how fast."""
+        return "\n".join(fact_lines(self._facts(), 9))
+
+    def parts(self) -> list[Part]:
+        """The same, as a table."""
+        return [self._facts()]
+
+    def _facts(self) -> list[Fact]:
         from ebr.retrieval.index_kinds import bytes_text
 
         effort = ", ".join(f"{name} {value}" for name, value in self.effort.items()) or "every row is looked at"
-        lines = [
-            f"index    {self.index_path}: {counted(self.n_rows, 'row')} of {self.spec.dim}, {self.n_added:,} of them new, "
-            f"{self.spec.kind.value}",
-            f"memory   {bytes_text(self.file_bytes)} (its file, which is what it takes when it is opened); "
-            f"{bytes_text(self.spec.predicted_bytes)} were predicted; building it took {bytes_text(self.grown_bytes)}",
-            f"effort   {effort}",
-        ]
+        rows = f"{counted(self.n_rows, 'row')} of {self.spec.dim}, {self.n_added:,} of them new, {self.spec.kind.value}"
+        memory = (
+            f"{bytes_text(self.file_bytes)} (its file, which is what it takes when it is opened); "
+            f"{bytes_text(self.spec.predicted_bytes)} were predicted; building it took {bytes_text(self.grown_bytes)}"
+        )
+        facts = [("index", f"{self.index_path}: {rows}"), ("memory", memory), ("effort", effort)]
         if said := self.cut.line():
-            lines.append(f"cut      {said} when they were embedded")
+            facts.append(("cut", f"{said} when they were embedded"))
+        took = f"{self.seconds:,.1f} s: {self.build_seconds:,.1f} to build, the rest to measure"
+        return [*facts, *self._measured(), ("took", took)]
+
+    def _measured(self) -> list[Fact]:
         quality = self.quality
         if quality is None:
-            lines.append("recall   not measured: the vectors to compare with are not all there")
-        else:
-            lines.append(
-                f"recall   {quality.recall:.4f} of the ten best on average, {quality.recall_p5:.2f} in the worst twentieth "
-                f"({quality.n_queries:,} queries that nothing was tuned on)"
+            return [("recall", "not measured: the vectors to compare with are not all there")]
+        recall = (
+            f"{quality.recall:.4f} of the ten best on average, {quality.recall_p5:.2f} in the worst twentieth "
+            f"({quality.n_queries:,} queries that nothing was tuned on)"
+        )
+        speed = (
+            f"{quality.one_at_a_time:,.0f} queries/s one at a time on one thread, "
+            f"{quality.batch:,.0f} in batches of {quality.batch_size} on {quality.n_threads}"
+        )
+        facts = [("recall", recall), ("speed", speed)]
+        if quality.recall < self.min_recall:
+            missed = (
+                f"recall@10 of {self.min_recall:g} was not reached with kind {self.spec.kind.value}, "
+                f"it is {quality.recall:.4f}; take ivf_pq_flat or flat, or lower min_recall"
             )
-            lines.append(
-                f"speed    {quality.one_at_a_time:,.0f} queries/s one at a time on one thread, "
-                f"{quality.batch:,.0f} in batches of {quality.batch_size} on {quality.n_threads}"
-            )
-            if quality.recall < self.min_recall:
-                lines.append(
-                    f"warning: recall@10 of {self.min_recall:g} was not reached with kind {self.spec.kind.value}, "
-                    f"it is {quality.recall:.4f}; take ivf_pq_flat or flat, or lower min_recall"
-                )
-        lines.append(f"took     {self.seconds:,.1f} s: {self.build_seconds:,.1f} to build, the rest to measure")
-        return "\n".join(lines)
+            facts.append(("warning:", missed))
+        return facts
 
 
 def _resident() -> int:

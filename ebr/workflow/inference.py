@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from ebr.data.cut_texts import CutTexts
 from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
 from ebr.data.places import check_place
+from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.errors import ConfigError
 from ebr.workflow.speech import Say, library_versions, speak
 
@@ -84,7 +87,7 @@ class InferencePlan:
 
 
 @dataclass(frozen=True)
-class InferenceResult:
+class InferenceResult(Shown):
     """Finished vectors."""
 
     embedded: EmbeddedTables
@@ -96,29 +99,48 @@ class InferenceResult:
 
     def summary(self) -> str:
         """What was written, how, and what was left out and why."""
-        done, lines = self.embedded, []
-        lines.append(
-            f"vectors  {done.output_path}: {counted(done.n_rows, 'row')} of {done.dim} from {counted(done.n_files, 'table')}"
-        )
-        lines.append(f"texts    {self._texts()}")
+        return "\n".join([*fact_lines(self._facts(), 9), *(f"  {line}" for line in self.embedded.first_rejects)])
+
+    def parts(self) -> list[Part]:
+        """The same, and the rows that could not be used."""
+        return [self._facts(), *([self.rejects] if self.embedded.rejects_path else [])]
+
+    @property
+    def rejects(self) -> Table:
+        """The rows that could not be used: file, line, reason, and the row as text; read from the file that lists them."""
+        path = self.embedded.rejects_path
+        records = map(json.loads, path.read_bytes().splitlines()) if path else ()
+        named = ("file", "line", "reason")
+        rows = ({**{name: one[name] for name in named}, "row": _as_text(one["raw_base64"])} for one in records)
+        return Table.of(rows, (*named, "row"))
+
+    def to_frame(self) -> DataFrame:
+        """The vectors as a DataFrame: ids and whatever columns were kept, then vector, (D,) float32; all rows, in memory.
+
+        Raises DataError when the output has changed since it was finished.
+        """
+        from ebr.data.embeddings import read_embeddings
+
+        return read_embeddings(self.embedded.output_path).to_frame()
+
+    def _facts(self) -> list[Fact]:
+        done = self.embedded
+        rows = f"{counted(done.n_rows, 'row')} of {done.dim} from {counted(done.n_files, 'table')}"
+        facts = [("vectors", f"{done.output_path}: {rows}"), ("texts", self._texts())]
         if self.cut is None:
-            lines.append("cut      not counted: some shards were finished by an earlier version of ebr, which did not")
+            facts.append(("cut", "not counted: some shards were finished by an earlier version of ebr, which did not"))
         elif said := self.cut.line():
-            lines.append(f"cut      {said}")
+            facts.append(("cut", said))
         if done.n_kept:
-            lines.append(f"kept     {done.n_kept:,} of {counted(done.n_shards, 'shard')} {were(done.n_kept)} finished before")
-        lines.append(f"computed {self.settings.describe()}")
-        lines.append(f"prompt   {self.prompt!r}" if self.prompt else "prompt   none")
-        lines.append(f"took     {self.seconds:,.1f} s")
-        if done.rejects_path:
-            lines.append(f"rejected {counted(done.n_rejected, 'row')}, listed in {done.rejects_path}")
-            lines += [f"  {line}" for line in done.first_rejects]
+            facts.append(("kept", f"{done.n_kept:,} of {counted(done.n_shards, 'shard')} {were(done.n_kept)} finished before"))
+        facts += [("computed", self.settings.describe()), ("prompt", repr(self.prompt) if self.prompt else "none")]
+        facts.append(("took", f"{self.seconds:,.1f} s"))
         if done.n_overruled:
-            lines.append(
-                f"folders  {counted(done.n_overruled, 'cell')} of their columns {'says' if done.n_overruled == 1 else 'say'} "
-                f"something else, like {done.first_overruled}: the folder's value was taken"
-            )
-        return "\n".join(lines)
+            says = f"{counted(done.n_overruled, 'cell')} of their columns {'says' if done.n_overruled == 1 else 'say'}"
+            facts.append(("folders", f"{says} something else, like {done.first_overruled}: the folder's value was taken"))
+        if done.rejects_path:
+            facts.append(("rejected", f"{counted(done.n_rejected, 'row')}, listed in {done.rejects_path}"))
+        return facts
 
     def _texts(self) -> str:
         """What this run did; the shards that were finished before are another line's."""
@@ -133,6 +155,11 @@ class InferenceResult:
             new = wanted - done.n_changed
             said += f"; {counted(done.n_reused, 'row')} as before, {done.n_changed:,} with a changed text, {new:,} new"
         return said
+
+
+def _as_text(raw: str) -> str:
+    """Bytes in base64, read as UTF-8 as far as they are."""
+    return base64.b64decode(raw).decode("utf-8", "replace")
 
 
 def plan_inference(config: InferenceConfig) -> InferencePlan:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import VisualizationConfig
+from ebr.data.result_tables import Table
 from ebr.data.terminal_text import cut_text
 from ebr.workflow.map_numbers import DrawnMap
 from ebr.workflow.map_rows import MapRows
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ebr.visualization.columns import MapColumn
     from ebr.visualization.neighbours import Neighbours
     from ebr.visualization.quality import ClusterQuality
+    from ebr.visualization.trust import MapTrust
 
 _MARKED = 10
 _MOVED = {"en": "share of neighbours that changed, the most first", "zh": "变化的邻居比例，从大到小"}
@@ -108,12 +110,38 @@ class MapContent:
         """The figures as a table for people, with what they mean."""
         from ebr.visualization.quality import quality_lines
 
-        trust = {title: panel.map.trust for title, panel in zip(self.panel_titles, self.panels, strict=True)}
         lines: list[str] = []
-        for name, quality in self.qualities.items():
-            is_last = name == list(self.qualities)[-1]
-            lines += [*([name] if name else []), *quality_lines(quality, trust if is_last else None, self.config.language)]
-        lines += [f"warning: {title}: {text}" for title, text in zip(self.panel_titles, self.warnings, strict=True) if text]
+        for name, quality, trust in self._measured():
+            lines += [*([name] if name else []), *quality_lines(quality, trust, self.config.language)]
+        return lines + self.notes()
+
+    def figures(self) -> Table:
+        """The same figures: vectors (where there are two models), measure, name, map, value, n_rows, meaning."""
+        from ebr.visualization.quality import quality_records
+
+        rows = [
+            {**({"vectors": name} if name else {}), **row}
+            for name, quality, trust in self._measured()
+            for row in quality_records(quality, trust, self.config.language)
+        ]
+        return Table.of(rows, value=",.3f", n_rows=",")
+
+    def heads(self) -> list[str]:
+        """Which rows were measured, a line for each model."""
+        from ebr.visualization.quality import quality_head
+
+        measured = [(name, quality_head(quality, self.config.language)) for name, quality, _ in self._measured()]
+        return [f"{name}: {head}" if name else head for name, head in measured]
+
+    def _measured(self) -> list[tuple[str, ClusterQuality, Mapping[str, MapTrust] | None]]:
+        """By the name of the vectors; how far the maps can be trusted stands with the last."""
+        trust = {title: panel.map.trust for title, panel in zip(self.panel_titles, self.panels, strict=True)}
+        last = list(self.qualities)[-1]
+        return [(name, quality, trust if name == last else None) for name, quality in self.qualities.items()]
+
+    def notes(self) -> list[str]:
+        """What is to be said beside the figures: maps that are not to be trusted, rows that changed most."""
+        lines = [f"warning: {title}: {text}" for title, text in zip(self.panel_titles, self.warnings, strict=True) if text]
         if self.movement is not None:
             changed = self.movement.neighbours_changed
             lines += ["", (_MOVED if self.most_moved else _UNMOVED)[self.config.language]]

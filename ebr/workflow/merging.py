@@ -11,6 +11,7 @@ from ebr.config import MergeConfig
 from ebr.data.asides import recover
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
 from ebr.data.places import check_place
+from ebr.data.result_tables import Fact, Part, Shown, fact_lines
 from ebr.errors import ConfigError, DataError, ModelError, first_line
 from ebr.workflow.model_card import read_report, write_card
 from ebr.workflow.model_folder import TRAINING_CONFIG, encoder_facts
@@ -59,7 +60,7 @@ class MergePlan:
 
 
 @dataclass(frozen=True)
-class MergeResult:
+class MergeResult(Shown):
     """A merged model, and how near it is to what it was merged from."""
 
     model_path: Path
@@ -71,13 +72,20 @@ class MergeResult:
 
     def summary(self) -> str:
         """What was made, where, and how exact it is."""
-        lines = [
-            f"model   {self.model_path} ({self.precision})",
-            f"cosine  {self.smallest_cosine:.7f} with base + adapter, the smallest of the sample texts",
+        return "\n".join(fact_lines(self._facts(), 8))
+
+    def parts(self) -> list[Part]:
+        """The same, as a table."""
+        return [self._facts()]
+
+    def _facts(self) -> list[Fact]:
+        facts = [
+            ("model", f"{self.model_path} ({self.precision})"),
+            ("cosine", f"{self.smallest_cosine:.7f} with base + adapter, the smallest of the sample texts"),
         ]
         if self.quantised_cosine is not None:
-            lines.append(f"        {self.quantised_cosine:.7f} with the quantised base of training: the error of quantisation")
-        return "\n".join(lines)
+            facts.append(("", f"{self.quantised_cosine:.7f} with the quantised base of training: the error of quantisation"))
+        return facts
 
 
 def plan_merge(config: MergeConfig) -> MergePlan:

@@ -19,6 +19,7 @@ from ebr.data.examples import find_training_files
 from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
 from ebr.data.places import check_place
 from ebr.data.record_layouts import RecordFormat
+from ebr.data.result_tables import DataFrame, Fact, Part, Shown, fact_lines
 from ebr.data.terminal_text import one_line
 from ebr.data.training_files import Record, as_format, read_training_records, to_object, training_file
 from ebr.errors import ConfigError, DataError
@@ -67,7 +68,7 @@ class MiningPlan:
 
 
 @dataclass(frozen=True)
-class MiningResult:
+class MiningResult(Shown):
     """A finished training file."""
 
     path: Path
@@ -82,20 +83,31 @@ class MiningResult:
 
     def summary(self) -> str:
         """How many negatives were kept, why other candidates went, and a few records to read."""
+        lines = [self.counts.table(), "", *fact_lines(self._facts(), 10)]
+        return "\n\n".join(["\n".join(lines), *self.shown])
+
+    def parts(self) -> list[Part]:
+        """The same, as tables."""
         counts = self.counts
-        lines = [counts.table(), "", f"file      {self.path}: {counted(counts.n_records, 'record')}, {self.format.value}"]
+        return [counts.candidates(), counts.records(), counts.means(), self._facts(), *self.shown]
+
+    def to_frame(self) -> DataFrame:
+        """What became of the candidates: candidates (in words), count, share of all that were looked at."""
+        return self.counts.candidates().to_frame()
+
+    def _facts(self) -> list[Fact]:
+        counts = self.counts
+        facts = [("file", f"{self.path}: {counted(counts.n_records, 'record')}, {self.format.value}")]
         if counts.n_kept:
-            lines.append(f"kept      {counted(counts.n_kept, 'negative')} that the records had before")
+            facts.append(("kept", f"{counted(counts.n_kept, 'negative')} that the records had before"))
         if counts.n_contradictions:
-            lines.append(
-                f"dropped   {counts.n_contradictions:,} negatives of before that are positives of their query in some record"
-            )
+            what = "negatives of before that are positives of their query in some record"
+            facts.append(("dropped", f"{counts.n_contradictions:,} {what}"))
         if not_helped := counts.records_by_mined[0]:
             they_are = "it is" if not_helped == 1 else "they are"
-            lines.append(f"no new    {counted(not_helped, 'record')} got no new negative; {they_are} in the file without one")
-        lines += [f"cut       {said}" for said in cut_lines(self.cut)]
-        lines += [f"examples  {self.examples_path}", f"took      {self.seconds:,.1f} s"]
-        return "\n\n".join(["\n".join(lines), *self.shown])
+            facts.append(("no new", f"{counted(not_helped, 'record')} got no new negative; {they_are} in the file without one"))
+        facts += [("cut", said) for said in cut_lines(self.cut)]
+        return [*facts, ("examples", str(self.examples_path)), ("took", f"{self.seconds:,.1f} s")]
 
 
 def plan_mining(config: MiningConfig) -> MiningPlan:

@@ -10,17 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.files import read_json
+from ebr.data.result_tables import DataFrame, Part, Shown, Table
 from ebr.data.terminal_text import cut_text, pad_text, text_columns
 from ebr.errors import DataError
 
 _TEXT_COLUMNS = 72
+_SHOWN = 5
 _ROW = "{:>4}  {}  {:>7}"
 # What a reader of the folder needs to know about pooling, prompts and lengths.
 _ENCODER_FILES = ("1_Pooling/config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
 @dataclass(frozen=True, eq=False)
-class Ranking:
+class Ranking(Shown):
     """Q queries against N documents, in the order in which they were given."""
 
     queries: tuple[str, ...]
@@ -39,7 +41,25 @@ class Ranking:
     similarity: str = "cosine"
     """What the scores are: cosine, or dot for a model that was made for it."""
 
-    def table(self, k: int = 5) -> str:
+    def summary(self) -> str:
+        """The table."""
+        return self.table()
+
+    def parts(self) -> list[Part]:
+        """A table for each query, of its best documents."""
+        return [part for row, query in enumerate(self.queries) for part in (query, self._ranked(row).first(_SHOWN))]
+
+    def to_frame(self) -> DataFrame:
+        """A row for each query and document, best first: query, rank, document, and the similarity by its name."""
+        ranked = [{"query": query, **one} for row, query in enumerate(self.queries) for one in self._ranked(row).records()]
+        return Table.of(ranked).to_frame()
+
+    def _ranked(self, row: int) -> Table:
+        order = self.order[row].tolist()
+        columns = {"rank": range(1, len(order) + 1), "document": [self.documents[place] for place in order]}
+        return Table({**columns, self.similarity: self.scores[row, order].tolist()}, {self.similarity: ".4f"})
+
+    def table(self, k: int = _SHOWN) -> str:
         """Each query and its k best documents with their similarities, as aligned text; long texts are cut.
 
         Raises ValueError when k is below 1.

@@ -10,25 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ebr.config import SearchConfig
 from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest, write_aside
 from ebr.data.places import check_place, is_stream
+from ebr.data.progress import progress_bar
 from ebr.data.queries import Query, one_query, read_queries
-from ebr.data.terminal_text import cut_text, pad_text, text_columns
+from ebr.data.result_tables import DataFrame, Part, Shown
 from ebr.errors import ConfigError, ReaderGone
+from ebr.workflow.matches import Match, hits_block, hits_parts, hits_table
 from ebr.workflow.speech import Say, speak
-from ebr.workflow.text_index import Match, TextIndex, open_index
+from ebr.workflow.text_index import TextIndex, open_index
 
 __all__ = ["Match", "SearchPlan", "SearchResult", "TextIndex", "open_index", "plan_search", "search_index"]
 
 log = logging.getLogger(__name__)
 
-_CELL_COLUMNS = 60
-_QUERY_COLUMNS = 72
 _QUERIES_AT_FIRST, _QUERIES_AT_ONCE = 16, 1024
 _LONGEST_HIT = 1 << 24
 _OF_A_HIT = {"query_id", "query", "rank", "score", "id"}
@@ -55,7 +53,7 @@ class SearchPlan:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Shown):
     """The matches of each query, in the order of the queries."""
 
     queries: tuple[Query, ...]
@@ -71,7 +69,22 @@ class SearchResult:
 
     def table(self) -> str:
         """Each query and its matches, aligned for a terminal; long cells are cut."""
-        return "\n\n".join(_block(query, matches) for query, matches in zip(self.queries, self.matches, strict=True))
+        return "\n\n".join(map(hits_block, self._texts(), self.matches))
+
+    def parts(self) -> list[Part]:
+        """Each query and its matches."""
+        return hits_parts(self._texts(), self.matches)
+
+    def text(self) -> str:
+        """The table: where it was said already, that was above."""
+        return self.table()
+
+    def to_frame(self) -> DataFrame:
+        """A row for each match: query_id, query, rank, score, id, and the columns of its row, see hits_table."""
+        return hits_table(self._texts(), self.matches, [query.id for query in self.queries]).to_frame()
+
+    def _texts(self) -> list[str]:
+        return [query.text for query in self.queries]
 
     def summary(self) -> str:
         """Where the hits went, when they went to a file; they were said when they were found."""
@@ -81,22 +94,6 @@ class SearchResult:
 def _json_lines(query: Query, matches: Sequence[Match]) -> list[str]:
     records = [{"query_id": query.id, "query": query.text, **match.to_json()} for match in matches]
     return [json.dumps(record, ensure_ascii=False) for record in records]
-
-
-def _block(query: Query, matches: Sequence[Match]) -> str:
-    return "\n".join([cut_text(query.text, _QUERY_COLUMNS), *_table_rows(matches)])
-
-
-def _table_rows(matches: Sequence[Match]) -> list[str]:
-    names = list(matches[0].columns) if matches else []
-    rows = [["rank", "score", "id", *names]]
-    rows += [
-        [str(match.rank), f"{match.score:.4f}", match.id, *("" if cell is None else cell for cell in match.columns.values())]
-        for match in matches
-    ]
-    cells = [[cut_text(cell, _CELL_COLUMNS) for cell in row] for row in rows]
-    widths = [max(map(text_columns, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(pad_text(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def plan_search(config: SearchConfig) -> SearchPlan:
@@ -157,7 +154,7 @@ def search_index(config: SearchConfig, *, say: Say = speak) -> SearchResult:
             matches.append(found)
             lines = _json_lines(query, found)
             write(lines)
-            text = "\n" + _block(query, found) if is_table else "\n".join(lines)
+            text = "\n" + hits_block(query.text, found) if is_table else "\n".join(lines)
             if not text:
                 continue
             try:
@@ -177,7 +174,7 @@ def _each_found(opened: TextIndex, plan: SearchPlan) -> Iterator[tuple[Query, tu
     is_short = len(plan.queries) <= _QUERIES_AT_ONCE
     # At a terminal the hits themselves show how far it is.
     disable = is_short or (config.output_path is None and sys.stdout is not None and sys.stdout.isatty())
-    with tqdm(total=len(plan.queries), desc="search", unit="query", disable=disable, leave=False, dynamic_ncols=True) as bar:
+    with progress_bar(total=len(plan.queries), desc="search", unit="query", disable=disable, leave=False) as bar:
         while start < len(plan.queries):
             some = plan.queries[start : start + size]
             found = opened.search([query.text for query in some], config.k, effort=config.search_effort)

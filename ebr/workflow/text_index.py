@@ -17,6 +17,7 @@ from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, DataError, ModelError
+from ebr.workflow.matches import Hits, Match
 from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
@@ -29,20 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NAMED = 3
-
-
-@dataclass(frozen=True)
-class Match:
-    """One row that was found. rank: from 1. score: cosine or inner product. columns: what the index keeps of the row."""
-
-    rank: int
-    score: float
-    id: str
-    columns: dict[str, str | None]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"rank": self.rank, "score": self.score, "id": self.id, "columns": self.columns}
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ class TextIndex:
     def _is_cosine(self) -> bool:
         return bool(self._facts.get("metric", "cosine") == "cosine")
 
-    def search(self, texts: Sequence[str], k: int = 10, *, effort: int | None = None) -> list[list[Match]]:
+    def search(self, texts: Sequence[str], k: int = 10, *, effort: int | None = None) -> Hits:
         """The k best rows of each text, best first; all rows when the index has no more.
 
         effort: lists (ivf) or candidates (hnsw) looked at; None = as the index was tuned.
@@ -116,14 +103,14 @@ class TextIndex:
             if not isinstance(text, str) or is_blank(text):
                 raise DataError(f"texts: number {number} is {text!r}; there is nothing to search for")
         if not texts:
-            return []
-        return self.search_vectors(self.encode(texts), k, effort=effort)
+            return Hits([])
+        return Hits(self.search_vectors(self.encode(texts), k, effort=effort), texts)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """N texts → (N, D) float32, as queries of this index. Raises ModelError when the model is not that of the index."""
         return self._engine.encode(list(texts))
 
-    def search_vectors(self, vectors: Vectors, k: int = 10, *, effort: int | None = None) -> list[list[Match]]:
+    def search_vectors(self, vectors: Vectors, k: int = 10, *, effort: int | None = None) -> Hits:
         """The same for (Q, D) vectors of queries. Raises DataError when their dimension is not the index's, or one is zero."""
         from ebr.retrieval.index_source import scaled
 
@@ -138,10 +125,10 @@ class TextIndex:
         if self._is_cosine:
             queries = scaled(queries, [f"query {row + 1}" for row in range(len(queries))], self.path)
         scores, rows = self._index.search(queries, k, self._effort(effort))
-        return [
+        return Hits(
             [self._match(rank, score, row) for rank, (score, row) in enumerate(zip(*pair, strict=True), start=1) if row >= 0]
             for pair in zip(scores.tolist(), rows.tolist(), strict=True)
-        ]
+        )
 
     def _match(self, rank: int, score: float, row: int) -> Match:
         name, columns = self._rows.row(row) if self._rows else (str(row), {})

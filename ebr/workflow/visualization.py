@@ -11,6 +11,7 @@ import numpy as np
 from ebr.config import VisualizationConfig
 from ebr.data.files import write_json
 from ebr.data.places import check_place
+from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.errors import require_extra
 from ebr.workflow.map_drawing import MapContent, MapPanel
 from ebr.workflow.map_files import MapFiles, check_map_files, map_files
@@ -22,7 +23,6 @@ from ebr.workflow.speech import Say, speak
 if TYPE_CHECKING:
     from ebr.visualization.map_cache import MapCache
 
-_NOTEBOOK_WIDTH = 1000
 _COLUMNS_NAMED = 10
 _MEASURED_AHEAD, _MEASURED_AHEAD_UP_TO = 4, 200_000
 """Columns beside the label column whose groups are measured too, and the rows up to which that takes seconds."""
@@ -77,7 +77,7 @@ def _others(rows: MapRows) -> str:
 
 
 @dataclass(frozen=True)
-class VisualizationResult:
+class VisualizationResult(Shown):
     """What was drawn and its numbers. picture, page and atlas are None where they were not asked for."""
 
     picture: Path | None
@@ -85,26 +85,34 @@ class VisualizationResult:
     numbers: Path
     atlas: Path | None
     lines: list[str]
+    figures: Table
+    """Those of the lines: vectors (where two models are compared), measure, name, map, value, n_rows, meaning."""
+    heads: list[str]
+    """What the lines say before the figures, and behind them."""
+    notes: list[str]
 
     def summary(self) -> str:
         """The metrics with what they mean, and where the files are."""
+        return "\n".join([*self.lines, *fact_lines(self._files(), 9)])
+
+    def parts(self) -> list[Part]:
+        """The picture, where it is one that a notebook can show; the figures; where the files are."""
+        picture: list[Part] = [] if self.picture is None else [self.picture]
+        notes = ["\n".join(self.notes).strip()] if self.notes else []
+        return [*picture, *self.heads, self.figures.without("measure"), *notes, self._files()]
+
+    def to_frame(self) -> DataFrame:
+        """The figures as a DataFrame."""
+        return self.figures.to_frame()
+
+    def _files(self) -> list[Fact]:
         made = {"picture": self.picture, "page": self.page, "numbers": self.numbers, "atlas": self.atlas}
-        lines = [*self.lines, *(f"{name:<9}{path}" for name, path in made.items() if path is not None)]
+        files = [(name, str(path)) for name, path in made.items() if path is not None]
         if self.atlas is not None:
             from ebr.visualization.atlas import atlas_command
 
-            lines.append(f"open it  {atlas_command(self.atlas)}")
-        return "\n".join(lines)
-
-    def _ipython_display_(self) -> None:
-        """In a notebook: the picture, where there is one that it can show, and the table below it."""
-        from IPython.display import SVG, Image, display
-
-        if self.picture is not None and self.picture.suffix.lower() == ".png":
-            display(Image(filename=str(self.picture), width=_NOTEBOOK_WIDTH))
-        elif self.picture is not None and self.picture.suffix.lower() == ".svg":
-            display(SVG(filename=str(self.picture)))
-        speak(self.summary())
+            files.append(("open it", atlas_command(self.atlas)))
+        return files
 
 
 def plan_visualization(config: VisualizationConfig) -> VisualizationPlan:
@@ -136,8 +144,11 @@ def visualize_embeddings(config: VisualizationConfig, *, say: Say = speak) -> Vi
     if files.atlas is not None:
         content.write_atlas(files.atlas)
     write_json(files.numbers, content.to_json() | {"files": [path.name for path in files.written()]})
-    lines = [*content.lines(), *(f"{path} is of an earlier map" for path in files.left_over())]
-    return VisualizationResult(files.picture, files.page, files.numbers, files.atlas, lines)
+    stale = [f"{path} is of an earlier map" for path in files.left_over()]
+    lines, notes = [*content.lines(), *stale], [*content.notes(), *stale]
+    return VisualizationResult(
+        files.picture, files.page, files.numbers, files.atlas, lines, content.figures(), content.heads(), notes
+    )
 
 
 def _cache(config: VisualizationConfig) -> MapCache | None:
