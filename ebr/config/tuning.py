@@ -46,11 +46,6 @@ class TuningOptions(Config):
         "evaluation folder (corpus.jsonl, queries.jsonl, qrels.tsv): nDCG@10 before, during and after",
         "评测目录（corpus.jsonl、queries.jsonl、qrels.tsv）：训练前、中、后的 nDCG@10",
     )
-    forgetting_dataset: Path | None = option(
-        None,
-        "a second evaluation folder, of something else, measured before and after: what tuning made worse there",
-        "另一领域的评测目录，训练前后各测一次：检查微调在那里造成的退步（遗忘）",
-    )
     output_dir: Path = option(
         Path("./saved_model"),
         "the result goes to <output_dir>/<model>-peft-lora, -peft-qlora or -full",
@@ -155,6 +150,11 @@ class OptimiserOptions(Config):
 class JudgingOptions(Config):
     """Evaluation and early stopping."""
 
+    forgetting_dataset: Path | None = option(
+        None,
+        "a second evaluation folder, of something else, measured before and after: what tuning made worse there",
+        "另一领域的评测目录，训练前后各测一次：检查微调在那里造成的退步（遗忘）",
+    )
     eval_steps: int = option(
         100, "evaluate every N optimiser steps, and at the end", "每 N 个优化步评估一次，结束时再评一次", ge=1
     )
