@@ -216,7 +216,7 @@ def test_the_same_command_over_a_finished_output_computes_nothing(tiny_model, ta
     again, _ = embed(tiny_model, table, tmp_path / "v.txt")
     assert written(tmp_path / "v.txt") == before
     assert (again.embedded.n_rows, again.embedded.n_kept) == (5, 1)
-    assert "1 of 1 shards were finished before" in again.summary()
+    assert "1 of 1 shard was finished before" in again.summary()
     assert again.settings == first.settings
 
 
