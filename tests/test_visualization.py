@@ -141,11 +141,14 @@ OVERWRITING = {
 @pytest.mark.parametrize("case", OVERWRITING)
 def test_nothing_is_overwritten_that_no_map_made(here, case):
     source, output, options = OVERWRITING[case]
-    fmt = "txt" if source.endswith(".json") else None
     (here / "mine.json").write_text('{"title": "my options"}')
     (here / "folder.html").mkdir()
     n_rows = 10
-    write_embeddings(here / source, {"label": ["a"] * n_rows}, blobs(n_rows), output_format=fmt)
+    if source.endswith(".json"):  # made elsewhere
+        rows = [{"label": "a", "vector": vector} for vector in blobs(n_rows).tolist()]
+        (here / source).write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        write_embeddings(here / source, {"label": ["a"] * n_rows}, blobs(n_rows))
     before = {path: path.read_bytes() for path in here.iterdir() if path.is_file()}
     with pytest.raises(ConfigError, match=r"output_path .*(give another name|can be written to)"):
         run(here / source, here, output_path=here / output, **options)
@@ -177,7 +180,7 @@ def test_many_rows_have_a_page_only_where_it_is_asked_for(here, monkeypatch):
 
 
 def test_a_title_of_broken_bytes_is_refused_before_anything_is_written(here):
-    with pytest.raises(ConfigError, match="title: holds bytes that are no UTF-8"):
+    with pytest.raises(ConfigError, match="title: is not UTF-8"):
         run(write(here / "v.parquet", blobs(10)), here, title="a\udcff")
     assert not (here / "map.png").exists()
 

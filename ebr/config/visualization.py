@@ -143,9 +143,5 @@ class VisualizationConfig(_Picture, _Projection, _Columns, _Main):
         known = (*PICTURES, PAGE)
         if self.output_path.suffix.lower() not in known:
             raise ConfigError(f"output_path: {self.output_path} must end in {', '.join(known)}")
-        try:
-            (self.title or "").encode()
-        except UnicodeEncodeError:
-            raise ConfigError("title: holds bytes that are no UTF-8; type it again") from None
         if self.before_path is not None and self.over_max_points == "place":
             raise ConfigError("over_max_points place: not with before_path, whose maps share one sample; use sample or project")
