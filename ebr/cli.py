@@ -160,22 +160,29 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
 
 
 def _say_to_reader(line: str) -> None:
-    """Print at once. Raises ReaderGone when nobody reads it any more."""
+    """Print at once. Raises ReaderGone when nobody reads it any more, OSError when it cannot be written."""
     try:
         print(line, flush=True)
     except BrokenPipeError as error:
         _let_go()
         raise ReaderGone from error
+    except OSError as error:
+        _let_go()
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _say(line: str) -> None:
-    """Print at once; to nobody, once nobody reads it any more."""
-    with suppress(ReaderGone):
+    """Print at once; to nobody, once nobody reads it any more or its disk is full: the work is worth more than its log."""
+    try:
         _say_to_reader(line)
+    except ReaderGone:
+        pass
+    except OSError as error:
+        logging.getLogger("ebr").warning("%s: %s; nothing more is printed there", error.filename, error.strerror)
 
 
 def _let_go() -> None:
-    """Whatever is still printed goes nowhere: Python would complain of the closed pipe once more when it ends."""
+    """Whatever is still printed goes nowhere: Python would complain once more when it ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -213,7 +220,8 @@ def _guarded(run: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"ebr: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        place = error.filename2 or error.filename or "writing"
+        print(f"ebr: {place}: {error.strerror or error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nebr: interrupted; nothing half-written was kept", file=sys.stderr)

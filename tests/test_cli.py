@@ -338,6 +338,16 @@ def test_a_text_that_says_none_is_searched_for(words, calls):
     assert calls.pop()[1].query is None
 
 
+@pytest.mark.parametrize(("ends_with_reader", "code"), [(True, 2), (False, 0)])
+def test_full_disk_below_standard_output_ends_a_search_and_no_other_work(ends_with_reader, code, monkeypatch, capsys, caplog):
+    command, verb = ("search", "search_index") if ends_with_reader else ("infer", "run_batch_inference")
+    monkeypatch.setattr(workflow, verb, lambda config, say: say("a line") or Done())
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main([command, *(["words"] if ends_with_reader else [])]) == code
+    assert "standard output: No space left on device" in capsys.readouterr().err + caplog.text
+
+
 def test_error_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(workflow, "run_batch_inference", lambda config, **_: 1 // 0)
     with pytest.raises(ZeroDivisionError):

@@ -26,6 +26,7 @@ from ebr.data.files import (
     write_folder_aside,
     write_json,
 )
+from ebr.errors import DataError
 from tests.conftest import REPO
 
 
@@ -104,6 +105,9 @@ except OSError as error:
     assert tree(tmp_path) == {}
 
 
+_FAISS = "Error in void faiss::write_index(const Index*, IOWriter*, int) at index_write.cpp:499: Error: 'ret' failed:"
+
+
 @pytest.mark.parametrize(
     ("error", "number"),
     [
@@ -113,6 +117,11 @@ except OSError as error:
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), errno.EIO),
         (RuntimeError("[enforce fail at inline_container.cc:471] . PytorchStreamWriter failed writing file"), errno.EIO),
         (RuntimeError("basic_ios::clear: iostream error"), errno.EIO),
+        (RuntimeError(f"{_FAISS} write error in /a/b: 307155 != 768000 (No space left on device)"), errno.ENOSPC),
+        (RuntimeError(f"{_FAISS} could not open /a/b for writing: Read-only file system"), errno.EROFS),
+        (OSError("192000 requested and 38384 written"), errno.EIO),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), errno.ENOSPC),
+        (DataError("a.parquet: cannot be read ([Errno 24] Too many open files)"), None),
         (RuntimeError("CUDA out of memory"), None),
         (ValueError("no such option"), None),
     ],
@@ -127,6 +136,13 @@ def test_error_that_says_where_or_has_no_number_stays_as_it_is(tmp_path):
         with pytest.raises(OSError) as caught, write_aside(tmp_path / "out.txt"):
             raise error
         assert caught.value is error
+
+
+def test_copy_or_rename_that_fails_names_what_was_to_be_written(tmp_path):
+    for error in (OSError(errno.ENOSPC, "full", "source", None, "target"), OSError(errno.EXDEV, "other", "a", None, "b")):
+        with pytest.raises(OSError) as caught, write_aside(tmp_path / "out.txt"):
+            raise error
+        assert (caught.value.errno, caught.value.filename) == (error.errno, str(tmp_path / "out.txt"))
 
 
 def test_free_bytes_are_those_of_the_nearest_folder_that_is_there(tmp_path, monkeypatch):

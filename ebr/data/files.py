@@ -16,28 +16,36 @@ from typing import Any
 
 from ebr.data.asides import claimed, old_of, put_file, put_folder, recover
 from ebr.data.places import is_stream, open_stream, place_of
-from ebr.errors import DataError
+from ebr.errors import DataError, EBRError
 
 FOLDER_MANIFEST = "ebr_manifest.json"
 _CHUNK = 1 << 20
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
-"""In what safetensors and tokenizers say of a file that cannot be written: the system's number; their errors are no OSError."""
-_TORCH_ERRORS = ("inline_container.cc", "iostream error", "iostream_category error")
-"""In the plain RuntimeErrors of torch.save, when a file does not take all that is written."""
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+"""In what safetensors, tokenizers and shutil's copies of folders say of a file that cannot be written: the system's number."""
+_FAILED_WRITES = (
+    *("inline_container.cc", "iostream error", "iostream_category error"),  # torch.save
+    *("write error in ", "for writing: "),  # faiss
+    " requested and ",  # numpy
+)
+"""In what libraries say of a file that did not take all that was written, or could not be opened; faiss says why in words."""
 
 
 def as_os_error(error: BaseException) -> OSError | None:
     """The failed write that a library's error stands for; None for an error of any other kind.
 
-    A full disk is an OSError to Python alone: safetensors, tokenizers and torch have errors of their own.
+    A full disk is an OSError with its number to Python alone: libraries have errors of their own.
     """
-    if isinstance(error, OSError):
-        return error
-    if found := _RUST_ERROR.search(str(error)):
-        return OSError(int(found[1]), os.strerror(int(found[1])))
-    if isinstance(error, RuntimeError) and any(part in str(error) for part in _TORCH_ERRORS):
-        return OSError(errno.EIO, "the disk did not take all of it")
-    return None
+    known = error if isinstance(error, OSError) else None
+    if isinstance(error, EBRError) or (known and known.errno is not None):
+        return known
+    text = str(error)
+    if found := _NUMBER.search(text):
+        number = int(found[1] or found[2])
+    elif isinstance(error, RuntimeError | OSError) and any(part in text for part in _FAILED_WRITES):
+        number = next((one for one in errno.errorcode if os.strerror(one) in text), 0)
+    else:
+        return known
+    return OSError(number, os.strerror(number)) if number else OSError(errno.EIO, "the disk did not take all of it")
 
 
 def reason_of(error: OSError) -> str:
@@ -46,13 +54,14 @@ def reason_of(error: OSError) -> str:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """A write that fails is an OSError that says where, whichever library wrote."""
     try:
         yield
     except Exception as error:
         failure = as_os_error(error)
-        if failure is None or failure.errno is None or failure.filename is not None:
+        # A copy or rename that fails names what it was made of first.
+        if failure is None or failure.errno is None or (failure.filename is not None and failure.filename2 is None):
             raise
         raise OSError(failure.errno, failure.strerror, str(path)) from error
 
@@ -65,7 +74,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     block ends well.
     """
     if is_stream(path):
-        with tempfile.TemporaryDirectory() as scratch, _naming(path):
+        with tempfile.TemporaryDirectory() as scratch, naming(path):
             yield (aside := Path(scratch) / f"stream{path.suffix}")
             with aside.open("rb") as file, open_stream(path) as sink:
                 shutil.copyfileobj(file, sink)
@@ -73,7 +82,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     path = place_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
-    with claimed(path.parent, path.stem, path.suffix, _touch) as aside, _naming(path):
+    with claimed(path.parent, path.stem, path.suffix, _touch) as aside, naming(path):
         yield aside
         put_file(aside, path)
 
@@ -86,7 +95,7 @@ def _touch(path: Path) -> None:
 def write_files_aside(folder: Path) -> Iterator[Path]:
     """A new empty folder inside `folder`; the files in it move up when the block ends well, and are removed when not."""
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder, "", "", Path.mkdir) as aside, _naming(folder):
+    with claimed(folder, "", "", Path.mkdir) as aside, naming(folder):
         yield aside
         for file in sorted(aside.iterdir()):
             put_file(file, folder / file.name)
@@ -101,7 +110,7 @@ def write_folder_aside(folder: Path) -> Iterator[Path]:
     folder = place_of(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder, is_folder=True)
-    with claimed(folder.parent, folder.name, "", Path.mkdir) as aside, _naming(folder):
+    with claimed(folder.parent, folder.name, "", Path.mkdir) as aside, naming(folder):
         yield aside
         put_folder(aside, folder, old_of(aside))
 

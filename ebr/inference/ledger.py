@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ebr.data.files import read_json, read_manifest, write_aside, write_json
+from ebr.data.files import naming, read_json, read_manifest, write_aside, write_json
 from ebr.errors import DataError
 from ebr.inference.parts import PARTS, STORE, PartRecord, inputs_digest, remove_parts
 
@@ -130,7 +130,7 @@ class Ledger:
     def add(self, record: PartRecord) -> None:
         """Write down a finished part; its files are in place."""
         self._records[record.key] = record
-        with self._journal.open("a+b") as file:
+        with naming(self._journal), self._journal.open("a+b") as file:
             if file.tell() and not _ends_in_newline(file):
                 file.write(b"\n")  # what a kill left half-written stays a line of its own, and is not read
             file.write(json.dumps(record.to_json(), ensure_ascii=False).encode() + b"\n")

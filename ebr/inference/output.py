@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ebr.data.asides import put_file
 from ebr.data.embeddings import iterate_embeddings, write_embeddings_manifest
-from ebr.data.files import hash_file, manifest_path, read_manifest, write_aside, write_files_aside
+from ebr.data.files import hash_file, manifest_path, naming, read_manifest, write_aside, write_files_aside
 from ebr.data.vector_formats import files_of, join_parts
 from ebr.data.vectors import Vectors
 from ebr.inference.ledger import Finished, Ledger
@@ -138,7 +138,8 @@ class Output:
         for file in files[1:]:
             self.path.with_name(file.name).unlink(missing_ok=True)
         for file in files:
-            put_file(file, self.path.with_name(file.name))
+            with naming(self.path):
+                put_file(file, self.path.with_name(file.name))
         joined.rmdir()
         return hashes
 

@@ -14,6 +14,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.files import naming
 from ebr.data.likeness import form_digest, normal_form, shingles
 from ebr.data.progress import progress_bar
 
@@ -106,7 +107,7 @@ def embed_to_disk(
     """
     n_texts, dim = 0, 0
     bar = progress_bar(total=total, desc=desc, unit="text", disable=total == 0)
-    with tempfile.TemporaryFile(dir=folder) as file, bar:
+    with naming(folder), tempfile.TemporaryFile(dir=folder) as file, bar:
         for some in blocks(texts, block):
             vectors = np.ascontiguousarray(encode(some), dtype=np.float32)
             file.write(vectors.data)
