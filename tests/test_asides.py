@@ -251,7 +251,7 @@ def test_without_locks_everything_works_and_nothing_is_removed(tmp_path, folder,
 def test_name_that_another_run_took_for_a_leftover_before_it_was_locked_is_not_written_to(folder, monkeypatch):
     from ebr.data import asides
 
-    lock, taken = asides._lock, []
+    lock, taken = asides.lock, []
 
     def too_late(path):
         if not taken:
@@ -259,7 +259,7 @@ def test_name_that_another_run_took_for_a_leftover_before_it_was_locked_is_not_w
             path.rmdir()
         return lock(path)
 
-    monkeypatch.setattr(asides, "_lock", too_late)
+    monkeypatch.setattr(asides, "lock", too_late)
     write(folder)
     assert (folder / "weights").read_text() == "new"
     assert taken and not taken[0].exists()

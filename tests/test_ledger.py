@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 from ebr.data.embeddings import read_embeddings
+from ebr.data.files import write_json
 from ebr.errors import DataError, Interrupted
 from ebr.inference import output as output_module
 from ebr.inference.ledger import Ledger, open_ledger
@@ -52,7 +56,9 @@ def test_a_second_run_on_an_output_is_told_which_process_writes_it(run):
     run.go(engine)
     where = re.escape(f"output_path {run.out}")
     assert re.match(
-        rf"{where}: another run is writing it \(process {os.getpid()} on \S+, since [\d: -]+\); wait for it", told[0]
+        rf"{where}: another run is writing it \(process {os.getpid()} on \S+, since [\d: -]+\); wait for it, or give another "
+        rf"output_path; if it is over, as after its machine was lost, delete {re.escape(str(state_of(run) / 'lock'))}$",
+        told[0],
     )
     assert run.go().n_kept == 4
     assert leftovers(run.out.parent) == []
@@ -62,6 +68,71 @@ def die_at_the_sixth_text(run):
     engine = FakeEngine()
     engine.at_text["text 5"] = lambda: os.kill(os.getpid(), signal.SIGKILL)
     run.go(engine)
+
+
+def test_a_lock_that_a_lost_machine_left_is_gone_once_its_file_is_deleted(run):
+    with open_ledger(run.out, run.recipe()):  # as if elsewhere, and for ever
+        with pytest.raises(DataError, match="another run is writing it"):
+            run.go()
+        (state_of(run) / "lock").unlink()
+        assert run.go().n_rows == 16
+
+
+def without_locks(monkeypatch, number):
+    """A file system that has no locks, as it says."""
+
+    def refused(handle, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "lockf", refused)
+
+
+NO_LOCKS = pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+
+
+@NO_LOCKS
+def test_a_run_goes_on_where_there_are_no_locks_and_says_so(run, monkeypatch, caplog, number):
+    without_locks(monkeypatch, number)
+    assert run.go().n_rows == 16
+    assert caplog.messages == [
+        f"{state_of(run) / 'lock'}: its file system has no locks ({os.strerror(number)}); "
+        f"see to it that no other run writes {run.out} meanwhile"
+    ]
+    assert leftovers(run.out.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("pid", "host", "refused"),
+    [(os.getppid(), socket.gethostname(), True), (os.getpid(), socket.gethostname(), False), (os.getppid(), "elsewhere", False),
+     (2**22 + 1, socket.gethostname(), False)],
+)  # fmt: skip
+def test_without_locks_a_run_that_lives_on_this_machine_still_keeps_others_out(run, monkeypatch, caplog, pid, host, refused):
+    without_locks(monkeypatch, errno.ENOLCK)
+    note = state_of(run) / "running.json"
+    write_json(note, {"pid": pid, "host": host, "since": "2026-01-01"})
+    if refused:
+        with pytest.raises(DataError, match=rf"another run is writing it \(process {pid} on .* delete {note}$"):
+            run.go()
+        assert note.exists()
+    else:
+        assert run.go().n_rows == 16
+        assert f"no other run (process {pid} on {host}, since 2026-01-01) writes" in caplog.text
+
+
+def test_a_lock_that_fails_otherwise_is_named(run, monkeypatch):
+    without_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError) as caught:
+        run.go()
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(state_of(run) / "lock"))
+
+
+@NO_LOCKS
+def test_workers_cannot_share_vectors_without_locks_and_are_told_at_once(run, monkeypatch, number):
+    without_locks(monkeypatch, number)
+    run.dedup = "global"
+    with pytest.raises(DataError, match=r"vectors\.sqlite: no locks on its file system .*; write to another disk"):
+        run.go()
 
 
 def test_a_killed_run_leaves_no_lock_and_its_half_written_files_go(run):

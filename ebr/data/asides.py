@@ -18,6 +18,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from ebr.data.locks import lock
+
 log = logging.getLogger(__name__)
 
 _QUIET_S = 24 * 3600
@@ -50,7 +52,7 @@ def claimed(folder: Path, stem: str, suffix: str, make: Callable[[Path], None]) 
         aside = folder / f".{stem}{'.' if stem else ''}partial-{_kernel()}-{secrets.token_hex(4)}{suffix}"
         make(aside)
         try:
-            handle = _lock(aside)
+            handle = lock(aside)
         except (BlockingIOError, FileNotFoundError):
             continue  # another run took it for a leftover before the lock was ours
         except OSError:
@@ -64,21 +66,6 @@ def claimed(folder: Path, stem: str, suffix: str, make: Callable[[Path], None]) 
         _remove(aside)
         if handle is not None:
             os.close(handle)
-
-
-def _lock(path: Path) -> int:
-    """A descriptor that holds the lock of a file or folder. Raises BlockingIOError when another does, OSError without locks."""
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError("no locks on this system") from None
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
 
 
 def _remove(path: Path) -> None:
@@ -195,7 +182,7 @@ def recover(path: Path, *, is_folder: bool = False) -> None:
 def _remove_left(aside: Path) -> None:
     """Remove what nobody writes any more."""
     try:
-        handle = _lock(aside)
+        handle = lock(aside)
     except OSError:
         return  # a living run's; or gone already; or nobody can tell
     try:
@@ -218,7 +205,7 @@ def _is_quiet(path: Path) -> bool:
 def _is_held(aside: Path) -> bool:
     """Whether a living run holds it, as far as that can be told."""
     try:
-        os.close(_lock(aside))
+        os.close(lock(aside))
     except BlockingIOError:
         return True
     except OSError:

@@ -7,20 +7,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ebr.data.files import naming, read_json, read_manifest, write_aside, write_json
 from ebr.errors import DataError
+from ebr.inference.one_writer import only_writer
 from ebr.inference.parts import PARTS, STORE, PartRecord, inputs_digest, remove_parts
 
 _RUN = "run.json"
@@ -215,24 +212,5 @@ def open_ledger(output_path: Path, recipe: Recipe) -> Iterator[Ledger]:
     """The state of an output, locked for this run. Raises DataError, naming the process, when another run writes it."""
     work_dir = work_folder(output_path)
     work_dir.mkdir(parents=True, exist_ok=True)
-    holder = work_dir / "running.json"
-    lock = FileLock(work_dir / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DataError(
-            f"output_path {output_path}: another run is writing it{_who(holder)}; wait for it, or give another output_path"
-        ) from None
-    try:
-        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"})
+    with only_writer(output_path, work_dir):
         yield Ledger(output_path, recipe)
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _who(holder: Path) -> str:
-    try:
-        return " (process {pid} on {host}, since {since})".format(**read_json(holder))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

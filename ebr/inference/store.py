@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ebr.data.locks import why_no_record_locks
 from ebr.data.vectors import Vectors
 from ebr.errors import DataError
 
@@ -25,6 +26,7 @@ _PATIENCE_S = 600
 _RETRY_S = 0.02
 # SQLite takes 32,766 parameters a statement; older builds 999.
 _MOST_PARAMETERS = 900
+_DO_WITHOUT = "write to another disk, or do without dedup global and incremental_key"
 
 
 def text_digest(text: str) -> bytes:
@@ -117,7 +119,8 @@ class VectorStore:
                     self._opened = _connect(self.path)
             yield self._opened
         except sqlite3.OperationalError as error:
-            raise DataError(f"{self.path}: cannot be used ({error}); make room on the disk") from error
+            mend = f"another process holds it; {_DO_WITHOUT}" if "lock" in str(error) else "make room on the disk"
+            raise DataError(f"{self.path}: cannot be used ({error}); {mend}") from error
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path}: is damaged ({error}); delete it") from error
 
@@ -137,6 +140,8 @@ def _to_write_ahead_log(db: sqlite3.Connection) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if reason := why_no_record_locks(path.parent):
+        raise DataError(f"{path}: no locks on its file system ({reason}), which workers need to share it; {_DO_WITHOUT}")
     db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
     _to_write_ahead_log(db)
     db.execute("PRAGMA synchronous=NORMAL")
