@@ -106,6 +106,7 @@ def test_a_run_goes_on_where_there_are_no_locks_and_says_so(run, monkeypatch, ca
     ("pid", "host", "refused"),
     [(os.getppid(), socket.gethostname(), True), (os.getpid(), socket.gethostname(), False), (os.getppid(), "elsewhere", False),
      (2**22 + 1, socket.gethostname(), False)],
+    ids=["alive", "itself", "of another machine", "gone"],
 )  # fmt: skip
 def test_without_locks_a_run_that_lives_on_this_machine_still_keeps_others_out(run, monkeypatch, caplog, pid, host, refused):
     without_locks(monkeypatch, errno.ENOLCK)
