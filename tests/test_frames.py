@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ebr.data.cut_texts import CutTexts, cut_facts
 from ebr.data.embeddings import write_embeddings
 from ebr.data.queries import Query
 from ebr.data.result_tables import Shown, Table
@@ -149,7 +150,8 @@ def test_a_comparison_has_a_row_for_each_query():
 
 def evaluated(tmp_path):
     base, tuned, bm25 = evaluation(0.25, 0.5), evaluation(0.5, 1.0), evaluation(0.0, 1.0)
-    measured = [Measured("base", base, None, [], {}), Measured(EVIL, tuned, None, [], {})]
+    facts = {"cut": cut_facts([CutTexts(), CutTexts()])}
+    measured = [Measured("base", base, None, [], facts), Measured(EVIL, tuned, None, [], facts)]
     main = DatasetReport("set", {}, measured, {"BM25": bm25.means()}, [], {"base": base, EVIL: tuned, "BM25": bm25})
     report = Report(main, None, None, "nothing known", {})
     return EvaluationResult(report, tmp_path / "report.html", tmp_path / "report.json", [], "nothing known", 1.0)
@@ -159,6 +161,8 @@ def test_an_evaluation_has_in_its_frame_what_its_table_prints(tmp_path):
     result = evaluated(tmp_path)
     frame = result.to_frame()
     assert frame["model"].tolist() == ["base", EVIL, "BM25"]
+    assert "nothing known" in result._repr_html_()
+    assert "<script" not in result._repr_html_()
     for row, line in zip(frame.itertuples(index=False), metrics_table(result.report.main)[1:], strict=True):
         assert numbers(line) == pytest.approx(list(row)[1:], abs=5e-5)
 

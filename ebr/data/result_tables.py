@@ -64,7 +64,10 @@ class Table:
         """The first rows, long texts cut."""
         rows = list(zip(*self.columns.values(), strict=True))
         formats = [self.formats.get(name, "") for name in self.columns]
-        head = "".join(f"<th{_LEFT}>{_text(name)}</th>" for name in self.columns)
+        head = "".join(
+            f"<th{_RIGHT if any(map(_is_number, values)) else _LEFT}>{_text(name)}</th>"
+            for name, values in self.columns.items()
+        )
         body = "".join(f"<tr>{''.join(map(_cell, row, formats))}</tr>" for row in rows[:_MOST_ROWS])
         more = f"<p>… of {len(rows):,} rows; to_frame() has them all</p>" if len(rows) > _MOST_ROWS else ""
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
@@ -73,8 +76,12 @@ class Table:
 _LEFT, _RIGHT = ' style="text-align: left"', ' style="text-align: right"'
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(value: object, form: str) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_number(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         text = ""
     else:
