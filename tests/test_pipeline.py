@@ -299,6 +299,15 @@ def test_an_input_that_vanishes_is_named_and_what_is_finished_is_kept(folder, tm
     assert_goes_on(run, 1)
 
 
+@pytest.fixture
+def listening_to_ctrl_c():
+    """What a shell starts in the background does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_ctrl_c_says_what_is_kept_and_stops_the_other_shards_at_their_next_batch(folder, tmp_path, monkeypatch):
     workers, engine = [], FakeEngine(batch=1)
     monkeypatch.setattr(embedding_runs, "ShardWorker", lambda *args: workers.append(ShardWorker(*args)) or workers[-1])
