@@ -102,7 +102,7 @@ def test_a_query_that_nobody_sees_is_left_out_of_lines_and_refused_in_json(tmp_p
     (tmp_path / "q.txt").write_text(f"one\n{NOTHING}\ntwo\n", encoding="utf-8")
     assert read_queries(tmp_path / "q.txt") == [Query("1", "one"), Query("3", "two")]
     (tmp_path / "q.jsonl").write_text(json.dumps({"text": NOTHING}), encoding="utf-8")
-    with pytest.raises(DataError, match=r"q\.jsonl:1: needs 'text'"):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: the text to search for is empty"):
         read_queries(tmp_path / "q.jsonl")
 
 
