@@ -159,7 +159,7 @@ def test_folder_is_there_at_every_moment_where_the_system_exchanges_names(tmp_pa
 def test_run_killed_after_the_exchange_leaves_the_new_folder_and_the_next_removes_the_old(tmp_path, folder, monkeypatch):
     from ebr.data import asides
 
-    monkeypatch.setattr(asides, "_remove", die)
+    monkeypatch.setattr(asides, "remove", die)
     killed(lambda: write(folder))
     monkeypatch.undo()
     assert (folder / "weights").read_text() == "new"

@@ -1,4 +1,4 @@
-"""Keeps the option tables of the READMEs in step with the configs: python -m ebr.config.tables README.md README.zh-CN.md."""
+"""Keeps the options pages in step with the configs: python -m ebr.config.tables docs/options.md docs/options.zh.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MARK = re.compile(r"(<!-- options: (\w+) -->\n)(?:(?!<!--).)*?(\n?<!-- /options
 
 
 def options_table(config: type[Config], language: Language) -> str:
-    """The Markdown table of a config's options that stands in the README."""
+    """The Markdown table of a config's options that stands in docs/options.md."""
     head = {
         "en": "| option | type | default | meaning |",
         "zh": "| 选项 | 类型 | 默认值 | 含义 |",
@@ -58,7 +58,7 @@ def with_tables(text: str, language: Language) -> str:
 
 
 def language_of(path: Path) -> Language:
-    """README.zh-CN.md is Chinese."""
+    """options.zh.md is Chinese."""
     return "zh" if ".zh" in path.name else "en"
 
 

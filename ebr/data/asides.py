@@ -63,12 +63,13 @@ def claimed(folder: Path, stem: str, suffix: str, make: Callable[[Path], None]) 
     try:
         yield aside
     finally:
-        _remove(aside)
+        remove(aside)
         if handle is not None:
             os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a folder, as far as it can be."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -187,7 +188,7 @@ def _remove_left(aside: Path) -> None:
         return  # a living run's; or gone already; or nobody can tell
     try:
         if f".partial-{_kernel()}-" in aside.name or _is_quiet(aside):
-            _remove(aside)
+            remove(aside)
         elif aside.is_dir():
             log.warning("%s: of a run that was killed, or that another machine is at; in the first case delete it", aside)
     finally:
@@ -216,7 +217,7 @@ def _is_held(aside: Path) -> bool:
 def _put_back(old: Path, folder: Path) -> None:
     with suppress(OSError):  # another run was faster
         if folder.exists():
-            _remove(old.replace(_renamed(old, "old", "partial")))
+            remove(old.replace(_renamed(old, "old", "partial")))
             return
         old.replace(folder)
         flush(folder.parent)

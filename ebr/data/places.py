@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from ebr.data.asides import recover
 from ebr.errors import ConfigError, why_not_utf8
 
 _MOST_LINKS = 40  # as Linux follows them
@@ -29,7 +30,7 @@ def place_of(path: Path, option: str = "output") -> Path:
 def check_place(path: Path, option: str = "output_path", *, is_folder: bool = False) -> Path:
     """place_of an output that is replaced as a whole, once it is known that it can be. Raises ConfigError.
 
-    is_folder: of a whole folder, which must not be a file system of its own.
+    is_folder: of a whole folder, which must not be a file system of its own, and is back if a killed run had moved it away.
     """
     if is_stream(path):
         raise ConfigError(f"{option} {path}: is no file but a device or a pipe, and other files go beside it; name a file")
@@ -42,6 +43,8 @@ def check_place(path: Path, option: str = "output_path", *, is_folder: bool = Fa
     parent = next(folder for folder in place.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{option} {path}: {parent} is no folder that can be written to")
+    if is_folder:
+        recover(place, is_folder=True)
     return place
 
 

@@ -127,10 +127,11 @@ class Shown:
         """The pictures by themselves, for in a notebook of somebody else they are not shown within HTML; then the rest."""
         from IPython.display import display
 
-        for path in (part for part in self.parts() if isinstance(part, Path) and _kind(part)):
+        parts = self.parts()
+        for path in (part for part in parts if isinstance(part, Path) and _kind(part)):
             data = path.read_text(encoding="utf-8") if path.suffix.lower() == ".svg" else _base64(path)
             display({"text/plain": str(path), _kind(path): data}, metadata={_kind(path): {"width": _width(path)}}, raw=True)
-        html = "\n".join(_as_html(part) for part in self.parts() if not isinstance(part, Path))
+        html = "\n".join(_as_html(part) for part in parts if not isinstance(part, Path))
         display({"text/plain": self.text(), "text/html": html}, raw=True)
 
 

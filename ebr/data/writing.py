@@ -54,7 +54,7 @@ def writing_of(examples: Sequence[Example]) -> Writing:
             n_texts += 1
             if language := _own_language(scripts):
                 languages[language] += 1
-            elif scripts.most_common(1)[:1] and scripts.most_common(1)[0][0] == "Latin":
+            elif scripts and scripts.most_common(1)[0][0] == "Latin":
                 n_latin += 1
                 n_english += bool(_ENGLISH.search(text))
     if n_english and n_english >= _ENGLISH_SHARE * n_latin:

@@ -83,13 +83,13 @@ class DistinctEncoder:
     def encode(self, texts: Sequence[str], digests: RowDigests | None, on_batch: OnBatch, shard: str = "") -> EncodedRows:
         """The vectors of N texts. digests: of these rows; needed where there is a store. shard: what stands for these rows."""
         known = self._known(digests, shard)
-        missing = [row for row in range(len(texts)) if row not in known.vectors]
+        missing = [row for row in range(len(texts)) if row not in known.rows]
         wanted = [texts[row] for row in missing]
         distinct, place = (wanted, np.arange(len(wanted))) if self.dedup is Dedup.NONE else _distinct(wanted)
         encoded, unfit, cut = _encode(self.engine, distinct, on_batch)
         vectors = np.empty((len(texts), self.engine.dim), dtype=np.float32)
-        for row, vector in known.vectors.items():
-            vectors[row] = vector
+        for row, one in known.rows.items():
+            vectors[row] = one.vector
         vectors[missing] = encoded[place]
         is_cut = self._known_cut(texts, known)
         is_cut[missing] = cut[place]
@@ -103,16 +103,16 @@ class DistinctEncoder:
     def _known_cut(self, texts: Sequence[str], known: _KnownRows) -> Bools:
         """(N,) which of the known rows are cut; where an earlier version did not say, their texts are looked at."""
         cut = np.zeros(len(texts), dtype=np.bool_)
-        for row, is_cut in known.cut.items():
-            cut[row] = bool(is_cut)
-        unsaid = [row for row, is_cut in known.cut.items() if is_cut is None]
+        for row, one in known.rows.items():
+            cut[row] = bool(one.cut)
+        unsaid = [row for row, one in known.rows.items() if one.cut is None]
         if unsaid:
             cut[unsaid] = self.engine.cut(self.engine.prepare([texts[row] for row in unsaid]))
         return cut
 
     def _known(self, digests: RowDigests | None, shard: str) -> _KnownRows:
         if self._store is None or digests is None:
-            return _KnownRows({}, {}, 0, 0, 0)
+            return _KnownRows({}, 0, 0, 0)
         known: dict[int, Known] = {}
         n_changed = n_own = 0
         if self.incremental:
@@ -125,17 +125,14 @@ class DistinctEncoder:
             others = self._store.get(list(dict.fromkeys(digests.texts)))
             known = {row: others[digest] for row, digest in enumerate(digests.texts) if digest in others} | known
             n_own = sum(other.shard == shard for other in others.values())
-        vectors = {row: one.vector for row, one in known.items()}
-        cut = {row: one.cut for row, one in known.items()}
-        return _KnownRows(vectors, cut, n_reused, n_changed, n_own)
+        return _KnownRows(known, n_reused, n_changed, n_own)
 
 
 @dataclass(frozen=True)
 class _KnownRows:
     """What a store holds of the rows of a shard."""
 
-    vectors: dict[int, Vectors]
-    cut: dict[int, bool | None]
+    rows: dict[int, Known]
     n_reused: int
     n_changed: int
     n_own: int

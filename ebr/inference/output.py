@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ebr.data.asides import put_file
+from ebr.data.asides import put_file, remove
 from ebr.data.embeddings import iterate_embeddings, write_embeddings_manifest
 from ebr.data.files import hash_file, manifest_path, naming, read_manifest, write_aside, write_files_aside
 from ebr.data.vector_formats import files_of, join_parts
@@ -50,10 +50,7 @@ class Output:
         left += [*self.options.work_dir.rglob(".*partial-*"), self.options.work_dir / _JOINED]
         left += [] if self.is_file else [*self.path.glob(".partial-*-*"), *self.path.glob(".ebr_manifest.partial-*")]
         for path in left:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
 
     def has(self, record: PartRecord, ledger: Ledger) -> bool:
         """Whether a part is there, whole: as files of its own, or in the finished file; with its rejects."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ebr.data.counted import are, counted
+from ebr.data.files import reason_of
 from ebr.data.progress import progress_bar
 from ebr.data.shards import Source, read_shards
 from ebr.errors import DataError, EBRError, Interrupted
@@ -118,7 +119,7 @@ def _resumable(records: dict[int, PartRecord]) -> Iterator[None]:
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise DataError(f"{where}{error.strerror or error}; mend that. {_kept(records)}") from error
+        raise DataError(f"{where}{reason_of(error)}; mend that. {_kept(records)}") from error
 
 
 def _kept(records: dict[int, PartRecord]) -> str:

@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
+from ebr.data.counted import counted
 from ebr.errors import ModelError
 from ebr.model.kind import TRUST_HINT, unused_code
 from ebr.model.quantization import keep_trainable
@@ -126,7 +127,7 @@ def check_weights(encoder: SentenceTransformer, loaded: Sequence[LoadedWeights],
             log.warning(
                 "%s: %s in its file have no place in %s and are not used: %s",
                 where,
-                _counted(len(unused), "weight"),
+                counted(len(unused), "weight"),
                 type(one.model).__name__,
                 first_names(unused),
             )
@@ -228,7 +229,7 @@ def _gap_message(one: LoadedWeights, gaps: Sequence[str], where: str) -> str:
     )
     there = f"; it has {first_names(sorted(one.unexpected))} instead" if one.unexpected else ""
     return (
-        f"{where}: its file lacks {_counted(len(gaps), 'weight')} that an embedding reads, which would be random numbers "
+        f"{where}: its file lacks {counted(len(gaps), 'weight')} that an embedding reads, which would be random numbers "
         f"({first_names([bent.get(name, name) for name in gaps])}{there}); {mend}"
     )
 
@@ -237,7 +238,3 @@ def first_names(names: Iterable[str]) -> str:
     """The first few, and whether there are more."""
     names = list(names)
     return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" + "s" * (count != 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from sentence_transformers import SentenceTransformer
@@ -19,12 +20,19 @@ class Role(str, Enum):
 
 def prompt_for(model: SentenceTransformer, role: Role) -> str:
     """The prompt that the model was saved with for texts of this role; '' when it has none."""
-    names = ("query",) if role is Role.QUERY else _DOCUMENT_PROMPTS
-    there = [model.prompts[name] or "" for name in names if name in model.prompts]
-    if not there and model.default_prompt_name is not None:
+    if model.default_prompt_name is not None and not any(name in model.prompts for name in _names(role)):
         return model.prompts.get(model.default_prompt_name) or ""
+    return saved_prompt(model.prompts, role)
+
+
+def saved_prompt(prompts: Mapping[str, str | None], role: Role) -> str:
+    """The prompt for texts of this role among those that were saved, by name; '' when there is none."""
     # sentence-transformers puts an empty document prompt beside a passage prompt that was saved, and then takes that.
-    return next(filter(None, there), "")
+    return next(filter(None, map(prompts.get, _names(role))), "")
+
+
+def _names(role: Role) -> tuple[str, ...]:
+    return ("query",) if role is Role.QUERY else _DOCUMENT_PROMPTS
 
 
 def set_prompts(

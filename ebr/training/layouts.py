@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ebr.data.asides import recover
 from ebr.data.files import read_json, read_manifest, size_of, write_json
 from ebr.data.places import check_place
 from ebr.errors import ConfigError
@@ -41,7 +40,6 @@ class Layout:
     def check(self) -> None:
         """Refuse to replace what is not a result of ours, once what a killed run moved away is back. Raises ConfigError."""
         check_place(self.final, "output_dir", is_folder=True)
-        recover(self.final, is_folder=True)
         made = read_manifest(self.final) if self.final.is_dir() else None
         is_model = made is not None and made.get("kind", "model") == "model"
         if self.final.is_dir() and any(self.final.iterdir()) and not is_model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +54,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind; SaveError
     when the finished model cannot be written where it belongs, with where it lies instead.
     """
-    from ebr.model.encoder import similarity_of
-    from ebr.model.identity import fingerprint
     from ebr.training.processes import join_processes
-    from ebr.training.run import fine_tune, model_info, prepare_model, run_record
+    from ebr.training.run import fine_tune, run_record
     from ebr.visualization.library_caches import settle_matplotlib_cache
 
     settle_matplotlib_cache()
@@ -71,14 +69,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     leaks = find_leaks(plan.records(), plan.dataset) if plan.dataset and processes.is_main else None
     if leaks is not None:
         say(leak_line(leaks, ""))
-    model = load_for_training(config)
-    start_sha256, similarity = fingerprint(model), similarity_of(model)
-    plan.layout.check_base(config.model_name, start_sha256, is_adapter=config.finetune_type != "full")
-    start = start_facts(model, config, start_sha256)  # its files may have been moved by the end
-    prepare_model(model, config)
-    info = model_info(model, config)
-    trainable, total = info["trainable_parameters"], info["total_parameters"]
-    say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    model, start = _made_trainable(plan, config, processes, say)
     mixture = _mixture(plan, model)
     disk = _disk_needs(plan, model, config, processes, mixture)
     check = None
@@ -92,7 +83,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         save_check(check, plan.layout.work)
     judge = _Judge(plan, config, say) if plan.dataset else None
     if judge and processes.is_main:
-        judge.begin(model, {"model_sha256": start_sha256}, similarity)
+        judge.begin(model, {"model_sha256": start.sha256}, start.similarity)
     record = fine_tune(
         model,
         plan.train,
@@ -109,7 +100,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     try:
         if processes.is_main:
-            manifest = model_manifest(model, config, plan, start, data_sha256, record)
+            manifest = model_manifest(model, config, plan, start.facts, data_sha256, record)
             trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
             make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
             result, failure = trained.finish(make_report, ask or terminal(), say)
@@ -119,6 +110,36 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         say(f"the model is saved in {result.model_path}, but its report could not be made; ebr evaluate makes one")
         raise failure
     return result
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a model is before it is tuned: its fingerprint, what it was made to be compared by, and its start_facts."""
+
+    sha256: str
+    similarity: str
+    facts: Mapping[str, Any]
+    """Of the process that saves the model; empty in the others."""
+
+
+def _made_trainable(
+    plan: FinetunePlan, config: FinetuneConfig, processes: Processes, say: Say
+) -> tuple[SentenceTransformer, _Start]:
+    """The base made trainable, and what it was before. Raises ConfigError where the result of another would be replaced."""
+    from ebr.model.encoder import similarity_of
+    from ebr.model.identity import fingerprint
+    from ebr.training.run import model_info, prepare_model
+
+    model = load_for_training(config)
+    sha256 = fingerprint(model)
+    plan.layout.check_base(config.model_name, sha256, is_adapter=config.finetune_type != "full")
+    # At once, for its files may have been moved by the end.
+    start = _Start(sha256, similarity_of(model), start_facts(model, config, sha256) if processes.is_main else {})
+    prepare_model(model, config)
+    info = model_info(model, config)
+    trainable, total = info["trainable_parameters"], info["total_parameters"]
+    say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    return model, start
 
 
 def _checked(

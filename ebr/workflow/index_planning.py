@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
-from ebr.data.asides import recover
 from ebr.data.counted import counted
 from ebr.data.dialects import parse_delimiter
 from ebr.data.places import check_place
@@ -66,7 +65,6 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     from ebr.retrieval.index_store import check_replaceable, read_sidecar
 
     check_place(config.index_path, "index_path", is_folder=True)
-    recover(config.index_path, is_folder=True)
     check_replaceable(config.index_path)
     before = read_sidecar(config.index_path) if config.add else None
     metric = Metric(config.metric)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import MergeConfig
-from ebr.data.asides import recover
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
 from ebr.data.places import check_place
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.model.adapter_files import LoraAdapter
+    from ebr.model.origin import ModelSource
 
 _REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
 
@@ -33,6 +33,7 @@ class MergePlan:
 
     config: MergeConfig
     adapter: LoraAdapter
+    base: ModelSource
     output: Path
     precision: str
     training: Mapping[str, Any]
@@ -99,12 +100,11 @@ def plan_merge(config: MergeConfig) -> MergePlan:
     if base.folder is not None:
         folders["base_model_path"] = base.folder
     output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
-    recover(output, is_folder=True)
     check_output(output, folders)
     record = read_manifest(adapter.folder) or {}
     training = {**(record.get("config") or {}), **_options_beside(adapter.folder)}
     precision = config.training_precision or _trained_precision(training) or "float32"
-    return MergePlan(config, adapter, output, precision, training, record)
+    return MergePlan(config, adapter, base, output, precision, training, record)
 
 
 def check_output(output: Path, folders: Mapping[str, Path]) -> None:
@@ -239,13 +239,12 @@ def _quantised_cosine(plan: MergePlan, merged: NDArray[np.float32], say: Say) ->
 
 def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str | None) -> dict[str, Any]:
     from ebr.model.base_card import base_card
-    from ebr.model.origin import resolve_model
 
     return {
         "kind": "model",
         "config": plan.config.to_json(),
         "base_model": plan.config.base_model_path,
-        "base_card": base_card(resolve_model(plan.config.base_model_path)),
+        "base_card": base_card(plan.base),
         "base_sha256": base_sha256,
         "adapter": str(plan.adapter.weights),
         "adapter_sha256": hash_file(plan.adapter.weights),

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import jinja2
-
 from ebr.config import FinetuneConfig
 from ebr.data.counted import counted
 from ebr.data.files import read_json
@@ -25,6 +23,8 @@ from ebr.data.markdown import Markdown, as_markdown, code_cell, one_line
 from ebr.workflow.leak_check import leak_line
 
 if TYPE_CHECKING:
+    import jinja2
+
     from ebr.retrieval.evaluation import Change, Comparison
 
 CARD = "README.md"
@@ -45,8 +45,6 @@ _ELSEWHERE = {
     "save_steps", "save_total_limit", "sources", "token_cache", "trust_remote_code",
 }  # fmt: skip
 """Options that a card tells in other words, that name a place, or that move no weight."""
-_ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-"""The names of a role's prompts, the first that is not empty being used."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
     known of it. report: the report.json of that run.
     """
     from ebr.model.origin import public_name
+    from ebr.model.prompts import Role, saved_prompt
 
     config: Facts = trained.get("config") or {}
     base: Facts = manifest["base_card"]
@@ -109,7 +108,7 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
         is_adapter=is_adapter,
         is_merged=is_merged,
         trust_remote_code=bool(manifest["config"].get("trust_remote_code")),
-        prompts={role: _prompt(manifest["prompts"], names) for role, names in _ROLES.items()},
+        prompts={role.value: saved_prompt(manifest["prompts"], role) for role in Role},
         measured=measured,
         leaks=_leaks(report) if report else None,
         hashes={label: digest for label, digest in _hashes(manifest, trained).items() if digest},
@@ -130,10 +129,6 @@ def _leaks(report: Facts) -> str:
     found = report.get("leaks")
     names = [field.name for field in dataclasses.fields(LeakCheck)]
     return leak_line(LeakCheck(**{name: found[name] for name in names}) if found else None, report["leak_note"])
-
-
-def _prompt(prompts: Mapping[str, str], names: Sequence[str]) -> str:
-    return next((prompts[name] for name in names if prompts.get(name)), "")
 
 
 def _own_options(config: Facts, *, further: bool) -> list[str]:
@@ -239,6 +234,8 @@ def _count(number: int) -> Markdown:
 
 @cache
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ebr.workflow", "templates"),
         autoescape=False,  # the page is Markdown: see finalize

@@ -38,12 +38,12 @@ def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256
 
     base = base_of(model)  # under an adapter that is tuned further
     name = base.name if base else config.model_name
-    quantised = config.finetune_type == "qlora"
+    source, quantised = resolve_model(name), config.finetune_type == "qlora"
     return {
         "base_model": name,
-        "base_card": base_card(resolve_model(name)),
+        "base_card": base_card(source),
         "base_sha256": base.sha256 if base else start_sha256,
-        **({"base_files_sha256": weight_files_digest(resolve_model(name))} if quantised else {}),
+        **({"base_files_sha256": weight_files_digest(source)} if quantised else {}),
         **({"start_model": config.model_name, "start_sha256": start_sha256} if base else {}),
     }
 
