@@ -36,7 +36,7 @@ OF_OTHER_TOOLS = {
 }
 """Flags of benchmarks, argparse, pip, hf, tensorboard, torchrun and accelerate."""
 OF_OTHER_PROGRAMS = {"publishing", "scale", "serving"}
-"""Pages on Ray, Spark, inference servers and the hub, with their flags; the Chinese page on Spark is the shorter one."""
+"""Pages on Ray, Spark, inference servers and the hub, with their flags."""
 SCRIPTS = {"ebr_finetune.py": "finetune", "train.py": "train", "merge.py": "merge"}
 
 # Findings are named where they are judged; the names of cut texts are made of their role.
@@ -132,8 +132,6 @@ def test_a_readme_is_two_screens(language):
 def test_both_languages_have_the_same_sections_in_the_same_order(pair):
     english, chinese = (headings(read(path)) for path in pair)
     assert english
-    if pair[0].stem in OF_OTHER_PROGRAMS:
-        return
     assert [level for level, _ in english] == [level for level, _ in chinese]
     # A verb's heading names its command in both languages, so two that changed places would show.
     commands = [re.findall(r"`[^`]+`", text) for _, text in english]
@@ -143,8 +141,6 @@ def test_both_languages_have_the_same_sections_in_the_same_order(pair):
 @BOTH
 @pytest.mark.parametrize("language", ["bash", "python", "json"])
 def test_both_languages_show_the_same_code(pair, language):
-    if pair[0].stem == "scale":
-        pytest.skip("the Chinese page on Spark is the shorter one")
     english, chinese = ([without_comments(block) for block in blocks(read(path), language)] for path in pair)
     assert english == chinese
 
@@ -211,6 +207,13 @@ def test_every_relative_link_leads_somewhere(path):
         assert target.exists(), f"no file {link}"
         if section:
             assert section in anchors_of(target), f"no section {link}"
+
+
+@pytest.mark.parametrize("path", [path for pair in PAIRS[1:] for path in pair], ids=lambda path: path.name)
+def test_a_page_links_other_pages_of_its_own_language(path):
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s:]+\.md[^)\s]*)\)", FENCE.sub("", read(path)))}
+    assert path.name not in links
+    assert {link for link in links - ENGLISH_ONLY if (".zh." in link) != (".zh." in path.name)} == set()
 
 
 def test_the_two_readmes_link_each_other():
