@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ebr.data.contents import TableKind
 from ebr.data.shards import Source
@@ -17,9 +17,10 @@ def doubts_of(source: Source) -> list[str]:
     """A line for each kind of doubt about the first rows of the first text files; nothing where all is as it should be."""
     found: dict[str, str] = {}
     texts = [file for file in source.files if file.kind is TableKind.TEXT]
+    needed = frozenset(source.schema.needed())
     for file in texts[:_FILES]:
         for line, cells in _first_rows(file, source.has_header):
-            for option, doubt in _doubts(file, cells, source):
+            for option, doubt in _doubts(file, cells, needed):
                 found.setdefault(option, f"{file.name}:{line}: {doubt}")
     return list(found.values())
 
@@ -37,9 +38,9 @@ def _first_rows(file: TableFile, has_header: bool) -> Iterator[tuple[int, Cells]
             continue
 
 
-def _doubts(file: TableFile, cells: Cells, source: Source) -> Iterator[tuple[str, str]]:
+def _doubts(file: TableFile, cells: Cells, needed: Collection[str]) -> Iterator[tuple[str, str]]:
     for name, cell in zip(file.columns, cells, strict=True):
-        if cell is None or name not in source.schema.needed():
+        if cell is None or name not in needed:
             continue
         if cell == "NULL":
             yield "null_values", f"{name} is the word NULL; if it means null, set null_values NULL"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ebr.data.contents import without_packing
@@ -27,14 +28,14 @@ class ForeignFiles:
     format: VectorFormat
     delimiter: str
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """Every column that is text in one of the files, in the order in which they come up; null where a file lacks it."""
         return tuple(
             dict.fromkeys(name for layout in self.layouts.values() for name in layout.texts if name not in self.left_out)
         )
 
-    @property
+    @cached_property
     def left_out(self) -> dict[str, str]:
         """Columns that cannot be read as text in one of the files, and what they are there."""
         return {name: what for layout in self.layouts.values() for name, what in layout.left_out.items()}

@@ -65,7 +65,8 @@ class Source:
 
     def lacking(self) -> list[tuple[TableFile, list[str]]]:
         """The files that lack columns of the output, which are null there."""
-        lacking = [(file, [name for name in self.schema.columns if name not in file.all_columns]) for file in self.files]
+        own = ((file, set(file.all_columns)) for file in self.files)
+        lacking = [(file, [name for name in self.schema.columns if name not in names]) for file, names in own]
         return [(file, names) for file, names in lacking if names]
 
 
