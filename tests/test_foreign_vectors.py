@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import pickle
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -181,6 +182,17 @@ def test_an_archive_without_a_certain_matrix_is_refused(tmp_path, arrays, asked,
     np.savez(tmp_path / "v.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_embeddings(tmp_path / "v.npz", vector_column=asked)
+
+
+def test_what_is_no_array_in_an_archive_is_left_out(tmp_path):
+    np.savez(tmp_path / "v.npz", vectors=np.float32(ROWS), id=IDS)
+    with ZipFile(tmp_path / "v.npz", "a") as archive:
+        archive.writestr("notes.txt", "of 2026")
+    assert read_embeddings(tmp_path / "v.npz").columns == {"id": IDS}
+    with ZipFile(tmp_path / "sheet.npz", "w") as archive:  # a spreadsheet under another name
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    with pytest.raises(DataError, match=r"sheet\.npz: has no matrix \('xl/workbook\.xml' of bytes that are no array\)"):
+        read_embeddings(tmp_path / "sheet.npz")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])

@@ -17,6 +17,7 @@ from ebr.data.vectors import VectorBatch, as_float32, slices, wanted_columns
 from ebr.errors import DataError, first_line
 
 _OBJECTS = "Python objects, which are not unpickled"
+_BYTES = "bytes that are no array"
 
 
 def npz_layout(path: Path, vector_column: str | None) -> Layout:
@@ -43,9 +44,14 @@ def _opened(path: Path, vector_column: str | None) -> tuple[Layout, dict[str, np
         with np.load(unpacked(path), allow_pickle=False) as archive:
             for name in archive.files:
                 try:
-                    arrays[name] = archive[name]
+                    member = archive[name]
                 except ValueError as error:  # objects, that only pickle could read
                     left_out[name] = _OBJECTS if "allow_pickle" in str(error) else first_line(error)
+                    continue
+                if isinstance(member, np.ndarray):
+                    arrays[name] = member
+                else:
+                    left_out[name] = _BYTES
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as npz ({first_line(error)})") from None
     matrix = _matrix_name(path, arrays, left_out, vector_column)
