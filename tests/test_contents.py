@@ -269,7 +269,8 @@ def test_a_corpus_may_be_packed_and_is_known_by_the_suffix_within(tmp_path):
     file = tmp_path / "c.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"text": "one"}\n'))
     assert [document.text for document in read_corpus(find_corpus(file))] == ["one"]
-    assert suffix_within(file) == ".jsonl"
+    for packed in (file, file.with_suffix(".DEFLATE"), tmp_path / "c.JSONL"):
+        assert suffix_within(packed) == ".jsonl"
     (tmp_path / "c.txt").write_bytes(READ["parquet"])
     with pytest.raises(DataError, match=r"c\.txt: is a file of columns \(parquet\); give it as text"):
         find_corpus(tmp_path / "c.txt")

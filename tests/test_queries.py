@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import sys
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,7 +63,10 @@ def test_a_file_of_queries_gives_its_own_ids_and_texts(tmp_path, name):
     assert read_queries(tmp_path / name) == SHOES
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".deflate", zlib.compress)],
+)
 @pytest.mark.parametrize("name", ["header.csv", "q.jsonl"])
 def test_a_packed_file_is_read_like_the_plain_one(tmp_path, name, suffix, pack):
     (tmp_path / (name + suffix)).write_bytes(pack(content(name)))

@@ -39,7 +39,7 @@ class Contents:
 
 
 _HEAD = 8192
-PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".deflate")
 """How names of packed files end."""
 _ORC_MAGIC = b"ORC"
 _MARKS = {
@@ -58,7 +58,6 @@ _PACKED = {
     b"\xfd7zXZ\0": Compression.XZ,
     b"\x04\x22\x4d\x18": Compression.LZ4,
 }
-_PACKED_SUFFIXES = {".gz", ".zst", ".xz", ".lz4", ".bz2", ".deflate"}
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 _DEFLATE = (b"\x78\x9c", b"\x78\xda")  # not 78 01: that is an x before a \001
 
@@ -95,8 +94,7 @@ _FOREIGN: dict[bytes, tuple[str, str]] = {
 
 def suffix_within(path: Path) -> str:
     """The suffix that says what a file holds, in lower case: .jsonl of x.jsonl.gz."""
-    name = Path(path.name.lower())
-    return Path(name.stem).suffix if name.suffix in PACKED_SUFFIXES else name.suffix
+    return without_packing(path).suffix.lower()
 
 
 def open_text(path: Path) -> TextStream:
@@ -144,7 +142,7 @@ def unpacked(path: Path) -> Path | BinaryIO:
 
 def without_packing(path: Path) -> Path:
     """The name of what is packed: v.npy of v.npy.gz."""
-    return path.with_suffix("") if path.suffix.lower() in _PACKED_SUFFIXES else path
+    return path.with_suffix("") if path.suffix.lower() in PACKED_SUFFIXES else path
 
 
 def compression_of(head: bytes) -> Compression:

@@ -15,6 +15,9 @@ NULL = "\\N"
 
 UTF8 = "utf-8"
 
+DELIMITER_OF_SUFFIX = {".csv": ",", ".tsv": "\t"}
+"""What stands between the columns of a file by its name."""
+
 # As browsers have it (WHATWG): what calls itself by the older name holds characters of the newer one, which has all of both.
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030"}
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ebr.data.contents import without_packing
+from ebr.data.contents import suffix_within
+from ebr.data.dialects import DELIMITER_OF_SUFFIX
 from ebr.data.tables import read_header
 from ebr.data.vector_formats import VectorFormat, detected_format, is_rows_file, layout_of, suffix_of
 from ebr.data.vector_layout import Layout
@@ -17,7 +18,6 @@ from ebr.errors import DataError
 log = logging.getLogger(__name__)
 
 _NO_VECTORS = (".json", ".jsonl", ".crc")  # what else lies beside vector files: manifests, rejects, checksums
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _files(path: Path) -> list[Path]:
 
 def _delimiter(file: Path, delimiter: str) -> str:
     """That of the suffix, where the header is one name under the one that was given."""
-    usual = _DELIMITERS.get(without_packing(file).suffix.lower(), delimiter)
+    usual = DELIMITER_OF_SUFFIX.get(suffix_within(file), delimiter)
     header = read_header(file, delimiter)
     return usual if len(header) == 1 and usual in header[0] else delimiter
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ebr.data.contents import TableKind, contents_of, suffix_within
+from ebr.data.dialects import DELIMITER_OF_SUFFIX
 from ebr.data.record_layouts import TEXT_KEYS
 from ebr.data.record_tables import Found, columnar_rows, table_rows
 from ebr.data.text_lines import decoded, not_utf8, of_whole_file
@@ -17,7 +18,6 @@ from ebr.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -39,7 +39,7 @@ def each_record(file: Path, *, of_training: bool = True) -> Iterator[Found]:
             yield from columnar_rows(file, contents.kind, of_training)
             return
         with contents.open(file) as stream:
-            delimiter = _DELIMITERS.get(suffix_within(file))
+            delimiter = DELIMITER_OF_SUFFIX.get(suffix_within(file))
             if delimiter is None:
                 yield from json_records(file, stream)
             else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ebr.data.contents import TableKind, contents_of, without_packing
+from ebr.data.contents import TableKind, contents_of, suffix_within
 from ebr.data.vector_arrow import columnar_layout, json_layout, read_columnar, read_json_lines
 from ebr.data.vector_layout import Layout
 from ebr.data.vector_npy import ROWS_SUFFIX, join_npy, npy_layout, read_npy, rows_path, write_npy
@@ -85,7 +85,7 @@ def format_of(output_path: Path, output_format: str | None) -> VectorFormat:
 
 def detected_format(path: Path) -> VectorFormat:
     """The format of a file made elsewhere: by its suffix, else by its first bytes, else text."""
-    by_suffix = _READ_SUFFIX.get(without_packing(path).suffix.lower())
+    by_suffix = _READ_SUFFIX.get(suffix_within(path))
     if by_suffix:
         return by_suffix
     with path.open("rb") as file:
