@@ -218,6 +218,15 @@ def test_packed_files_are_read_as_what_they_hold(tmp_path, name, pack):
         read_embeddings(packed)
 
 
+def test_columns_beside_a_packed_matrix_are_no_vectors_of_their_own(tmp_path):
+    for number, name in enumerate(["a.npy", "B.NPY"]):
+        np.save(tmp_path / "plain", np.float32(ROWS)[[number]])
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / "plain.npy").read_bytes()))
+        pq.write_table(pa.table({"id": [IDS[number]]}), tmp_path / f"{name[0]}.rows.parquet")
+    (tmp_path / "plain.npy").unlink()
+    assert read_embeddings(tmp_path).columns == {"id": IDS[::-1]}
+
+
 @pytest.mark.parametrize("name", ["v.orc", "v.arrow", "part-00000"])
 def test_orc_and_arrow_are_read_as_parquet_is(tmp_path, name):
     columns = pa.table({"id": IDS, "tags": [["x"]] * 2, "embedding": pa.array(ROWS, pa.list_(pa.float32()))})

@@ -11,8 +11,9 @@ from pathlib import Path
 from ebr.data.contents import suffix_within
 from ebr.data.dialects import DELIMITER_OF_SUFFIX
 from ebr.data.tables import read_header
-from ebr.data.vector_formats import VectorFormat, detected_format, is_rows_file, layout_of, suffix_of
+from ebr.data.vector_formats import VectorFormat, detected_format, layout_of, suffix_of
 from ebr.data.vector_layout import Layout
+from ebr.data.vector_npy import rows_path
 from ebr.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     visible = visible_files(path)
-    matrices = {file.with_suffix("") for file in visible if file.suffix == suffix_of(VectorFormat.NPY)}
-    return [file for file in visible if not (is_rows_file(file) and file.with_suffix("").with_suffix("") in matrices)]
+    beside = {rows_path(file) for file in visible if suffix_within(file) == suffix_of(VectorFormat.NPY)}
+    return [file for file in visible if file not in beside]
 
 
 def _delimiter(file: Path, delimiter: str) -> str:
