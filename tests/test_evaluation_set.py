@@ -301,6 +301,14 @@ def test_files_of_every_format_are_found(tmp_path):
     assert dataset.found_in == ("corpus.parquet", "queries.tsv (qid, query)", "qrels/test.parquet")
 
 
+def test_a_line_too_long_for_qrels_is_named(tmp_path):
+    long = "文" * 200_000
+    message = complaint(tmp_path, qrels_name="qrels.csv", qrels=BEIR.replace("\t", ",") + f"q2,{long},1\n")
+    assert "qrels.csv:5: expected three columns like the lines before" in message
+    message = complaint(tmp_path, qrels_name="qrels.tsv", qrels=f"{long}\n")
+    assert f"qrels.tsv:1: has one column, '{'文' * 40}'; expected" in message
+
+
 def test_ids_that_do_not_agree_are_shown(tmp_path):
     message = complaint(tmp_path, qrels="Q1\td1\t1\n")
     assert message.endswith("check that the query ids agree: qrels.tsv begins with 'Q1', queries.jsonl with 'q1'")

@@ -130,7 +130,10 @@ def _tabs_or_words(line: str) -> list[str]:
 
 
 def _commas(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line]), [])]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error:  # no id is as long as what csv refuses
+        return [line]
 
 
 def _splitter(line: str) -> Callable[[str], list[str]]:
@@ -188,9 +191,8 @@ def _columns_of(line: str | DataError, query_ids: Collection[str]) -> tuple[_Col
     both = zip(named, usual or named, strict=True)
     places = [place for name, there in both if (place := there if name is None else name) is not None]
     if len(set(places)) < len(_NAMES):
-        shown = ", ".join(map(repr, cells))
         count = "one column" if len(cells) == 1 else f"{_number(len(cells))} columns"
-        raise DataError(f"has {count}, {shown}; expected {_EXPECTED}, or TREC's four without a header")
+        raise DataError(f"has {count}, {listed(cells)}; expected {_EXPECTED}, or TREC's four without a header")
     return _Columns(split, len(cells), tuple(places)), True
 
 
