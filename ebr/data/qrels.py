@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -19,7 +19,7 @@ from ebr.data.contents import PACKED_SUFFIXES, suffix_within
 from ebr.data.faults import Faults
 from ebr.data.record_files import each_record
 from ebr.data.text_lines import each_line
-from ebr.data.text_records import as_id, is_unusable, listed, plain_key
+from ebr.data.text_records import as_id, is_unusable, listed, places_of
 from ebr.errors import DataError
 
 Qrels = dict[str, dict[str, int]]
@@ -184,7 +184,7 @@ def _columns_of(line: str | DataError, query_ids: Collection[str]) -> tuple[_Col
     split = _splitter(_text(line))
     cells = split(_text(line))
     usual = {3: (0, 1, 2), 4: (0, 2, 3)}.get(len(cells))
-    named = _places(list(map(plain_key, cells)))
+    named = places_of(tuple(cells), _NAMES)
     is_header = cells[0] not in query_ids and (None not in named or usual is None or not _is_number(cells[usual[2]]))
     if not is_header and usual:
         return _Columns(split, len(cells), usual), False
@@ -194,11 +194,6 @@ def _columns_of(line: str | DataError, query_ids: Collection[str]) -> tuple[_Col
         count = "one column" if len(cells) == 1 else f"{_number(len(cells))} columns"
         raise DataError(f"has {count}, {listed(cells)}; expected {_EXPECTED}, or TREC's four without a header")
     return _Columns(split, len(cells), tuple(places)), True
-
-
-def _places(names: Sequence[str]) -> list[int | None]:
-    """Where a query's id, a document's and the grade stand by their names; None for what has none of them."""
-    return [next((names.index(name) for name in wanted if name in names), None) for wanted in _NAMES]
 
 
 def _is_comment(line: str | DataError, query_ids: Collection[str]) -> bool:
@@ -250,8 +245,8 @@ def _of_record(record: object) -> _Judgement | DataError:
         return record
     if not isinstance(record, dict):
         return DataError(f"is {type(record).__name__}, not an object with {_EXPECTED}")
-    keys = list(record)
-    query, document, grade = _places(list(map(plain_key, keys)))
+    keys = tuple(record)
+    query, document, grade = places_of(keys, _NAMES)
     if query is None or document is None or grade is None:
         return DataError(f"is no judgement: its keys are {listed(keys)}; expected {_EXPECTED}")
     return record[keys[query]], record[keys[document]], record[keys[grade]]

@@ -19,7 +19,7 @@ from ebr.data.contents import TableKind, contents_of, suffix_within
 from ebr.data.record_files import json_records
 from ebr.data.record_tables import columnar_rows, quoted_rows
 from ebr.data.text_lines import decoded
-from ebr.data.text_records import QUERIES, is_unusable, listed, plain_key
+from ebr.data.text_records import QUERIES, is_unusable, listed, places_of
 from ebr.errors import DataError
 
 STANDARD_INPUT = Path("-")
@@ -31,6 +31,7 @@ _TEXTS = (
     *QUERIES.texts, "querytext", "utterance", "sentence", "keyword", "keywords", "title",
     "查询", "问题", "文本", "内容", "关键词",
 )  # fmt: skip
+_NAMES = (_IDS, _TEXTS)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -192,19 +193,13 @@ def _of_records(records: Iterable[tuple[str, object]], *, is_json: bool = False)
             raise DataError(f"{where}: names no text to search for, only {listed(keys)}; name it 'text'")
 
 
-def _named(names: Sequence[str], wanted: Sequence[str]) -> int | None:
-    """Where the first of the wanted names stands that is there."""
-    places = {plain_key(name): place for place, name in reversed(list(enumerate(names)))}
-    return next((places[name] for name in wanted if name in places), None)
-
-
 def _is_known(names: Sequence[str]) -> bool:
-    return _named(names, _TEXTS) is not None or _named(names, _IDS) is not None
+    return places_of(tuple(names), _NAMES) != (None, None)
 
 
 def _columns(names: Sequence[str]) -> tuple[int | None, int] | None:
     """Where the ids and the texts stand; of two columns, one is what the other is not. None where no name tells."""
-    own, text = _named(names, _IDS), _named(names, _TEXTS)
+    own, text = places_of(tuple(names), _NAMES)
     if len(names) == 2:
         text = 1 - own if text is None and own is not None else text
         own = 0 if own is None and text == 1 else own

@@ -72,12 +72,23 @@ QUERIES = Spelling(
 
 
 @lru_cache(maxsize=1024)
-def _keys_of(spelling: Spelling, keys: tuple[str, ...]) -> Keys:
-    """Where records with certain keys have each: a file of millions has few sets of keys."""
+def places_of(keys: tuple[str, ...], wanted: tuple[tuple[str, ...], ...]) -> tuple[int | None, ...]:
+    """Of each list of names, where among the keys the first stands that is there; None where none is.
+
+    wanted: in the form of plain_key. Kept, for a file of millions has few sets of keys.
+    """
+    found: dict[str, int] = {}
     # Sorted, '_id' stands before 'id'.
-    found = {name: key for key in sorted(keys, reverse=True) if (name := plain_key(key))}
-    named = (spelling.ids, spelling.titles, spelling.texts)
-    return Keys(*(next((found[name] for name in names if name in found), None) for names in named))
+    for place in sorted(range(len(keys)), key=keys.__getitem__):
+        found.setdefault(plain_key(keys[place]), place)
+    return tuple(next((found[name] for name in names if name in found), None) for names in wanted)
+
+
+@lru_cache(maxsize=1024)
+def _keys_of(spelling: Spelling, keys: tuple[str, ...]) -> Keys:
+    """Where records with certain keys have each."""
+    places = places_of(keys, (spelling.ids, spelling.titles, spelling.texts))
+    return Keys(*(None if place is None else keys[place] for place in places))
 
 
 def as_id(value: object) -> str:
