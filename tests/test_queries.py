@@ -22,9 +22,9 @@ SHOES = [Query("1048585", "shoes for running"), Query("q7", "红鞋, 42")]
 RECORDS = [{"_id": "1048585", "text": "shoes for running"}, {"_id": "q7", "text": "红鞋, 42"}]
 
 
-def parquet(columns):
+def parquet(columns, names=None):
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(pa.table(columns, names=names), sink)
     return sink.getvalue()
 
 
@@ -120,6 +120,7 @@ def test_records_without_an_id_have_their_number_and_numbers_are_ids_too(tmp_pat
         ("q.txt", b"red\n\xb5\n", r"q\.txt:2: is not UTF-8 \(byte 0xb5\)"),
         ("q.parquet", b"red\n", "parquet is no form of queries, or holds something else"),
         ("q.parquet", b"PAR1red", "cannot be read"),
+        ("q.parquet", parquet([["x"], ["y"]], names=["text", "text"]), r"q\.parquet: column 'text' occurs twice; rename one"),
         ("q.parquet", parquet({"a": ["x"], "b": ["y"]}), "row 1: names no text to search for, only 'a', 'b'"),
         ("q.csv", b"shop,lang,hits\na,en,7\n", r"q\.csv:1: names no column with the texts, only 'shop', 'lang', 'hits'"),
         ("q.csv", b"keyword_no,words\n1,red\n2,blue\n", r"q\.csv:1: is 'keyword_no' the name of a column\?"),

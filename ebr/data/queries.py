@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ebr.data.blank import is_blank
 from ebr.data.contents import TableKind, contents_of, suffix_within
-from ebr.data.record_files import json_records
-from ebr.data.record_tables import columnar_rows, quoted_rows
+from ebr.data.record_files import each_record, json_records
+from ebr.data.record_tables import quoted_rows
 from ebr.data.text_lines import decoded
 from ebr.data.text_records import QUERIES, is_unusable, listed, places_of
 from ebr.errors import DataError
@@ -130,7 +130,7 @@ def _each(file: Path) -> Iterator[_Found]:
     """What may be queries, by the suffix of the file, else by its content. Raises DataError for what is none of the forms."""
     contents, suffix = contents_of(file), suffix_within(file)
     if contents.kind is not TableKind.TEXT:
-        return _of_records(columnar_rows(file, contents.kind, of_training=False))
+        return _of_records(each_record(file, of_training=False))
     with contents.open(file) as stream:
         data = stream.read()
     named, seen = _OF_SUFFIX.get(suffix), _looks_like(data)
