@@ -5,10 +5,12 @@ import gzip
 import json
 import lzma
 import pickle
+from uuid import UUID
 from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import orc
@@ -138,6 +140,19 @@ def test_columns_that_are_no_text_are_left_out_with_a_line(tmp_path, caplog):
     np.save(tmp_path / "n.npy", np.float32(ROWS))
     pq.write_table(pa.table(columns), tmp_path / "n.rows.parquet")
     assert read_embeddings(tmp_path / "n.npy").columns == {"id": ["a", "甲"]}
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.arrow", "v.npy"])
+def test_ids_of_16_bytes_that_are_uuids_are_written_as_such(tmp_path, name):
+    ids = [UUID(int=2**127 + 7), None]
+    columns = {"id": pa.array([ids[0].bytes, None], pa.uuid()), "vector": pa.array(ROWS, pa.list_(pa.float32()))}
+    if name == "v.arrow":
+        pa.feather.write_feather(pa.table(columns), tmp_path / name)
+    else:
+        beside = {"id": columns["id"]} if name == "v.npy" else columns
+        np.save(tmp_path / "v.npy", np.float32(ROWS))
+        pq.write_table(pa.table(beside), (tmp_path / name).with_suffix(".rows.parquet" if name == "v.npy" else ".parquet"))
+    assert read_embeddings(tmp_path / name).columns == {"id": ["80000000-0000-0000-0000-000000000007", None]}
 
 
 def test_an_archive_of_arrays_has_one_matrix_and_columns(tmp_path, caplog):

@@ -228,9 +228,19 @@ def test_parquet_columns_come_as_text(tmp_path):
     assert batch.to_pydict() == {"a": ["no dot", "\\N"]}
 
 
-@pytest.mark.parametrize(("cells", "kind"), [([[1]], "list<"), ([{"a": 1}], "struct<"), ([[("a", 1)]], "map<")])
-def test_parquet_column_without_a_text_form_is_named(tmp_path, cells, kind):
-    column = pa.array(cells, pa.map_(pa.string(), pa.int8())) if kind == "map<" else pa.array(cells)
+TENSOR = pa.fixed_shape_tensor(pa.int8(), [1])
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([[1]]), "list<"),
+        (pa.array([{"a": 1}]), "struct<"),
+        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8())), "map<"),
+        (pa.ExtensionArray.from_storage(TENSOR, pa.array([[1]], TENSOR.storage_type)), "extension<arrow.fixed_shape_tensor"),
+    ],
+)
+def test_parquet_column_without_a_text_form_is_named(tmp_path, column, kind):
     pq.write_table(pa.table({"x": column, "y": ["fine"]}), tmp_path / "t")
     refuse_columns_without_text(tmp_path / "t", of_schema(tmp_path / "t")[1:])
     with pytest.raises(DataError, match=rf"t: column 'x' is {kind}.*, which has no text form; leave it out of output_columns"):

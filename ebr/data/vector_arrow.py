@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from ebr.data.columnar import columnar_batches, columnar_schema
+from ebr.data.columnar import as_text, columnar_batches, columnar_schema, has_text_form, storage_of
 from ebr.data.contents import TableKind, unpacked
 from ebr.data.tables import without_twins
 from ebr.data.vector_layout import Layout, find_vector
@@ -39,15 +39,15 @@ def _find_vector(path: Path, schema: pa.Schema, vector_column: str | None) -> tu
 
 def text_columns(path: Path, schema: pa.Schema, names: Sequence[str], read: Read) -> tuple[tuple[str, ...], dict[str, str]]:
     """Those of the columns that can be read as text, and what the others are. Bytes can where all of them are UTF-8."""
-    kinds = {name: _storage(schema.field(name).type) for name in names}
-    left_out = {name: str(schema.field(name).type) for name in names if not _has_text_form(kinds[name])}
-    of_bytes = [name for name in names if name not in left_out and _is_bytes(kinds[name])]
+    kinds = {name: schema.field(name).type for name in names}
+    left_out = {name: str(kind) for name, kind in kinds.items() if not has_text_form(kind)}
+    of_bytes = [name for name, kind in kinds.items() if name not in left_out and _is_bytes(kind)]
     for batch in read(of_bytes) if of_bytes else ():
         for name in of_bytes:
             try:
                 texts(path, name, batch.column(name), "")
             except DataError:
-                left_out[name] = f"{schema.field(name).type}, not UTF-8"
+                left_out[name] = f"{kinds[name]}, not UTF-8"
     return tuple(name for name in names if name not in left_out), left_out
 
 
@@ -119,32 +119,21 @@ def texts(path: Path, name: str, column: pa.Array, option: str) -> list[str | No
     option: what names the column; "" = nothing does.
     """
     try:
-        cells: list[str | None] = _stored(column).cast(pa.string()).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError):
+        cells: list[str | None] = as_text(path, name, column).to_pylist()
+    except (DataError, UnicodeDecodeError):
         mend = f"choose another for {option}" if option else "leave it out of the file, or save it as text"
         raise DataError(f"{path}: column {name!r} is {column.type} and cannot be read as text; {mend}") from None
     return cells
-
-
-def _storage(kind: pa.DataType) -> pa.DataType:
-    """Tensors, UUIDs and others of their kind as what they are kept in."""
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _stored(column: pa.Array) -> pa.Array:
     return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
-def _has_text_form(kind: pa.DataType) -> bool:
-    try:
-        pa.array([], kind).cast(pa.string())
-    except pa.ArrowException:
-        return False
-    return True
-
-
 def _is_bytes(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
+    """Bytes that may be no text, as those of a UUID are not."""
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return not isinstance(kind, pa.UuidType) and any(test(storage_of(kind)) for test in tests)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -161,7 +150,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _check_types(path: Path, schema: pa.Schema, vector: Sequence[str]) -> None:
     for name in vector:
-        kind = _storage(schema.field(name).type)
+        kind = storage_of(schema.field(name).type)
         numbers = _is_list(kind) and _is_number(kind.value_type)
         if len(vector) == 1 and not numbers and not _is_text(kind):
             raise DataError(
