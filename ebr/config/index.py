@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import ByteSize
 
 from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
-from ebr.config.options import Config, Names, option, vector_column_option
+from ebr.config.options import Config, Names, option
+from ebr.config.vector_options import vector_column_option, vector_delimiter_option
 from ebr.errors import ConfigError
 
 IndexKind = Literal[
@@ -53,12 +54,7 @@ class _IndexMain(Config):
 class _Vectors(Config):
     """Vectors."""
 
-    delimiter: str = option(
-        "\x01",
-        "between columns, for a vector file made elsewhere: \\001, \\t, or the character",
-        "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
-        min_length=1,
-    )
+    delimiter: str = vector_delimiter_option()
     vector_column: str | None = vector_column_option()
     metric: Literal["cosine", "inner_product"] = option(
         "cosine",

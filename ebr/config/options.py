@@ -38,17 +38,6 @@ def _split_names(value: object) -> object:
     return [name.strip() for name in text.split(",") if name.strip()] if isinstance(text, str) else value
 
 
-def vector_column_option() -> Any:  # noqa: ANN401
-    """The field of every config that reads vector files made elsewhere."""
-    return option(
-        None,
-        "the vectors' column in a file made elsewhere, or what stands before the number in the names of one column a number; "
-        "not set = vector, embedding or the like, or columns like x_0, x_1",
-        "外来向量文件中向量所在的列，或每列一个数时序号前的部分；未设置时为 vector、embedding 等，或 x_0、x_1 这样的列",
-        min_length=1,
-    )
-
-
 Language = Literal["en", "zh"]
 
 Words = Annotated[list[str], BeforeValidator(_split_words)]

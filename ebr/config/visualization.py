@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.options import Config, Language, Names, option, vector_column_option
+from ebr.config.options import Config, Language, Names, option
+from ebr.config.vector_options import vector_column_option, vector_delimiter_option
 from ebr.errors import ConfigError
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -49,12 +50,7 @@ class _Main(Config):
 class _Columns(Config):
     """Columns."""
 
-    delimiter: str = option(
-        "\x01",
-        "between columns, for a vector file made elsewhere: \\001, \\t, or the character",
-        "列分隔符（用于外来向量文件）：\\001、\\t 或字符本身",
-        min_length=1,
-    )
+    delimiter: str = vector_delimiter_option()
     vector_column: str | None = vector_column_option()
     label_kind: Literal["auto", "categories", "numbers"] = option(
         "auto",
