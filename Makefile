@@ -1,11 +1,11 @@
-# make demo · make test · make lint · make docs · make bench: each creates .venv when it is missing. make browser: for the tests of the map page.
+# make demo · make test · make test-all · make lint · make docs · make bench: each creates .venv when it is missing. make browser: for the tests of the map page.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 # The exact versions were tried on 3.11 only; another Python takes the ranges.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 DEPS := requirements.txt constraints.txt pyproject.toml
 
-.PHONY: demo test slow-test lint bench browser docs clean
+.PHONY: demo test test-all slow-test lint bench browser docs clean
 
 .venv/.installed: $(DEPS)
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ demo: .venv/.installed
 	$(PY) -m ebr.notebook EBR_workflow.ipynb
 
 test: .venv/.installed
+	$(PY) -m pytest -n auto --dist worksteal -m 'not slow and not long'
+
+test-all: .venv/.installed
 	$(PY) -m pytest -n auto --dist worksteal -m 'not slow'
 
 slow-test: .venv/.installed

@@ -14,6 +14,7 @@ from ebr import cli
 from ebr.training import processes
 from tests.conftest import REPO
 
+pytestmark = pytest.mark.long
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
 
 

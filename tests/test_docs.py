@@ -221,6 +221,7 @@ def test_the_two_readmes_link_each_other():
     assert "(README.md)" in read(README["zh"]).split("\n## ")[0]
 
 
+@pytest.mark.long
 def test_the_sixty_seconds_of_the_readme_run(tiny_model, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"<!-- sixty seconds -->\n```python\n(.*?)```", read(README["en"]), re.DOTALL)
     assert len(code.splitlines()) <= 16

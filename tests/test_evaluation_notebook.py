@@ -108,6 +108,7 @@ def test_every_text_stands_in_english_and_in_chinese():
             assert re.search(r"[\u4e00-\u9fff]{3}", cell.source)
 
 
+@pytest.mark.long
 def test_it_runs_from_end_to_end_on_the_embedded_model(tmp_path, monkeypatch, evaluation_folder):
     text = run_in_kernel(tmp_path, monkeypatch, parameters("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", evaluation_folder))
     assert text.startswith("rank  document ")
@@ -117,6 +118,7 @@ def test_it_runs_from_end_to_end_on_the_embedded_model(tmp_path, monkeypatch, ev
     assert DIFFERENCE.findall(text) == ["equal"]
 
 
+@pytest.mark.long
 def test_it_runs_from_end_to_end_on_a_decoder(tmp_path, monkeypatch, decoder, tiny_model, evaluation_folder):
     text = run_in_kernel(tmp_path, monkeypatch, parameters(decoder, tiny_model, evaluation_folder))
     assert f"base {tiny_model}: nDCG@10 " in text

@@ -668,6 +668,7 @@ def options(tiny_model, pairs_file):
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_command_trains_to_its_end_over_checkpoints_that_do_not_fit_and_exits_with_one_message(options, tmp_path):
     # The adapter of rank 40 takes 140 KiB, its optimiser twice as much; logs, tokenizer and loss curve take less than 100.
     done = command({**options, "lora_r": 40}, tmp_path / "out", limit=120)
@@ -686,6 +687,7 @@ def test_command_trains_to_its_end_over_checkpoints_that_do_not_fit_and_exits_wi
     assert len(steps) == 6
 
 
+@pytest.mark.long
 def test_two_processes_go_on_together_when_the_first_cannot_write_a_checkpoint(options, tmp_path):
     # Under early stopping the others wait within the saving for the first.
     flags = {**options, "lora_r": 40, "validation_split": 0.2, "eval_steps": 2, "early_stopping_patience": 5, "max_steps": 4}

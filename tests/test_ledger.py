@@ -136,6 +136,7 @@ def test_workers_cannot_share_vectors_without_locks_and_are_told_at_once(run, mo
         run.go()
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_no_lock_and_its_half_written_files_go(run):
     process = forked(die_at_the_sixth_text, run)
     process.join()

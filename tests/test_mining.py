@@ -707,6 +707,7 @@ def test_records_of_other_tools_are_planned_by_both_front_ends_and_mined(base, n
     assert result.format.value == ("triplets" if name.startswith("tevatron") else "pairs")
 
 
+@pytest.mark.long
 def test_train_mine_train(base, triplets_file, tmp_path):
     options = {"model_name_or_path": base["model_path"], "finetune_type": "lora", "batch_size": 8, "max_steps": 1}
     options |= {"report_to": ["none"], "query_prompt": "query ", "passage_prompt": "passage "}

@@ -109,6 +109,7 @@ def test_infer_finds_a_base_where_it_is_said_to_lie(moved, table):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["processes"])
 def test_other_processes_load_the_model_as_this_one(moved, table, engine):
     adapter, base = moved

@@ -49,6 +49,7 @@ def assert_worth_keeping(outputs):
     assert sum("<table>" in data.get("text/html", "") for data in shown) == 3
 
 
+@pytest.mark.long
 def test_it_runs_from_end_to_end_on_the_sample(tmp_path, monkeypatch):
     overrides = {
         "FINETUNE_CONFIG": {

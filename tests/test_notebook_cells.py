@@ -57,6 +57,7 @@ def test_overrides_of_other_cells_do_not_hinder_a_cell():
     assert notebook_configs(overrides, INDEX_CONFIG={"kind": "flat"})[0].kind == "hnsw"
 
 
+@pytest.mark.long
 def test_appended_cells_run_behind_the_three_stages(tiny_model, evaluation_folder, table, tmp_path, monkeypatch):
     notebook = nbformat.read(REPO / "EBR_workflow.ipynb", as_version=4)
     places = [place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]

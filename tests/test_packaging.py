@@ -128,6 +128,7 @@ print("codes", codes)
 """
 
 
+@pytest.mark.long
 def test_without_any_extra_one_trains_embeds_and_evaluates_and_is_told_what_else_there_is(
     tiny_model, pairs_file, evaluation_folder, tmp_path
 ):

@@ -14,7 +14,7 @@ from ebr.visualization.page import PageContent, PagePanel, write_map_page
 from tests.browser import measure_page, missing_browser, opened_browser, wait_until_ready
 
 WHY_NOT = missing_browser()
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 EVIL = (
     "<script>window.ran = 1</script></script><img src=x onerror='window.ran = 2'>"

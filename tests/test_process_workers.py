@@ -133,6 +133,7 @@ def go_as_parent(run, folder):
     run.go(build=ParentKiller(folder), places=TWO)  # as users' children start: from nothing
 
 
+@pytest.mark.long
 def test_children_of_a_killed_run_end_by_themselves_and_the_run_goes_on(folder, tmp_path):
     run, notes = Run(folder, tmp_path / "out" / "v.txt"), tmp_path / "notes"
     notes.mkdir()

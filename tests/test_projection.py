@@ -65,6 +65,7 @@ def test_tsne_does_not_depend_on_the_number_of_threads(monkeypatch):
     assert (on_one_thread.settings["mode"], fast.settings["mode"]) == ("reproducible", "fast")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("project", [project_tsne, project_umap, project_pca])
 def test_a_reproducible_map_does_not_depend_on_the_threads_of_matrix_products(project):
     vectors = np.random.default_rng(0).normal(size=(500, 384)).astype(np.float32)

@@ -313,6 +313,7 @@ def ask_first(workers):
     return workers
 
 
+@pytest.mark.long
 def test_local_ray_makes_the_same_files_as_the_local_engine_and_ends_with_the_run(folder, monkeypatch):
     ray = pytest.importorskip("ray", reason="the optional package ray is not installed")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
@@ -378,6 +379,7 @@ class NodeDies:
             yield record
 
 
+@pytest.mark.long
 def test_node_lost_in_the_middle_costs_no_row_and_brings_none_twice(folder, cluster, caplog):
     alone, run = run_of(folder, "alone.txt"), run_of(folder, "out.txt")
     alone.go()

@@ -160,6 +160,7 @@ def kill_and_resume(run, moment):
     return was_running
 
 
+@pytest.mark.long
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     write_table(tmp_path / "in" / "b.csv", *rows_of("b", 120, n_texts=50))
     write_table(tmp_path / "in" / "d.csv", *rows_of("d", 120, n_texts=50))

@@ -112,6 +112,7 @@ def test_blocks_run_where_ebr_cannot_be_imported():
             run(line)
 
 
+@pytest.mark.long
 def test_plain_sentence_transformers_elsewhere_gives_our_vectors(merged, tmp_path):
     """In another process and folder; the folder of the model was moved since it was written."""
     moved = shutil.copytree(merged, tmp_path / "srv" / "tuned")

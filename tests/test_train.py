@@ -250,6 +250,7 @@ def test_a_batch_of_one_with_negatives_of_its_own_has_something_to_guess(options
     assert [entry["loss_chance"] for entry in result.record.history if "loss" in entry] == pytest.approx([math.log(2)] * 4)
 
 
+@pytest.mark.long
 def test_a_run_killed_mid_epoch_resumes_to_bit_identical_weights(options, tmp_path):
     options = {**options, "epochs": 8, "save_steps": 2, "save_on_epoch_end": 3, "noise_enabled": True, "noise_prob": 0.5}
     whole, _ = train(options, output_dir=str(tmp_path / "whole"))
