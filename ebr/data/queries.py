@@ -18,7 +18,7 @@ from ebr.data.blank import is_blank
 from ebr.data.contents import TableKind, contents_of, suffix_within
 from ebr.data.record_files import each_record, json_records
 from ebr.data.record_tables import quoted_rows
-from ebr.data.text_lines import decoded
+from ebr.data.text_lines import lines_of
 from ebr.data.text_records import QUERIES, is_unusable, listed, places_of
 from ebr.errors import DataError
 
@@ -160,14 +160,12 @@ def _looks_like(data: bytes) -> _Form:
 
 
 def _lines(file: Path, data: bytes) -> Iterator[tuple[str, str]]:
-    r"""Where each line that is not blank stands, and the line. Only \n ends one: U+2028 may stand inside a text."""
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        try:
-            line = decoded(raw, number).removesuffix("\r")
-        except DataError as error:
-            raise DataError(f"{file}:{number}: {error}") from None
+    """Where each line that is not blank stands, and the line."""
+    for where, line in lines_of(file, io.BytesIO(data)):
+        if isinstance(line, DataError):
+            raise DataError(f"{where}: {line}")
         if not is_blank(line):
-            yield f"{file}:{number}", line
+            yield where, line
 
 
 def _of_lines(file: Path, data: bytes) -> Iterator[_Found]:

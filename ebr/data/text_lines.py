@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ebr.data.contents import open_text, save_as_utf8
@@ -10,22 +10,27 @@ from ebr.errors import DataError
 
 
 def each_line(file: Path) -> Iterator[tuple[str, str | DataError]]:
-    r"""Every line of a text file that is not blank, unpacked, with its place, without its end; DataError for what is no UTF-8.
+    """Every line of a text file, unpacked, as lines_of gives them; DataError for a file that cannot be read."""
+    try:
+        with open_text(file) as stream:
+            yield from lines_of(file, stream)
+    except DataError as error:
+        yield of_whole_file(file, error)
+
+
+def lines_of(file: Path, stream: Iterable[bytes]) -> Iterator[tuple[str, str | DataError]]:
+    r"""The lines of a stream that are not blank, each with its place, without its end; DataError for one that is no UTF-8.
 
     Only \n ends a line: U+2028 and its kin occur inside texts.
     """
-    try:
-        with open_text(file) as stream:
-            for number, raw in enumerate(stream, start=1):
-                try:
-                    text = decoded(raw, number)
-                except DataError as error:
-                    yield f"{file}:{number}", error
-                    continue
-                if text and not text.isspace():
-                    yield f"{file}:{number}", text.rstrip("\r\n")
-    except DataError as error:
-        yield of_whole_file(file, error)
+    for number, raw in enumerate(stream, start=1):
+        try:
+            text = decoded(raw, number)
+        except DataError as error:
+            yield f"{file}:{number}", error
+            continue
+        if text and not text.isspace():
+            yield f"{file}:{number}", text.rstrip("\r\n")
 
 
 def of_whole_file(file: Path, error: DataError) -> tuple[str, DataError]:
