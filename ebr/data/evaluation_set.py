@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.blank import is_blank
+from ebr.data.counted import counted
+from ebr.data.documents import Document
 from ebr.data.faults import Faults
 from ebr.data.qrels import QRELS_FILES, Qrels, find_qrels, read_qrels
 from ebr.data.text_records import DOCUMENTS, QUERIES, Keys, find_records, read_text_records
@@ -68,7 +70,7 @@ class EvaluationSet:
     def notes(self) -> list[str]:
         """What is done with this set that whoever gave it may not expect, a line each."""
         n_own = self.n_own_documents
-        queries = "1 query" if n_own == 1 else f"{n_own:,} queries"
+        queries = counted(n_own, "query", "queries")
         own = f"the document under the query's own id is left out of the ranking of {queries}, as nobody judged it there"
         files = f"read from {', '.join(self.found_in)}"
         found = {own: n_own, files: not set(self.found_in) <= set(_FILES)}
@@ -156,7 +158,7 @@ def _read_documents(file: Path, faults: Faults) -> tuple[dict[str, str], str]:
     documents: dict[str, str] = {}
     keys: set[Keys] = set()
     for record in read_text_records(file, DOCUMENTS, faults, with_ids=True):
-        whole = f"{record.title} {record.text}".strip()
+        whole = Document(record.title, record.text).whole
         documents[record.id] = "" if is_blank(whole) else whole
         keys.add(record.keys)
     return documents, _said(keys)
