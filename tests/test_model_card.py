@@ -249,6 +249,10 @@ def test_escaped_text_is_one_line():
     assert as_markdown("a\n# b\r\n\x1b c") == "a # b c"
 
 
+def test_no_text_turns_the_direction_of_what_follows_it():
+    assert (as_markdown("lab\u202e14"), code_cell("lab\u206714")) == ("lab\ufffd14", '`"lab\ufffd14"`')
+
+
 def test_a_quoted_text_cannot_end_its_code():
     assert code_cell("a``b") == '```"a``b"```'
     assert code_cell("x\ny") == '`"x\\ny"`'

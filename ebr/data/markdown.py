@@ -6,6 +6,8 @@ import json
 import re
 import unicodedata
 
+from ebr.data.terminal_text import in_order
+
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 """What begins or ends something in Markdown; an underscore within a word does not."""
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
@@ -17,8 +19,9 @@ class Markdown(str):
 
 
 def one_line(text: str) -> str:
-    """The text without control characters, each run of white space one space."""
-    return " ".join("".join(" " if unicodedata.category(one) in {"Cc", "Zl", "Zp"} else one for one in text).split())
+    """The text without control characters, in_order, each run of white space one space."""
+    shown = "".join(" " if unicodedata.category(one) in {"Cc", "Zl", "Zp"} else one for one in in_order(text))
+    return " ".join(shown.split())
 
 
 def as_markdown(text: str) -> Markdown:
@@ -28,7 +31,7 @@ def as_markdown(text: str) -> Markdown:
 
 def code_cell(text: str) -> Markdown:
     """A text in quotes, as JSON has it, so that spaces at its ends and line breaks show: code, also in a cell of a table."""
-    quoted = json.dumps(text, ensure_ascii=False)
+    quoted = json.dumps(in_order(text), ensure_ascii=False)
     fence = "`" * (1 + max(map(len, _BACKTICKS.findall(quoted)), default=0))
     # Quotes part the text from the fence; a bar would end the cell, in code too.
     return Markdown(f"{fence}{quoted}{fence}".replace("|", r"\|"))
