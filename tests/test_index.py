@@ -566,6 +566,7 @@ ADDED = {
     "ids it has": ({"ids": ["new", "r1", "r2"]}, {}, "'r1', 'r2' are in the index, or come twice; leave them out"),
     "another model": ({"facts": {**MODEL, "model_sha256": "xyz"}}, {}, "model_sha256 'xyz', not 'abc'"),
     "another prompt": ({"facts": {**MODEL, "prompt": ""}}, {}, "prompt '', not 'p: '"),
+    "another length": ({"facts": {**MODEL, "passage_max_len": 32}}, {}, "passage_max_len 32, not None"),
     "other scaling": ({"facts": {**MODEL, "normalized": False}}, {}, "normalized False, not True"),
     "no known model": ({"facts": {}}, {}, "model_sha256 None, not 'abc'"),
     "another dimension": ({"dim": 8}, {}, "8 numbers a vector, where .* has 16"),

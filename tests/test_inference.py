@@ -228,6 +228,21 @@ def test_another_prompt_embeds_everything_anew_and_says_why(tiny_model, table, t
     assert read_manifest(tmp_path / "v.txt")["prompt"] == "passage: "
 
 
+def test_another_length_of_documents_embeds_everything_anew_and_says_why(tiny_model, table, tmp_path):
+    model = SentenceTransformer(tiny_model, device="cpu")
+    vectors = []
+    for length in (None, 3, None):
+        model[0].document_length = length
+        model.save(str(tmp_path / "model"))
+        again, said = embed(str(tmp_path / "model"), table, tmp_path / "v.txt")
+        assert again.embedded.n_kept == 0
+        assert any("another passage_max_len: everything is embedded anew" in line for line in said) == bool(vectors)
+        assert read_manifest(tmp_path / "v.txt")["passage_max_len"] == length
+        vectors.append(read_embeddings(tmp_path / "v.txt").vectors)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+
+
 def test_each_distinct_text_goes_through_the_model_once_and_the_saving_is_said(tiny_model, table, tmp_path):
     (table / "twice.csv").write_bytes((table / "part.csv").read_bytes())
     result, _ = embed(tiny_model, table, tmp_path / "v.txt", dedup="global")

@@ -68,7 +68,7 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
             "and ebr index --metric inner_product, keep its own"
         )
     spec = replace(spec, prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt)
-    length, query_length = kept_length(model), kept_length(model, Role.QUERY.value)
+    length, of_query, of_document = (kept_length(model, task) for task in (None, Role.QUERY.value, Role.DOCUMENT.value))
     facts = {
         "model": spec.model_path,
         "base_model_path": spec.base_model_path,
@@ -79,7 +79,8 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
         "prompt": spec.prompt,
         "query_prompt": prompt_for(model, Role.QUERY),
         "max_seq_length": length,
-        "query_max_len": None if query_length == length else query_length,
+        "query_max_len": None if of_query == length else of_query,
+        "passage_max_len": None if of_document == length else of_document,
         "normalized": config.normalize_embeddings,
     }
     return LoadedModel(model, spec, facts)

@@ -19,7 +19,8 @@ from ebr.retrieval.index_kinds import Metric
 
 BLOCK_ROWS = 4096
 SAME_VECTORS = (
-    "model_sha256", "architecture", "spelling_sha256", "pooling", "prompt", "max_seq_length", "normalized", "truncate_dim",
+    "model_sha256", "architecture", "spelling_sha256", "pooling", "prompt", "max_seq_length", "passage_max_len", "normalized",
+    "truncate_dim",
 )  # fmt: skip
 """What vectors must have in common to lie in one index."""
 UNRECORDED = ("architecture", "spelling_sha256")

@@ -246,8 +246,6 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = speak) -> Inferen
     from ebr.inference.incremental import fill_store
     from ebr.inference.ledger import open_ledger
     from ebr.inference.pipeline import embed_source
-    from ebr.model.lengths import kept_length
-    from ebr.model.prompts import Role
 
     started = time.perf_counter()
     plan = plan_inference(config)
@@ -256,8 +254,6 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = speak) -> Inferen
         say(line)
     loaded = load_for_inference(config, say)
     output = plan.output()
-    length = kept_length(loaded.model, Role.DOCUMENT.value)
-    own_length = None if length == loaded.facts["max_seq_length"] else length
     with open_ledger(config.output_path, make_recipe(config, loaded.facts, output.options)) as ledger:
         if ledger.changed:
             taken_over = output.options.incremental and ledger.brought_up_to_date
@@ -270,11 +266,11 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = speak) -> Inferen
                 fill_store(config.output_path, ledger.brought_up_to_date, output.options)
             facts = {
                 **loaded.facts,
-                "passage_max_len": own_length,
                 "config": config.to_json(),
                 "settings": settings.to_json(),
                 "versions": library_versions(),
             }
             embedded = embed_source(plan.source, output, ledger, workers, config.shard_rows, facts)
+    length = loaded.facts["passage_max_len"] or loaded.facts["max_seq_length"]
     cut = None if embedded.n_cut is None else CutTexts(embedded.n_rows, embedded.n_cut, length)
     return InferenceResult(embedded, loaded.facts["prompt"], settings, time.perf_counter() - started, cut)
