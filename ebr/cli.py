@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`ebr COMMAND …` and `python -m ebr COMMAND …`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog="ebr", description="Fine-tune a text-embedding model on your own pairs, embed tables, look at maps.")
+    ours = sys.modules[__package__].__version__  # told by the face of the package, which no room imports
+    parser.add_argument("--version", action="version", version=f"%(prog)s {ours}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
         about, words = _first_line(command), f" [{command.positional.upper()}]" if command.positional else ""
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage = f"%(prog)s{words} [--option value ...]"
         _fill(commands.add_parser(name, help=about, description=about, usage=usage, allow_abbrev=False), command)
     arguments = [flag_to_name(token) for token in arguments]
-    return _guarded(lambda: _run_parsed(vars(parser.parse_args(arguments)), arguments[1:]))
+    return guarded(lambda: _run_parsed(vars(parser.parse_args(arguments)), arguments[1:]))
 
 
 def finetune(arguments: Sequence[str] | None = None) -> int:
@@ -202,7 +204,7 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _guarded(run: Callable[[], int]) -> int:
+def guarded(run: Callable[[], int]) -> int:
     """Errors that a user can mend are one message and exit code 2; Ctrl-C is 130; others are ours and keep their traceback."""
     spell_anything()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")

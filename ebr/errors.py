@@ -70,8 +70,13 @@ def how_to_install(extra: str) -> str:
 
 def require_extra(extra: str, what: str) -> None:
     """Raises MissingPackageError when a package of an extra is absent. what: that which needs it, for the message."""
-    if absent := [name for name in _EXTRAS[extra] if find_spec(name) is None]:
+    if absent := [name for name in _EXTRAS[extra] if not _is_there(name)]:
         raise MissingPackageError(f"{what} needs {', '.join(absent)}, absent here: {how_to_install(extra)}")
+
+
+def _is_there(package: str) -> bool:
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None  # a data folder of this name looks like a package without a file
 
 
 class SaveError(EBRError, OSError):

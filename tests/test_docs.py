@@ -225,7 +225,7 @@ def test_the_two_readmes_link_each_other():
 def test_the_sixty_seconds_of_the_readme_run(tiny_model, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"<!-- sixty seconds -->\n```python\n(.*?)```", read(README["en"]), re.DOTALL)
     assert len(code.splitlines()) <= 16
-    small = f"FinetuneConfig(model_name={tiny_model!r}, max_steps=2, train_batch_size=4, "
+    small = f"FinetuneConfig(model_name={tiny_model!r}, max_steps=2, "
     code = (
         code.replace("FinetuneConfig(", small, 2)
         .replace(f"import {small}", "import FinetuneConfig(")

@@ -152,10 +152,49 @@ def test_without_any_extra_one_trains_embeds_and_evaluates_and_is_told_what_else
     assert "codes [0, 0, 0, 2, 2, 2]" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
     for extra, count in {"report": 4, "maps": 1, "index": 1, "qlora": 1}.items():
         assert done.stderr.count(f"pip install 'ebr-retrieval[{extra}]'") == count, done.stderr
+    assert "predicted" not in done.stdout  # the plan of an index that could not be built
+    assert "finetune_type qlora (lora does without): bitsandbytes is missing" in done.stderr
     (folder,) = (tmp_path / "tuned").glob("*-peft-lora")
     assert {"report.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
     assert not (folder / "report.html").exists()
     assert json.loads((tmp_path / "found" / "report.json").read_text(encoding="utf-8"))["kind"] == "evaluation"
+
+
+NOTEBOOK = """
+import runpy, sys
+for name in {hidden}:
+    sys.modules[name] = None
+sys.argv = ["ebr.notebook", *sys.argv[1:]]
+runpy.run_module("ebr.notebook", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "arguments", "said"),
+    [
+        (["nbclient", "nbformat"], ["a.ipynb"], "nbclient, nbformat, absent here: pip install 'ebr-retrieval[notebook]'"),
+        ([], [], "python -m ebr.notebook takes one notebook"),
+        ([], ["absent.ipynb"], "absent.ipynb: No such file"),
+        ([], ["a.ipynb"], "a.ipynb: is no notebook"),
+    ],
+)
+def test_a_notebook_that_cannot_be_run_is_one_line(hidden, arguments, said, tmp_path):
+    (tmp_path / "a.ipynb").write_text("no JSON", encoding="utf-8")
+    run = [sys.executable, "-c", NOTEBOOK.format(hidden=hidden), *arguments]
+    done = subprocess.run(run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ebr: ") and said in line
+
+
+def test_the_version_is_asked_for_as_everywhere(capsys):
+    from ebr import __version__
+    from ebr.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"ebr {__version__}\n"
 
 
 def test_a_page_of_an_evaluation_before_does_not_stand_beside_new_numbers(tmp_path, monkeypatch):

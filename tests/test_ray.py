@@ -406,7 +406,10 @@ def test_node_lost_in_the_middle_costs_no_row_and_brings_none_twice(folder, clus
 def test_address_without_a_cluster_is_refused_by_its_option(folder, address):
     pytest.importorskip("ray", reason="the optional package ray is not installed")
     run = run_of(folder, "out")
-    with pytest.raises(ConfigError, match=rf"^ray_address {address}: no cluster can be used there \(.*docs/scale.md"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^ray_address {address}: no cluster can be used there \(.*; start one by: ray start --head \(docs/scale.md ",
+    ):
         RayWorkers(run.output(run.source()).options, address=address)
 
 

@@ -304,7 +304,7 @@ def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself goes on asking for minutes
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ConfigError(f"{where} ({_reason(error)}); docs/scale.md says how to start one") from error
+        raise ConfigError(f"{where} ({_reason(error)}); start one by: ray start --head (docs/scale.md says more)") from error
     finally:
         if before is None:
             del os.environ[_STATISTICS]

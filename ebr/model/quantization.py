@@ -71,12 +71,12 @@ def recorded(folder: Path | None) -> tuple[int, torch.dtype]:
     return int(bits), compute_dtype(bf16=config.get("bf16", False), fp16=config.get("fp16", False))
 
 
-def check_bitsandbytes() -> None:
-    """Raises MissingPackageError when bitsandbytes is absent."""
+def check_bitsandbytes(what: str = "quantised weights") -> None:
+    """Raises MissingPackageError when bitsandbytes is absent. what: that which needs it, for the message."""
     try:
         import_bitsandbytes()
     except ImportError as error:
-        raise MissingPackageError(f"quantised weights need bitsandbytes ({error}): {how_to_install('qlora')}") from None
+        raise MissingPackageError(f"{what}: bitsandbytes is missing ({error}); {how_to_install('qlora')}") from None
     # It says at every layer of every step that products of 8 bits are of float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 

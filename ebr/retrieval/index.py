@@ -14,15 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.vectors import Vectors
-from ebr.errors import DataError, MissingPackageError, first_line, how_to_install
+from ebr.errors import DataError, first_line, require_extra
 from ebr.retrieval.index_kinds import IndexSpec
 
-try:
-    import faiss
-except ModuleNotFoundError:
-    faiss = None  # type: ignore[assignment]
-if not hasattr(faiss, "IndexFlatIP"):  # the data folder of this name looks like an empty package
-    raise MissingPackageError(f"faiss is absent; {how_to_install('index')}")
+require_extra("index", "an index")
+import faiss  # noqa: E402
 
 _faiss: Any = faiss  # its type stubs know neither every class nor the arguments by name
 Scores = npt.NDArray[np.float32]

@@ -123,7 +123,7 @@ def check_machine(config: FinetuneConfig) -> None:
         there = ", ".join(sorted(installed))
         raise ConfigError(f"{config.spelling('report_to')}: {', '.join(missing)} is not installed here; there is {there}")
     if config.finetune_type == "qlora":
-        check_bitsandbytes()
+        check_bitsandbytes("finetune_type qlora (lora does without)")
 
 
 def fine_tune(

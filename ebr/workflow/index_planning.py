@@ -11,7 +11,7 @@ from ebr.config import IndexConfig
 from ebr.data.counted import counted
 from ebr.data.dialects import parse_delimiter
 from ebr.data.places import check_place
-from ebr.errors import ConfigError, DataError
+from ebr.errors import ConfigError, DataError, require_extra
 
 if TYPE_CHECKING:
     from ebr.data.embeddings import EmbeddingFiles
@@ -64,6 +64,7 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     from ebr.retrieval.index_source import open_source
     from ebr.retrieval.index_store import check_replaceable, read_sidecar
 
+    require_extra("index", "an index")
     check_place(config.index_path, "index_path", is_folder=True)
     check_replaceable(config.index_path)
     before = read_sidecar(config.index_path) if config.add else None
