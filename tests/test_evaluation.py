@@ -4,8 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ebr.data.comparison import HEADLINES, Outcome
 from ebr.data.evaluation_set import EvaluationSet
-from ebr.retrieval.evaluation import HEADLINES, Evaluation, Outcome, compare, evaluate_encoder, evaluate_ranking
+from ebr.retrieval.evaluation import Evaluation, compare, evaluate_encoder, evaluate_ranking
 from ebr.retrieval.metrics import METRICS
 
 VECTORS = {"east": (1, 0), "north": (0, 1), "north-east": (0.8, 0.6), "west": (-1, 0)}

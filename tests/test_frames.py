@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ebr.data.comparison import HEADLINES
 from ebr.data.cut_texts import CutTexts, cut_facts
 from ebr.data.embeddings import write_embeddings
 from ebr.data.queries import Query
 from ebr.data.result_tables import Shown, Table
 from ebr.inference.pipeline import EmbeddedTables
-from ebr.retrieval.evaluation import HEADLINES, Evaluation, compare
+from ebr.retrieval.evaluation import Evaluation, compare
 from ebr.retrieval.mining import Reason
 from ebr.retrieval.mining_report import MiningCounts
 from ebr.retrieval.report import DatasetReport, Measured, Report

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ebr.config import FinetuneConfig, TrainConfig
+from ebr.data import speech
 from ebr.data.files import read_manifest, size_of
 from ebr.errors import ConfigError, EBRError, Interrupted, SaveError
 from ebr.model.encoder import load_encoder
@@ -26,7 +27,7 @@ from ebr.training.disk import Checkpoints, DiskNeeds, disk_needs
 from ebr.training.doctor import Severity
 from ebr.training.layouts import RUN, WATCH, pair_layout
 from ebr.training.run_findings import judge_disk
-from ebr.workflow import check_training, finetuning, rescue, speech, train_sentence_transformer
+from ebr.workflow import check_training, finetuning, rescue, train_sentence_transformer
 from ebr.workflow.rescue import FinishedModel
 from tests.conftest import REPO
 
@@ -119,7 +120,7 @@ def test_fullest_moment_is_while_one_checkpoint_more_or_the_model_is_written(che
 @pytest.mark.parametrize("finetune_type", ["lora", "full"])
 def test_sizes_are_those_of_what_is_written(config, finetune_type):
     from ebr.training.run import prepare_model
-    from ebr.workflow.finetuning import load_for_training
+    from ebr.workflow.planning import load_for_training
 
     config.finetune_type = finetune_type
     model = load_for_training(config)

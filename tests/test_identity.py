@@ -17,11 +17,11 @@ from ebr.config import FinetuneConfig, IndexConfig, InferenceConfig
 from ebr.data.files import read_manifest, write_json
 from ebr.errors import ConfigError, ModelError
 from ebr.model.encoder import load_encoder, save_encoder
+from ebr.model.facts import encoder_facts
 from ebr.model.origin import resolve_model, weight_files_digest
 from ebr.training import run as run_module
 from ebr.workflow import build_index, open_index, run_batch_inference
 from ebr.workflow import train_sentence_transformer as fine_tune
-from ebr.workflow.model_folder import encoder_facts
 from tests.lora_adapters import WEIGHTS, save_tuned
 
 TEXTS = ["buy a red shoe", "the blue cup", "red " * 80 + "blue lamp cup book green small", "日本語", "東京大学の"]

@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ebr.data.comparison import Change, Comparison, Interval
 from ebr.data.leaks import LeakCheck, LeakedText
 from ebr.retrieval import report as report_module
 from ebr.retrieval.changes import ChangedQuery, Expected, Hit, Slice
 from ebr.retrieval.compression import Compressed
-from ebr.retrieval.evaluation import Change, Comparison, Evaluation, compare
+from ebr.retrieval.evaluation import Evaluation, compare
 from ebr.retrieval.report import Contrast, DatasetReport, Measured, Report, report_json, write_report
 from ebr.retrieval.report_page import report_html
 from ebr.retrieval.report_parts import MOST_CHARACTERS
 from ebr.retrieval.report_text import isolated, printable, probability, score, shortened, signed
 from ebr.retrieval.report_words import CHINESE, ENGLISH
-from ebr.retrieval.significance import Interval, WinsTiesLosses
+from ebr.retrieval.significance import WinsTiesLosses
 from ebr.retrieval.space import SpaceHealth
 
 EVIL = [

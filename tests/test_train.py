@@ -185,7 +185,7 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
     train_sentence_transformer(config, say=lambda _: None)
     assert [len(rows) for rows in seen.rows] == [2] * 15 + [1]
 
-    from ebr.workflow.finetuning import load_for_training
+    from ebr.workflow.planning import load_for_training
 
     model = load_for_training(config)
     module.prepare_model(model, config)

@@ -20,8 +20,8 @@ from ebr.model.encoder import load_encoder
 from ebr.model.identity import fingerprint
 from ebr.workflow import check_training, evaluate_retrieval, merge_adapter
 from ebr.workflow import train_sentence_transformer as fine_tune
-from ebr.workflow.finetuning import load_for_training
 from ebr.workflow.leak_check import Provenance, check_leaks
+from ebr.workflow.planning import load_for_training
 from tests.lora_adapters import TEXTS, WEIGHTS, said_by_us, save_tuned, vectors
 from tests.test_leaks import dataset_of
 

@@ -17,6 +17,7 @@ from ebr.data.files import described, hash_file, manifest_path, read_manifest, w
 from ebr.data.foreign_vectors import find_foreign, visible_files
 from ebr.data.places import place_of
 from ebr.data.result_tables import DataFrame, Table
+from ebr.data.tables import VECTOR
 from ebr.data.vector_formats import (
     VectorFormat,
     files_of,
@@ -27,7 +28,7 @@ from ebr.data.vector_formats import (
     unfit_rows,
     write_vectors,
 )
-from ebr.data.vectors import VECTOR, Columns, VectorBatch, Vectors
+from ebr.data.vectors import Columns, VectorBatch, Vectors
 from ebr.errors import ConfigError, DataError
 
 PART_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{12})\.[a-z.]+")

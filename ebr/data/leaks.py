@@ -209,3 +209,16 @@ def _leak_check(dataset: EvaluationSet, seen: _Training, leaked_documents: dict[
         relevant=len(relevant & leaked_documents.keys()),
         examples=tuple(islice([*answered, *asked, *near], _EXAMPLES_SHOWN)),
     )
+
+
+def leak_line(leaks: LeakCheck | None, note: str) -> str:
+    """One line on what training and evaluation share; loud where they share what they must not."""
+    if leaks is None:
+        return f"leak check not made: {note}"
+    more = f" ({note})" if note else ""
+    if not leaks.is_leak:
+        return f"leak check: no evaluation query among {leaks.n_train_texts:,} training texts{more}"
+    return (
+        f"LEAK: of {leaks.n_queries:,} evaluation queries {leaks.queries:,} stand in the training records "
+        f"({leaks.answered:,} with an answer of theirs), {leaks.near_queries:,} more nearly so: the figures are too good{more}"
+    )

@@ -17,8 +17,7 @@ from ebr.data.dialects import Dialect
 from ebr.data.evolution import is_older, widest, with_own_widths
 from ebr.data.records import read_records
 from ebr.data.table_files import TableFile, find_tables, open_table
-from ebr.data.tables import BadRow, column_index
-from ebr.data.vectors import VECTOR
+from ebr.data.tables import VECTOR, BadRow, column_index
 from ebr.errors import ConfigError, DataError
 
 MOST_BYTES = 64 * 2**20

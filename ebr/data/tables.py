@@ -27,6 +27,9 @@ HEADER_BLOCK = 64 * 2**10
 
 NOT_UTF8 = "not UTF-8"
 
+VECTOR = "vector"
+"""The name of the column that holds the vector."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from ebr.data.contents import TableKind, contents_of, suffix_within
+from ebr.data.tables import VECTOR
 from ebr.data.vector_arrow import columnar_layout, json_layout, read_columnar, read_json_lines
 from ebr.data.vector_layout import Layout
 from ebr.data.vector_npy import ROWS_SUFFIX, join_npy, npy_layout, read_npy, rows_path, write_npy
 from ebr.data.vector_npz import npz_layout, read_npz
 from ebr.data.vector_parquet import join_parquet, parquet_layout, read_parquet, write_parquet
 from ebr.data.vector_text import join_text, read_text, text_layout, unfit_names, unfit_text_rows, write_text
-from ebr.data.vectors import VECTOR, VectorBatch, Vectors, checked_vectors
+from ebr.data.vectors import VectorBatch, Vectors, checked_vectors
 from ebr.errors import ConfigError, DataError
 
 DTYPES = ("float32", "float16")

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ebr.data.tables import column_index
-from ebr.data.vectors import VECTOR
+from ebr.data.tables import VECTOR, column_index
 from ebr.errors import DataError
 
 OPTION = "vector_column"

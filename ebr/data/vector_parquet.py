@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebr.data.contents import unpacked
-from ebr.data.tables import without_twins
+from ebr.data.tables import VECTOR, without_twins
 from ebr.data.unpacking import unreadable
 from ebr.data.vector_arrow import Read, arrow_layout, read_arrow, text_columns, texts
 from ebr.data.vector_layout import Layout
-from ebr.data.vectors import VECTOR, Columns, VectorBatch, as_type
+from ebr.data.vectors import Columns, VectorBatch, as_type
 from ebr.errors import DataError, first_line
 
 _GROUP_ROWS = 16_384  # rows of a row group, the least that is in memory when a file is read: 25 MB at 384 dimensions

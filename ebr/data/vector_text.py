@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ebr.data.dialects import NULL
-from ebr.data.tables import BadRow, join_cells, read_header, read_rows
+from ebr.data.tables import VECTOR, BadRow, join_cells, read_header, read_rows
 from ebr.data.vector_layout import Layout, find_vector
 from ebr.data.vector_numbers import format_vectors, read_vectors
-from ebr.data.vectors import VECTOR, Columns, VectorBatch, Vectors, slices, wanted_columns
+from ebr.data.vectors import Columns, VectorBatch, Vectors, slices, wanted_columns
 from ebr.errors import DataError
 
 _SLICE_NUMBERS = 1 << 15  # numbers formatted at once: their cells and temporary arrays stay in the cache

@@ -11,11 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ebr.data.tables import column_index
+from ebr.data.tables import VECTOR, column_index
 from ebr.errors import DataError
-
-VECTOR = "vector"
-"""The name of the column that holds the vector."""
 
 Vectors = npt.NDArray[np.float32]
 

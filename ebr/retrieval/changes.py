@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ebr.data.comparison import Interval
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.noise import words
 from ebr.retrieval.evaluation import Evaluation
-from ebr.retrieval.significance import Interval, paired_bootstrap
+from ebr.retrieval.significance import paired_bootstrap
 
 _METRIC = "ndcg@10"
 _SAME = 1e-9

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ebr.data.comparison import REPORT_JSON
 from ebr.data.files import write_aside, write_json
 from ebr.errors import MissingPackageError, require_extra
 from ebr.retrieval.changes import ChangedQuery
@@ -21,7 +22,7 @@ __all__ = ["Contrast", "DatasetReport", "Measured", "Report", "report_json", "wr
 
 log = logging.getLogger(__name__)
 
-REPORT_HTML, REPORT_JSON = "report.html", "report.json"
+REPORT_HTML = "report.html"
 
 
 def write_report(folder: Path, report: Report, language: str) -> tuple[Path | None, Path]:

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from ebr.data.comparison import CONFIDENCE, Change, Interval, Outcome
 from ebr.retrieval import report_text
 from ebr.retrieval.changes import Slice
 from ebr.retrieval.compression import Compressed
-from ebr.retrieval.evaluation import CONFIDENCE, UNJUDGED, Change, Outcome
+from ebr.retrieval.evaluation import UNJUDGED
 from ebr.retrieval.report_facts import facts_to_show
 from ebr.retrieval.report_parts import MOST_CHARACTERS, Contrast, DatasetReport, Measured, Report
 from ebr.retrieval.report_text import Wording, isolated, score, signed
-from ebr.retrieval.significance import Interval
 from ebr.visualization.report_plots import differences_svg, forest_svg, sizes_svg
 
 HEADLINE = "ndcg@10"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ebr.data.comparison import Comparison
 from ebr.data.leaks import LeakCheck
 from ebr.retrieval.changes import ChangedQuery, Slice
 from ebr.retrieval.compression import Compressed
-from ebr.retrieval.evaluation import Comparison, Evaluation
+from ebr.retrieval.evaluation import Evaluation
 from ebr.retrieval.significance import WinsTiesLosses
 from ebr.retrieval.space import SpaceHealth
 

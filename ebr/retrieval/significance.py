@@ -9,21 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from ebr.data.comparison import Interval
+
 Scores = npt.NDArray[np.float64]
 
 TIE = 1e-9  # scores of one query this close are equal: such a difference is rounding, not retrieval
 _ROUNDING = 1e-12
 _RESAMPLED_AT_ONCE = 2_000_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference over n queries, and the confidence interval [low, high] around it."""
-
-    difference: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from ebr.config import FinetuneConfig
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.examples import Example, split_validation
 from ebr.data.sources import after_split, source_of
+from ebr.data.speech import Say, speak
 from ebr.errors import DataError
 from ebr.workflow.diagnosis import diagnose, save_check
-from ebr.workflow.finetuning import load_for_training
-from ebr.workflow.planning import layout_of, plan_warnings, read_records, rows_of_each
-from ebr.workflow.speech import Say, speak
+from ebr.workflow.planning import layout_of, load_for_training, plan_warnings, read_records, rows_of_each
 
 if TYPE_CHECKING:
     from ebr.training.doctor import CheckReport, Finding

@@ -73,7 +73,7 @@ def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransfor
 
 def facts_of(model: SentenceTransformer) -> dict[str, Any]:
     """What a report says of a model: the facts that a person reads."""
-    from ebr.workflow.model_folder import encoder_facts
+    from ebr.model.facts import encoder_facts
 
     facts = encoder_facts(model)
     for name in ("versions", "architecture", "spelling_sha256"):

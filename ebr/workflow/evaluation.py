@@ -14,15 +14,18 @@ from ebr.data.cut_texts import cut_facts
 from ebr.data.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.examples import find_training_files
 from ebr.data.files import hash_files, read_json, write_folder_aside
+from ebr.data.leaks import leak_line
 from ebr.data.places import check_place
+from ebr.data.speech import Say, speak
+from ebr.data.versions import code_sha256, library_versions
 from ebr.errors import ConfigError
 from ebr.workflow.evaluated_models import check_base, distinct_names, facts_of, load_for_evaluation
 from ebr.workflow.evaluation_result import EvaluationResult
-from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks, leak_line
-from ebr.workflow.speech import Say, code_sha256, library_versions, speak
+from ebr.workflow.leak_check import Provenance, TrainingSource, check_leaks
 
 if TYPE_CHECKING:
-    from ebr.retrieval.evaluation import Comparison, Evaluation
+    from ebr.data.comparison import Comparison
+    from ebr.retrieval.evaluation import Evaluation
     from ebr.retrieval.report import DatasetReport, Measured
 
 _RUNS = "runs"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebr.data.cut_texts import CutTexts, cut_lines
+from ebr.data.leaks import leak_line
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.data.terminal_text import pad_text, text_columns
-from ebr.workflow.leak_check import leak_line
 
 if TYPE_CHECKING:
     from ebr.retrieval.report import DatasetReport, Report

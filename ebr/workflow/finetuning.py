@@ -13,16 +13,15 @@ from ebr.config import FinetuneConfig
 from ebr.data.cut_texts import cut_facts
 from ebr.data.evaluation_set import EvaluationSet
 from ebr.data.files import hash_files
-from ebr.data.leaks import find_leaks
-from ebr.data.sources import prompts_of
+from ebr.data.leaks import find_leaks, leak_line
+from ebr.data.speech import Ask, Say, speak, terminal
 from ebr.errors import first_line
 from ebr.workflow.diagnosis import diagnose, save_check
 from ebr.workflow.evaluation import dataset_origin, report_facts
 from ebr.workflow.finishing import FinetuneResult, TrainedModel
-from ebr.workflow.leak_check import CHOSEN_HERE, leak_line
+from ebr.workflow.leak_check import CHOSEN_HERE
 from ebr.workflow.model_folder import model_manifest, start_facts
-from ebr.workflow.planning import FinetunePlan, plan_finetune
-from ebr.workflow.speech import Ask, Say, speak, terminal
+from ebr.workflow.planning import FinetunePlan, load_for_training, mixture_of, needs_of_disk, plan_finetune
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from ebr.retrieval.report import Measured, Report
     from ebr.training.disk import DiskNeeds
     from ebr.training.doctor import CheckReport
-    from ebr.training.engine import Mixture
     from ebr.training.processes import Processes
 
 _NO_NEWS = {
@@ -70,8 +68,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     if leaks is not None:
         say(leak_line(leaks, ""))
     model, start = _made_trainable(plan, config, processes, say)
-    mixture = _mixture(plan, model)
-    disk = _disk_needs(plan, model, config, processes, mixture)
+    mixture = mixture_of(plan, model)
+    disk = needs_of_disk(plan, model, config, processes, mixture)
     check = None
     if processes.is_main:
         check = _checked(plan, model, config, processes, leaks, disk, say)
@@ -162,34 +160,6 @@ def _checked(
     return check
 
 
-def _disk_needs(
-    plan: FinetunePlan, model: SentenceTransformer, config: FinetuneConfig, processes: Processes, mixture: Mixture | None
-) -> DiskNeeds:
-    from ebr.training.disk import disk_needs
-
-    n_train = len(plan.train)
-    return disk_needs(
-        model,
-        config,
-        plan.layout,
-        n_train=n_train,
-        n_steps=plan.n_steps,
-        n_processes=processes.count,
-        of_each=mixture.of_each(n_train) if mixture else (),
-        checkpoint=plan.checkpoint,
-    )
-
-
-def _mixture(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None:
-    """Where rows come from, in the engine's words; None = one source with the model's own prompts."""
-    from ebr.training.engine import Mixture
-
-    if not plan.sources:
-        return None
-    prompts = [prompts_of(source, model.prompts) for source in plan.sources]
-    return Mixture(plan.source_of, [source.weight for source in plan.sources], prompts)
-
-
 def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[int], object]) -> int | None:
     """Run `ebr command arguments` again with one process a visible GPU, and return its exit code; None = go on in this one.
 
@@ -226,27 +196,6 @@ def _begin_or_go_on(plan: FinetunePlan, record: Mapping[str, Any], processes: Pr
     resume_from = plan.layout.work / plan.checkpoint.name
     say(f"resuming from {resume_from}")
     return resume_from
-
-
-def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
-    """The base model, quantised for qlora, with the pooling and at the lengths that it is tuned with."""
-    from ebr.model.encoder import load_encoder, require_transformer
-    from ebr.model.lengths import set_lengths
-    from ebr.model.quantization import compute_dtype
-
-    model = load_encoder(
-        config.model_name,
-        trust_remote_code=config.trust_remote_code,
-        pooling=config.pooling,
-        base_model_path=config.base_model_path,
-        quantization_bits=config.quantization_bits if config.finetune_type == "qlora" else 0,
-        compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
-        attn_implementation=config.attn_implementation,
-        hash_base=True,
-    )
-    require_transformer(model, config.spelling("model_name"), config.model_name)
-    set_lengths(model, config.max_seq_length, query=config.query_max_len, passage=config.passage_max_len)
-    return model
 
 
 class _Judge:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ebr.config import FinetuneConfig
 from ebr.data.files import reason_of
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
+from ebr.data.speech import Ask, Say
 from ebr.workflow.model_folder import LOSS_CURVE, REPORT, save_model, write_summary
 from ebr.workflow.planning import FinetunePlan
 from ebr.workflow.rescue import FinishedModel
-from ebr.workflow.speech import Ask, Say
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.retrieval.evaluation import Comparison
+    from ebr.data.comparison import Comparison
     from ebr.retrieval.report import Report
     from ebr.training.run import TrainingRecord
 

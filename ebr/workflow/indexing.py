@@ -13,9 +13,10 @@ from ebr.data.counted import counted
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
+from ebr.data.speech import Say, speak
+from ebr.data.versions import library_versions
 from ebr.errors import DataError
 from ebr.workflow.index_planning import IndexPlan, old_sources, plan_index
-from ebr.workflow.speech import Say, library_versions, speak
 
 if TYPE_CHECKING:
     from ebr.retrieval.index import FaissIndex

@@ -16,8 +16,9 @@ from ebr.data.dialects import parse_dialect
 from ebr.data.files import read_manifest
 from ebr.data.places import check_place
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
+from ebr.data.speech import Say, speak
+from ebr.data.versions import library_versions
 from ebr.errors import ConfigError
-from ebr.workflow.speech import Say, library_versions, speak
 
 if TYPE_CHECKING:
     from ebr.data.shards import Source

@@ -127,16 +127,3 @@ def check_leaks(known: Provenance, dataset: EvaluationSet) -> tuple[LeakCheck | 
     if known.unknown:
         said.append(("unknown", {"models": ", ".join(known.unknown)}))
     return find_leaks(examples, dataset) if examples else None, Notes(tuple(said))
-
-
-def leak_line(leaks: LeakCheck | None, note: str) -> str:
-    """One line on what training and evaluation share; loud where they share what they must not."""
-    if leaks is None:
-        return f"leak check not made: {note}"
-    more = f" ({note})" if note else ""
-    if not leaks.is_leak:
-        return f"leak check: no evaluation query among {leaks.n_train_texts:,} training texts{more}"
-    return (
-        f"LEAK: of {leaks.n_queries:,} evaluation queries {leaks.queries:,} stand in the training records "
-        f"({leaks.answered:,} with an answer of theirs), {leaks.near_queries:,} more nearly so: the figures are too good{more}"
-    )

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebr.config import VisualizationConfig
+from ebr.data.speech import Say
 from ebr.workflow.map_vectors import MapVectors, Vectors
-from ebr.workflow.speech import Say
 
 if TYPE_CHECKING:
     from ebr.visualization.columns import MapColumn

@@ -11,10 +11,9 @@ from ebr.config import MergeConfig
 from ebr.data.files import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
 from ebr.data.places import check_place
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
+from ebr.data.speech import Say, speak
 from ebr.errors import ConfigError, DataError, ModelError, first_line
 from ebr.workflow.model_card import read_report, write_card
-from ebr.workflow.model_folder import TRAINING_CONFIG, encoder_facts
-from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,6 +121,8 @@ def check_output(output: Path, folders: Mapping[str, Path]) -> None:
 
 def _options_beside(folder: Path) -> dict[str, Any]:
     """Options of the run that made an adapter, as a training_config.json beside it tells them."""
+    from ebr.model.facts import TRAINING_CONFIG
+
     path = folder / TRAINING_CONFIG
     if not path.is_file():
         return {}
@@ -239,6 +240,7 @@ def _quantised_cosine(plan: MergePlan, merged: NDArray[np.float32], say: Say) ->
 
 def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str | None) -> dict[str, Any]:
     from ebr.model.base_card import base_card
+    from ebr.model.facts import encoder_facts
 
     return {
         "kind": "model",

@@ -20,10 +20,10 @@ from ebr.data.files import hash_file, hash_files, manifest_path, read_manifest, 
 from ebr.data.places import check_place
 from ebr.data.record_layouts import RecordFormat
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, fact_lines
+from ebr.data.speech import Say, speak
 from ebr.data.terminal_text import one_line
 from ebr.data.training_files import Record, as_format, read_training_records, to_object, training_file
 from ebr.errors import ConfigError, DataError
-from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -137,8 +137,8 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
     """
     from ebr.inference.engines import RetrievalEncoder
     from ebr.model.encoder import COSINE
+    from ebr.model.facts import encoder_facts
     from ebr.retrieval.mining import mine
-    from ebr.workflow.model_folder import encoder_facts
 
     started = time.perf_counter()
     plan = plan_mining(config)

@@ -18,14 +18,13 @@ from urllib.parse import quote
 from ebr.config import FinetuneConfig
 from ebr.data.counted import counted
 from ebr.data.files import read_json
-from ebr.data.leaks import LeakCheck
+from ebr.data.leaks import LeakCheck, leak_line
 from ebr.data.markdown import Markdown, as_markdown, code_cell, one_line
-from ebr.workflow.leak_check import leak_line
 
 if TYPE_CHECKING:
     import jinja2
 
-    from ebr.retrieval.evaluation import Change, Comparison
+    from ebr.data.comparison import Change, Comparison
 
 CARD = "README.md"
 Facts = Mapping[str, Any]
@@ -59,7 +58,7 @@ class _Measured:
     @property
     def changes(self) -> list[tuple[str, Change]]:
         """The metrics that people know, by their names."""
-        from ebr.retrieval.evaluation import HEADLINES
+        from ebr.data.comparison import HEADLINES
 
         return [(HEADLINES[one.metric], one) for one in self.comparison.changes if one.metric in HEADLINES]
 
@@ -71,7 +70,7 @@ def write_card(folder: Path, name: str, manifest: Facts, trained: Facts, report:
 
 def read_report(folder: Path) -> dict[str, Any] | None:
     """The report.json in a model's folder; None without one."""
-    from ebr.retrieval.report import REPORT_JSON
+    from ebr.data.comparison import REPORT_JSON
 
     return read_json(folder / REPORT_JSON) if (folder / REPORT_JSON).is_file() else None
 
@@ -117,7 +116,7 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
 
 def _measured(dataset: Facts) -> _Measured:
     """Base against tuned on one set of a report.json."""
-    from ebr.retrieval.evaluation import Comparison
+    from ebr.data.comparison import Comparison
 
     name = dataset["dataset"]["name"]
     comparison = Comparison.from_json({"dataset": name, **dataset["comparisons"][0]})

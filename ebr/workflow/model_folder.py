@@ -14,18 +14,16 @@ from ebr.data.writing import writing_of
 from ebr.errors import MissingPackageError, require_extra
 from ebr.workflow.model_card import CARD, read_report, write_card
 from ebr.workflow.planning import FinetunePlan
-from ebr.workflow.speech import library_versions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.retrieval.evaluation import Comparison
+    from ebr.data.comparison import Comparison
     from ebr.retrieval.report import Report
     from ebr.training.run import TrainingRecord
 
 log = logging.getLogger(__name__)
 
-TRAINING_CONFIG = "training_config.json"
 REPORT = "report.html"
 LOSS_CURVE = "loss_curve.png"
 
@@ -57,6 +55,8 @@ def model_manifest(
     record: TrainingRecord,
 ) -> dict[str, Any]:
     """Where a tuned model comes from, and what whoever uses it must know. start: see start_facts."""
+    from ebr.model.facts import encoder_facts
+
     return {
         "kind": "model",
         "config": _rerun(config).to_json(),
@@ -83,28 +83,6 @@ def _data(plan: FinetunePlan) -> list[dict[str, Any]]:
     ]
 
 
-def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
-    """What every manifest of a model says of it: its weights' hash, and how it embeds."""
-    from ebr.model.encoder import similarity_of
-    from ebr.model.identity import architecture, fingerprint, spelling_digest
-    from ebr.model.lengths import kept_length
-    from ebr.model.pooling import pooling_name
-
-    return {
-        "model_sha256": fingerprint(model),
-        "architecture": architecture(model),
-        "spelling_sha256": spelling_digest(model),
-        "similarity": similarity_of(model),
-        "pooling": pooling_name(model),
-        "prompts": model.prompts,
-        "max_seq_length": kept_length(model),
-        "query_max_len": getattr(model[0], "query_length", None),
-        "passage_max_len": getattr(model[0], "document_length", None),
-        "dim": model.get_embedding_dimension(),
-        "versions": library_versions(),
-    }
-
-
 def _rerun(config: FinetuneConfig) -> FinetuneConfig:
     """A record reruns the whole run, also when this one was resumed."""
     return config.model_copy(update={"resume_from_checkpoint": None})
@@ -123,6 +101,7 @@ def save_model(
     Raises OSError when the model itself cannot be written.
     """
     from ebr.model.encoder import save_encoder
+    from ebr.model.facts import TRAINING_CONFIG
     from ebr.model.origin import public_name
     from ebr.retrieval.report import write_report
     from ebr.training.layouts import HISTORY

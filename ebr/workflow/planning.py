@@ -13,11 +13,16 @@ from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.counted import counted
 from ebr.data.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.examples import Example, find_training_files, lonely_rows, read_examples, split_validation
-from ebr.data.sources import Source, after_split, all_examples, all_files, read_sources, source_of
+from ebr.data.sources import Source, after_split, all_examples, all_files, prompts_of, read_sources, source_of
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from ebr.training.disk import DiskNeeds
+    from ebr.training.engine import Mixture
     from ebr.training.layouts import Layout
+    from ebr.training.processes import Processes
 
 _MOST_NAMED = 5
 _QUERY_SHOWN = 30
@@ -181,3 +186,53 @@ def _refuse_what_the_split_left_alone(train: list[Example], config: FinetuneConf
             f"{size} 1: the negatives of {counted(n_lonely, 'record')} stand on the other side of the validation split, so the "
             f"loss would be zero; raise {size}, or set validation_split to 0"
         )
+
+
+def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
+    """The base model, quantised for qlora, with the pooling and at the lengths that it is tuned with."""
+    from ebr.model.encoder import load_encoder, require_transformer
+    from ebr.model.lengths import set_lengths
+    from ebr.model.quantization import compute_dtype
+
+    model = load_encoder(
+        config.model_name,
+        trust_remote_code=config.trust_remote_code,
+        pooling=config.pooling,
+        base_model_path=config.base_model_path,
+        quantization_bits=config.quantization_bits if config.finetune_type == "qlora" else 0,
+        compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
+        attn_implementation=config.attn_implementation,
+        hash_base=True,
+    )
+    require_transformer(model, config.spelling("model_name"), config.model_name)
+    set_lengths(model, config.max_seq_length, query=config.query_max_len, passage=config.passage_max_len)
+    return model
+
+
+def needs_of_disk(
+    plan: FinetunePlan, model: SentenceTransformer, config: FinetuneConfig, processes: Processes, mixture: Mixture | None
+) -> DiskNeeds:
+    """What the run of a plan will write, reckoned on its prepared model."""
+    from ebr.training.disk import disk_needs
+
+    n_train = len(plan.train)
+    return disk_needs(
+        model,
+        config,
+        plan.layout,
+        n_train=n_train,
+        n_steps=plan.n_steps,
+        n_processes=processes.count,
+        of_each=mixture.of_each(n_train) if mixture else (),
+        checkpoint=plan.checkpoint,
+    )
+
+
+def mixture_of(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None:
+    """Where rows come from, in the engine's words; None = one source with the model's own prompts."""
+    from ebr.training.engine import Mixture
+
+    if not plan.sources:
+        return None
+    prompts = [prompts_of(source, model.prompts) for source in plan.sources]
+    return Mixture(plan.source_of, [source.weight for source in plan.sources], prompts)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebr.data.files import free_bytes, reason_of
+from ebr.data.speech import Ask, Say
 from ebr.errors import SaveError, why_not_utf8
-from ebr.workflow.speech import Ask, Say
 
 if TYPE_CHECKING:
     from ebr.training.layouts import Layout

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ebr.config import SampleConfig
 from ebr.data.files import FOLDER_MANIFEST, read_manifest, write_json
+from ebr.data.speech import Say, speak
 from ebr.errors import ConfigError
-from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from ebr.data.sample import SampleCorpus

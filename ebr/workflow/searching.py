@@ -18,9 +18,9 @@ from ebr.data.places import check_place, is_stream
 from ebr.data.progress import progress_bar
 from ebr.data.queries import Query, one_query, read_queries
 from ebr.data.result_tables import DataFrame, Part, Shown
+from ebr.data.speech import Say, speak
 from ebr.errors import ConfigError, ReaderGone
 from ebr.workflow.matches import Match, hits_block, hits_parts, hits_table
-from ebr.workflow.speech import Say, speak
 from ebr.workflow.text_index import TextIndex, open_index
 
 __all__ = ["Match", "SearchPlan", "SearchResult", "TextIndex", "open_index", "plan_search", "search_index"]

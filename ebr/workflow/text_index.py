@@ -15,10 +15,10 @@ from ebr.config import IndexConfig
 from ebr.data.blank import is_blank
 from ebr.data.cut_texts import CutTexts
 from ebr.data.files import read_manifest
+from ebr.data.speech import Say, speak
 from ebr.data.vectors import Vectors
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.workflow.matches import Hits, Match
-from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -12,13 +12,13 @@ from ebr.config import VisualizationConfig
 from ebr.data.files import write_json
 from ebr.data.places import check_place
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
+from ebr.data.speech import Say, speak
 from ebr.errors import require_extra
 from ebr.workflow.map_drawing import MapContent, MapPanel
 from ebr.workflow.map_files import MapFiles, check_map_files, map_files
 from ebr.workflow.map_numbers import METHODS, Coords, DrawnMap, MapNumbers
 from ebr.workflow.map_rows import MapRows, read_map_rows
 from ebr.workflow.map_vectors import Rows
-from ebr.workflow.speech import Say, speak
 
 if TYPE_CHECKING:
     from ebr.visualization.map_cache import MapCache

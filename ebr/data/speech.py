@@ -1,13 +1,10 @@
-"""What every verb needs."""
+"""Where lines for people go, and who answers a question."""
 
 from __future__ import annotations
 
 import codecs
 import sys
 from collections.abc import Callable
-from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
 
 from ebr.errors import json_escape
 
@@ -39,19 +36,3 @@ def _answer(question: str) -> str:
         return input(question)
     except (EOFError, KeyboardInterrupt, UnicodeError):  # no answer either, and no reason to lose what the question is about
         return ""
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that a manifest records."""
-    names = ("torch", "transformers", "sentence-transformers", "peft", "numpy")
-    ours = sys.modules[__package__.partition(".")[0]].__version__  # told by the face of the package, which no room imports
-    return {"ebr": ours, **{name: version(name) for name in names}}
-
-
-def code_sha256() -> str:
-    """One hash over every source file of this package: the code that made a report."""
-    package = Path(__file__).parent.parent
-    digest = sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
