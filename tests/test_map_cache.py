@@ -1,6 +1,5 @@
 """The cache of maps: what was stored comes back bit for bit; what could change a map is a miss; nothing breaks a run."""
 
-import ast
 import logging
 import os
 import pickle
@@ -9,7 +8,6 @@ import sys
 import threading
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,32 +62,13 @@ def test_rows_mapped_from_a_file_or_read_in_blocks_have_the_key_of_rows_in_memor
     assert digest_of(np.load(tmp_path / "v.npy", mmap_mode="r")) == digest_of(np.asfortranarray(VECTORS)) == expected
 
 
-def test_another_version_of_a_library_or_of_our_code_is_another_key(monkeypatch):
+def test_another_version_of_a_library_or_of_ours_is_another_key(monkeypatch):
     makers = map_cache._makers()
-    assert {
-        "openTSNE",
-        "umap-learn",
-        "scikit-learn",
-        "visualization.projection",
-        "visualization.quality",
-        "data.vector_text",
-    } <= set(makers)
+    assert {"ebr", "format", "openTSNE", "umap-learn", "scikit-learn"} <= set(makers)
     before = key_of(VECTORS, SETTINGS)
-    for name in ("openTSNE", "visualization.projection"):
+    for name in ("openTSNE", "ebr", "format"):
         monkeypatch.setattr(map_cache, "_makers", lambda name=name: makers | {name: "other"})
         assert key_of(VECTORS, SETTINGS) != before
-
-
-def test_every_module_that_parses_vectors_is_in_the_key():
-    """Those of data that the reader of vector files imports, and what they import in turn."""
-    package = Path(map_cache.__file__).parents[1]
-    found, waiting = set(), ["embeddings"]
-    while waiting:
-        found.add(name := waiting.pop())
-        tree = ast.parse((package / "data" / f"{name}.py").read_text(encoding="utf-8"))
-        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        waiting += {name.removeprefix("ebr.data.") for name in imported if name.startswith("ebr.data.")} - found
-    assert {f"data.{name}" for name in found} | {"workflow.map_vectors"} <= set(map_cache._makers())
 
 
 def test_keys_are_equal_in_another_process():

@@ -8,11 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 
+def own_version() -> str:
+    """EBR's own."""
+    face = sys.modules[__package__.partition(".")[0]]  # it tells the version, and no room imports it
+    return str(face.__version__)
+
+
 def library_versions() -> dict[str, str]:
     """The versions that a manifest records."""
     names = ("torch", "transformers", "sentence-transformers", "peft", "numpy")
-    ours = sys.modules[__package__.partition(".")[0]].__version__  # told by the face of the package, which no room imports
-    return {"ebr": ours, **{name: version(name) for name in names}}
+    return {"ebr": own_version(), **{name: version(name) for name in names}}
 
 
 def code_sha256() -> str:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ebr.data.files import cache_home, write_aside
 from ebr.data.terminal_text import cut_text
+from ebr.data.versions import own_version
 from ebr.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,8 @@ _BLOCK_BYTES = 32 * 2**20
 _PARTIAL_LIVES_S = 24 * 3600
 """A file that is still being written is younger; an older one is what a killed run left."""
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "openTSNE", "umap-learn", "pynndescent", "numba")
-_COMPUTING = {
-    "visualization": ("alignment", "neighbours", "placement", "projection", "quality", "sampling", "trust"),
-    "workflow": ("map_numbers", "map_vectors"),
-}
-"""Our modules that make what is kept, by room: with other code the same input may give other numbers."""
-_PARSING = "data"
-"""Of this room all: any of its modules may have a part in reading a file."""
+FORMAT = 1
+"""To be raised by whoever changes what is computed for a map, or how its vectors are read, within one version of EBR."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +71,11 @@ def key_of(vectors: NDArray[Any] | str, settings: Mapping[str, Any]) -> str:
 
 
 @cache
-def _makers() -> dict[str, str]:
-    makers = {}
+def _makers() -> dict[str, str | int]:
+    makers: dict[str, str | int] = {"ebr": own_version(), "format": FORMAT}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             makers[name] = version(name)
-    package = Path(__file__).parents[1]
-    sources = [package / room / f"{name}.py" for room, names in _COMPUTING.items() for name in names]
-    for source in (*sources, *(package / _PARSING).glob("*.py")):
-        if source.is_file():
-            makers[f"{source.parent.name}.{source.stem}"] = sha256(source.read_bytes()).hexdigest()
     return makers
 
 
