@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from ebr import cli, workflow
-from ebr.workflow import speech
+from ebr.data import speech
 
 LINE = "的 é 😀 – \udcd6"
 SPELLED = {
