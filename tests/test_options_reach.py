@@ -55,7 +55,7 @@ def observe(config, processes=ALONE):
     plan = plan_finetune(config, processes.count)
     model = finetuning.load_for_training(config)
     training.prepare_model(model, config)
-    mixture = finetuning._mixture(plan, model)
+    mixture = finetuning.mixture_of(plan, model)
     parts = engine.build_engine(model, plan.train, plan.validation, config, processes=processes, mixture=mixture, say=print)
     watch = training._watch(model, config, Path("work"), print)
     evaluate = (lambda *_: {}) if plan.dataset else None
