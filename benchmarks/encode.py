@@ -24,13 +24,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ebr.errors import ModelError, first_line
-from ebr.inference.dedup import Dedup, DistinctEncoder
-from ebr.inference.engines import LocalEngine
-from ebr.inference.precision import choose_settings
-from ebr.inference.settings import DTYPES, settings_of
-from ebr.model.attention import this_machine
-from ebr.model.encoder import load_encoder
-from ebr.model.prompts import Role
+from ebr.inference.job.dedup import Dedup, DistinctEncoder
+from ebr.model.compute.attention import this_machine
+from ebr.model.compute.local_engine import LocalEngine
+from ebr.model.compute.precision import choose_settings
+from ebr.model.compute.settings import DTYPES, settings_of
+from ebr.model.encoder.encoder import load_encoder
+from ebr.model.encoder.prompts import Role
 
 CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))
 STOCK_BATCH = 32

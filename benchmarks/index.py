@@ -28,15 +28,15 @@ from numpy.lib.format import open_memmap
 from sklearn.mixture import GaussianMixture
 
 from ebr import IndexConfig, build_index
-from ebr.data.embeddings import write_embeddings, write_embeddings_manifest
-from ebr.data.evaluation_set import read_evaluation_set
-from ebr.data.files import hash_file, read_manifest
-from ebr.data.vector_formats import VectorFormat, files_of
-from ebr.inference.engines import RetrievalEncoder
-from ebr.model.encoder import load_encoder
-from ebr.retrieval.index import FaissIndex, read_index, threads
-from ebr.retrieval.index_recall import CUT
-from ebr.retrieval.search import exact_search
+from ebr.data.evaluation.evaluation_set import read_evaluation_set
+from ebr.data.files.write import hash_file, read_manifest
+from ebr.data.vectors.embeddings import write_embeddings, write_embeddings_manifest
+from ebr.data.vectors.exact_search import exact_search
+from ebr.data.vectors.formats import VectorFormat, files_of
+from ebr.model.compute.local_engine import RetrievalEncoder
+from ebr.model.encoder.encoder import load_encoder
+from ebr.retrieval.index.faiss_index import FaissIndex, read_index, threads
+from ebr.retrieval.index.recall import CUT
 
 CORPUS = Path("datasets/api_docs")
 MODEL, DIM = "all-MiniLM-L6-v2", 384
@@ -119,8 +119,8 @@ def write_ids(path: Path, n_rows: int) -> list[str]:
     """The file of columns beside a matrix."""
     import pyarrow as pa
 
-    from ebr.data.vector_npy import rows_path
-    from ebr.data.vector_parquet import write_parquet
+    from ebr.data.vectors.npy import rows_path
+    from ebr.data.vectors.parquet import write_parquet
 
     write_parquet(rows_path(path), pa.table({"id": pa.array([f"row {row}" for row in range(n_rows)])}), None)
     return ["id"]

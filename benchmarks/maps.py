@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ebr import VisualizationConfig, visualize_embeddings
-from ebr.data.embeddings import write_embeddings
+from ebr.data.vectors.embeddings import write_embeddings
 
 DIM, N_CENTRES, N_LABELS = 384, 300, 20
 TRUST_ROWS = 5_000
@@ -80,8 +80,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def compare_engines(options: argparse.Namespace) -> list[dict[str, Any]]:
     """t-SNE by either engine on the same vectors, from the same start."""
-    from ebr.visualization.projection import project_tsne
-    from ebr.visualization.trust import map_trust
+    from ebr.visualization.project.projection import project_tsne
+    from ebr.visualization.project.trust import map_trust
 
     rows = []
     for wanted in options.rows or [20_000, 100_000]:

@@ -37,12 +37,12 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from stock import Pairs, read_pairs, stock_model, stock_trainer
 
 from ebr import FinetuneConfig, MiningConfig, mine_hard_negatives, train_sentence_transformer
-from ebr.data.evaluation_set import read_evaluation_set
-from ebr.inference.engines import RetrievalEncoder
-from ebr.model.attention import this_machine
-from ebr.model.encoder import load_encoder
-from ebr.retrieval.evaluation import evaluate_encoder
-from ebr.retrieval.significance import paired_bootstrap
+from ebr.data.evaluation.evaluation_set import read_evaluation_set
+from ebr.model.compute.attention import this_machine
+from ebr.model.compute.local_engine import RetrievalEncoder
+from ebr.model.encoder.encoder import load_encoder
+from ebr.retrieval.measures.measurement import evaluate_encoder
+from ebr.retrieval.measures.significance import paired_bootstrap
 
 SETS = ("en_banking77", "zh_cmrc2018", "en_esci")
 STEPS = {"en_banking77": 200, "zh_cmrc2018": 60, "en_esci": 85}

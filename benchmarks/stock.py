@@ -16,9 +16,9 @@ from transformers import set_seed
 
 from datasets import Dataset
 from ebr import FinetuneConfig
-from ebr.data.examples import read_examples
-from ebr.model.adapters import attach_lora
-from ebr.model.encoder import load_encoder
+from ebr.data.training.examples import read_examples
+from ebr.model.adapters.attach import attach_lora
+from ebr.model.encoder.encoder import load_encoder
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebr import InferenceConfig, run_batch_inference
-from ebr.inference import computing
-from ebr.inference.engines import LocalEngine
-from ebr.model.encoder import load_encoder
-from ebr.model.prompts import Role
+from ebr.inference.workers import computing
+from ebr.model.compute.local_engine import LocalEngine
+from ebr.model.encoder.encoder import load_encoder
+from ebr.model.encoder.prompts import Role
 
 CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))
 DIM = 384

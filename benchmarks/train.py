@@ -39,8 +39,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
-from ebr.model.attention import this_machine
-from ebr.model.encoder import load_encoder
+from ebr.model.compute.attention import this_machine
+from ebr.model.encoder.encoder import load_encoder
 from ebr.model.origin import resolve_model
 
 RUN = Path(__file__).with_name("train_run.py")

@@ -22,7 +22,7 @@ from stock import Pairs, read_pairs, stock_model, stock_trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ebr import FinetuneConfig, train_sentence_transformer
-from ebr.model.encoder import load_encoder
+from ebr.model.encoder.encoder import load_encoder
 
 STOCK, PADDED, OURS = "stock", "padded to max", "ours"
 WARM = 2

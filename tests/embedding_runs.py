@@ -11,17 +11,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ebr.data.dialects import Dialect
-from ebr.data.shards import open_source
-from ebr.data.vector_formats import format_of
-from ebr.inference.dedup import Dedup
-from ebr.inference.incremental import fill_store
-from ebr.inference.ledger import open_ledger, work_folder
-from ebr.inference.output import Output
-from ebr.inference.parts import PARTS, PartOptions
-from ebr.inference.pipeline import embed_source
-from ebr.inference.processes import ProcessWorkers
-from ebr.inference.worker import ShardWorker
+from ebr.data.files.dialects import Dialect
+from ebr.data.tables.shards import open_source
+from ebr.data.vectors.formats import format_of
+from ebr.inference.job.dedup import Dedup
+from ebr.inference.job.incremental import fill_store
+from ebr.inference.job.ledger import open_ledger, work_folder
+from ebr.inference.job.output import Output
+from ebr.inference.job.parts import PARTS, PartOptions
+from ebr.inference.job.pipeline import embed_source
+from ebr.inference.job.worker import ShardWorker
+from ebr.inference.workers.processes import ProcessWorkers
 from tests.shard_engines import FakeEngine
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from ebr.config import MergeConfig
-from ebr.data.files import write_json
+from ebr.data.files.write import write_json
 from ebr.errors import ModelError
 from ebr.workflow import merge_adapter
 

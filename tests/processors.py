@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebr.model import attention
+from ebr.model.compute import attention
 
 WITH_BFLOAT16, WITHOUT = "avx512_bf16", "avx2"
 KINDS = (WITH_BFLOAT16, WITHOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ MAY_IMPORT = {
     "model": {"config", "data"},
     "training": {"config", "data", "model"},
     "inference": {"config", "data", "model"},
-    "retrieval": {"config", "data", "inference", "visualization"},
+    "retrieval": {"config", "data", "model", "inference", "visualization"},
     "visualization": {"config", "data"},
     "workflow": ROOMS,
     "shell": {"workflow", "config"},
@@ -33,9 +34,9 @@ THIRD_PARTY = {
     "peft": TENSOR_ROOMS,
     "matplotlib": {"visualization"},
 }
-ONE_MODULE = {"faiss": "ebr.retrieval.index", "ray": "ebr.inference.ray_workers"}
+ONE_MODULE = {"faiss": "ebr.retrieval.index.faiss_index", "ray": "ebr.inference.workers.ray"}
 DATA_FOLDERS = ["train_text", "infer_data", "datasets", "faiss", "saved_model", "model"]
-MOST_LINES = 320  # the design says about 300
+MOST_FILES = 12  # in a folder; more ask for a wing
 
 
 def module_of(path):
@@ -47,7 +48,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def room_of(module):
-    """The room of a module: 'ebr.data.tables' → 'data'; the shell is what stands in front of the rooms."""
+    """The room of a module: 'ebr.data.tables.cells' → 'data'; the shell is what stands in front of the rooms."""
     return "shell" if module in SHELL else module.split(".")[1]
 
 
@@ -81,12 +82,13 @@ def ours(names):
 
 def test_reader_of_imports_sees_every_kind():
     source = (
-        "import a.b\nfrom ebr.data import tables\nfrom ebr.data.files import x\nif TYPE_CHECKING:\n    import typed\n"
+        "import a.b\nfrom ebr.data.tables import cells\nfrom ebr.data.files.write import x\n"
+        "if TYPE_CHECKING:\n    import typed\n"
         "else:\n    import otherwise\ntry:\n    import tried\nexcept ImportError: pass\n"
         "class C:\n    def f(self):\n        import late\n"
     )
     tree = ast.parse(source)
-    always = {"a.b", "ebr.data.tables", "ebr.data.files", "otherwise", "tried"}
+    always = {"a.b", "ebr.data.tables.cells", "ebr.data.files.write", "otherwise", "tried"}
     assert set(imports(tree, "m", lazy=False)) == always
     assert set(imports(tree, "m")) == {*always, "late"}
     assert set(imports(tree, "m", types=True)) == {*always, "late", "typed"}
@@ -102,7 +104,9 @@ def may_import(module, name):
     room, other = room_of(module), room_of(name)
     if module == "ebr.__main__":
         return name == "ebr.cli"
-    return other == room or other in MAY_IMPORT[room]
+    # Data gets plain values, never a config; a verb's command reads one.
+    reads_config = module == "ebr.data.sample.command" and other == "config"
+    return other == room or other in MAY_IMPORT[room] or reads_config
 
 
 def test_modules_import_only_the_rooms_they_may():
@@ -115,7 +119,7 @@ def test_modules_import_only_the_rooms_they_may():
 
 def test_heavy_packages_stay_in_their_rooms():
     for module in MODULES:
-        packages = {name.split(".")[0] for name in imported(module, types=room_of(module) != "workflow")}
+        packages = {name.split(".")[0] for name in imported(module)}  # names for annotations may be had anywhere
         for package, rooms in THIRD_PARTY.items():
             assert package not in packages or room_of(module) in rooms, f"{module} imports {package}"
         for package, home in ONE_MODULE.items():
@@ -127,27 +131,51 @@ def test_heavy_packages_are_seen_where_they_belong():
     assert set(THIRD_PARTY) <= found
 
 
-def test_no_module_imports_itself_through_others():
-    graph = {module: ours(imported(module)) & set(MODULES) - {module} for module in MODULES}
+GRAPH = {module: ours(imported(module)) & set(MODULES) - {module} for module in MODULES}
+
+
+def wing_of(module):
+    """'ebr.data.tables.cells' → 'data.tables'; None for what lies in a room itself, below or above its wings."""
+    parts = module.split(".")
+    if MODULES[module].name == "__init__.py":
+        parts.append("__init__")
+    return ".".join(parts[1:3]) if len(parts) == 4 else None
+
+
+def assert_no_circle(graph):
     done = set()
 
-    def visit(module, path):
-        assert module not in path, " → ".join([*path[path.index(module) :], module])
-        if module not in done:
-            for other in sorted(graph[module]):
-                visit(other, [*path, module])
-            done.add(module)
+    def visit(node, path):
+        assert node not in path, " → ".join([*path[path.index(node) :], node])
+        if node not in done:
+            for other in sorted(graph[node]):
+                visit(other, [*path, node])
+            done.add(node)
 
-    for module in MODULES:
-        visit(module, [])
+    for node in graph:
+        visit(node, [])
+
+
+def test_no_module_imports_itself_through_others():
+    assert_no_circle(GRAPH)
+
+
+def test_wings_import_one_way():
+    graph = {wing_of(module): set() for module in MODULES if wing_of(module)}
+    for module, others in GRAPH.items():
+        if wing_of(module):
+            graph[wing_of(module)] |= {wing for wing in map(wing_of, others) if wing and wing != wing_of(module)}
+    assert len(graph) > 20
+    assert_no_circle(graph)
+
+
+def test_a_folder_is_small_enough_to_be_read_as_a_list():
+    files = {module: path for module, path in MODULES.items() if path.name != "__init__.py"}
+    sizes = Counter(path.parent for path in files.values())
+    assert {str(folder.relative_to(ROOT)): n for folder, n in sizes.items() if n > MOST_FILES} == {}
 
 
 @pytest.mark.parametrize("folder", DATA_FOLDERS)
 def test_folder_of_data_holds_no_code(folder):
     assert (ROOT / folder).is_dir()
     assert list((ROOT / folder).rglob("*.py")) == []
-
-
-def test_files_can_be_read_in_one_sitting():
-    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
-    assert {module: n_lines for module, n_lines in lengths.items() if n_lines > MOST_LINES} == {}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ebr.cli import COMMANDS
-from ebr.config.objective import LOSSES
 from ebr.config.options import add_arguments, flag_to_name
+from ebr.config.shared.objective import LOSSES
 from ebr.config.tables import CONFIGS, language_of, with_tables
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,10 @@ OF_OTHER_PROGRAMS = {"publishing", "scale", "serving"}
 SCRIPTS = {"ebr_finetune.py": "finetune", "train.py": "train", "merge.py": "merge"}
 
 # Findings are named where they are judged; the names of cut texts are made of their role.
-JUDGES = ["training/record_findings.py", "training/run_findings.py", "training/symptoms.py", "workflow/check.py"]
+JUDGES = [
+    *(f"training/doctor/{name}.py" for name in ("data_checks", "run_checks", "command")),
+    "training/loop/anomalies.py",
+]
 CUT = {"queries-cut", "passages-cut"}
 KEBAB = r"[a-z]+(?:-[a-z]+)+"
 
@@ -116,7 +119,7 @@ def test_every_public_name_stands_in_the_api():
 
 def test_files_that_the_architecture_names_are_there():
     for path in (DOCS / "architecture.md", DOCS / "architecture.zh.md"):
-        named = set(re.findall(r"`([a-z_]+/[a-z_]+\.py)`", read(path)))
+        named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", read(path)))
         assert len(named) > 20
         assert [name for name in named if not (ROOT / "ebr" / name).is_file() and not (ROOT / name).is_file()] == []
 

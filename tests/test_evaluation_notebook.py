@@ -6,8 +6,8 @@ import re
 import nbformat
 import pytest
 
-from ebr.model.encoder import load_encoder, save_encoder, set_lengths
-from ebr.model.prompts import set_prompts
+from ebr.model.encoder.encoder import load_encoder, save_encoder, set_lengths
+from ebr.model.encoder.prompts import set_prompts
 from ebr.notebook import run_notebook
 from tests.conftest import REPO
 

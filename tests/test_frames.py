@@ -8,25 +8,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ebr.data.comparison import HEADLINES
-from ebr.data.cut_texts import CutTexts, cut_facts
-from ebr.data.embeddings import write_embeddings
-from ebr.data.queries import Query
+from ebr.data.evaluation.comparison import HEADLINES
+from ebr.data.evaluation.queries import Query
 from ebr.data.result_tables import Shown, Table
-from ebr.inference.pipeline import EmbeddedTables
-from ebr.retrieval.evaluation import Evaluation, compare
-from ebr.retrieval.mining import Reason
-from ebr.retrieval.mining_report import MiningCounts
-from ebr.retrieval.report import DatasetReport, Measured, Report
-from ebr.training.doctor import CheckReport, Fact, Finding, Severity
-from ebr.training.run import TrainingRecord
-from ebr.visualization.quality import cluster_quality, quality_lines
-from ebr.workflow.evaluation_result import EvaluationResult, metrics_table
+from ebr.data.text.cut_texts import CutTexts, cut_facts
+from ebr.data.vectors.embeddings import write_embeddings
+from ebr.inference.command import InferenceResult
+from ebr.inference.job.pipeline import EmbeddedTables
+from ebr.retrieval.evaluation.result import EvaluationResult, metrics_table
+from ebr.retrieval.index.matches import Hits, Match
+from ebr.retrieval.index.search import SearchResult
+from ebr.retrieval.measures.measurement import Evaluation, compare
+from ebr.retrieval.mining.report import MiningCounts
+from ebr.retrieval.mining.rules import Reason
+from ebr.retrieval.ranking import Ranking
+from ebr.retrieval.report.write import DatasetReport, Measured, Report
+from ebr.training.doctor.report import CheckReport, Fact, Finding, Severity
+from ebr.training.loop.fit import TrainingRecord
+from ebr.visualization.project.quality import cluster_quality, quality_lines
 from ebr.workflow.finishing import FinetuneResult
-from ebr.workflow.inference import InferenceResult
-from ebr.workflow.matches import Hits, Match
-from ebr.workflow.ranking import Ranking
-from ebr.workflow.searching import SearchResult
 
 EVIL = "<script>alert('a & b')</script>"
 SAFE = "&lt;script&gt;alert(&#x27;a &amp; b&#x27;)&lt;/script&gt;"

@@ -12,14 +12,14 @@ import pytest
 
 from ebr import cli
 from ebr.config.tables import CONFIGS
-from ebr.data.embeddings import read_embeddings
-from ebr.data.examples import read_examples
-from ebr.data.files import hash_files, read_json, write_json
-from ebr.data.places import check_place
+from ebr.data.files.places import check_place
+from ebr.data.files.write import hash_files, read_json, write_json
+from ebr.data.training.examples import read_examples
+from ebr.data.vectors.embeddings import read_embeddings
 from ebr.errors import ConfigError, DataError, ModelError, SaveError
-from ebr.model.adapter_files import find_adapter
+from ebr.model.adapters.files import find_adapter
 from ebr.model.origin import resolve_model
-from tests.test_full_disk import Disk, answering, finished
+from tests.training.test_full_disk import Disk, answering, finished
 
 GBK = os.fsdecode("中文".encode("gbk"))
 

@@ -198,7 +198,7 @@ def test_the_version_is_asked_for_as_everywhere(capsys):
 
 
 def test_a_page_of_an_evaluation_before_does_not_stand_beside_new_numbers(tmp_path, monkeypatch):
-    from ebr.retrieval import report as module
+    from ebr.retrieval.report import write as module
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(module, "report_json", lambda report: {"kind": "evaluation"})

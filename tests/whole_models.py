@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ebr.config import InferenceConfig
-from ebr.data.files import write_json
+from ebr.data.files.write import write_json
 from ebr.workflow import run_batch_inference
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国", "a book " * 40]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebr.config.encoder_options import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
 from ebr.config.options import Config, Language, Names, option
+from ebr.config.shared.encoder import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
 
 
 class _Main(Config):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ebr.config.engine import EngineOptions
-from ebr.config.objective import ObjectiveOptions, check_objective
-from ebr.config.sources import SourceOptions
-from ebr.config.tuning import (
+from ebr.config.shared.compute import EngineOptions
+from ebr.config.shared.objective import ObjectiveOptions, check_objective
+from ebr.config.shared.sources import SourceOptions
+from ebr.config.shared.tuning import (
     AdapterOptions,
     JudgingOptions,
     ModelOptions,

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import ByteSize
 
-from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
 from ebr.config.options import Config, Names, option
-from ebr.config.vector_options import vector_column_option, vector_delimiter_option
+from ebr.config.shared.encoder import PoolingMode, base_model_option, pooling_option, trust_option
+from ebr.config.shared.vectors import vector_column_option, vector_delimiter_option
 from ebr.errors import ConfigError
 
 IndexKind = Literal[

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from ebr.config.encoder_options import PoolingMode, base_model_option, pooling_option, trust_option
 from ebr.config.options import Config, Names, option
+from ebr.config.shared.encoder import PoolingMode, base_model_option, pooling_option, trust_option
 from ebr.errors import ConfigError
 
 

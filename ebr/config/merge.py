@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.encoder_options import trust_option
 from ebr.config.options import Config, option
+from ebr.config.shared.encoder import trust_option
 
 
 class MergeConfig(Config):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ebr.config.encoder_options import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
 from ebr.config.options import Config, option
+from ebr.config.shared.encoder import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
 from ebr.errors import ConfigError
 
 _SUFFIXES = (".jsonl", ".json")

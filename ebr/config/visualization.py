@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ebr.config.options import Config, Language, Names, option
-from ebr.config.vector_options import vector_column_option, vector_delimiter_option
+from ebr.config.shared.vectors import vector_column_option, vector_delimiter_option
 from ebr.errors import ConfigError
 
 PICTURES = (".png", ".svg", ".pdf")

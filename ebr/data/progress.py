@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-from ebr.data.counted import counted
+from ebr.data.text.counted import counted
 
 LIVE = "EBR_LIVE_PROGRESS"
 """Set for the kernel of a notebook whose output is shown at a terminal as it comes; see ebr.notebook."""

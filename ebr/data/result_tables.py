@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ebr.data.terminal_text import cut_text, in_order
+from ebr.data.text.terminal_text import cut_text, in_order
 
 if TYPE_CHECKING:
     import pandas

@@ -14,10 +14,10 @@ TRAINING_CONFIG = "training_config.json"
 
 def encoder_facts(model: SentenceTransformer) -> dict[str, Any]:
     """What every manifest of a model says of it: its weights' hash, and how it embeds."""
-    from ebr.model.encoder import similarity_of
-    from ebr.model.identity import architecture, fingerprint, spelling_digest
-    from ebr.model.lengths import kept_length
-    from ebr.model.pooling import pooling_name
+    from ebr.model.encoder.encoder import similarity_of
+    from ebr.model.encoder.lengths import kept_length
+    from ebr.model.encoder.pooling import pooling_name
+    from ebr.model.files.identity import architecture, fingerprint, spelling_digest
 
     return {
         "model_sha256": fingerprint(model),

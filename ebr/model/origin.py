@@ -11,8 +11,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
-from ebr.data.asides import recover
-from ebr.data.files import hash_file, hash_files
+from ebr.data.files.asides import recover
+from ebr.data.files.write import hash_file, hash_files
 from ebr.errors import ModelError, first_line, why_not_utf8
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ebr.config.visualization import PICTURES
-from ebr.data.files import write_aside
-from ebr.data.terminal_text import in_order
+from ebr.data.files.write import write_aside
+from ebr.data.text.terminal_text import in_order
 from ebr.errors import ConfigError
 
 _UNDRAWABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, line and paragraph separators

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ebr.data.files import cache_home
+from ebr.data.files.write import cache_home
 
 _NUMBA, _MATPLOTLIB = "NUMBA_CACHE_DIR", "MPLCONFIGDIR"
 

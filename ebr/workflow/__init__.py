@@ -3,19 +3,19 @@
 Heavy rooms are imported inside the verbs: what is only planned, refused or asked for help should answer at once.
 """
 
-from ebr.workflow.check import check_training
-from ebr.workflow.evaluation import compare_models, evaluate_retrieval, plan_evaluation
+from ebr.data.sample.command import build_sample_corpus, plan_sample
+from ebr.inference.command import InferenceResult, plan_inference, run_batch_inference
+from ebr.model.command import MergeResult, merge_adapter, plan_merge
+from ebr.retrieval.evaluation.command import compare_models, evaluate_retrieval, plan_evaluation
+from ebr.retrieval.index.command import build_index, plan_index
+from ebr.retrieval.index.search import open_index, plan_search, search_index
+from ebr.retrieval.mining.command import mine_hard_negatives, plan_mining
+from ebr.retrieval.ranking import Ranking, rank_texts
+from ebr.training.doctor.command import check_training
+from ebr.training.plan import plan_finetune
+from ebr.visualization.command import VisualizationResult, plan_visualization, visualize_embeddings
 from ebr.workflow.finetuning import relaunch_on_every_gpu, train_sentence_transformer
 from ebr.workflow.finishing import FinetuneResult
-from ebr.workflow.indexing import build_index, plan_index
-from ebr.workflow.inference import InferenceResult, plan_inference, run_batch_inference
-from ebr.workflow.merging import MergeResult, merge_adapter, plan_merge
-from ebr.workflow.mining import mine_hard_negatives, plan_mining
-from ebr.workflow.planning import plan_finetune
-from ebr.workflow.ranking import Ranking, rank_texts
-from ebr.workflow.sampling import build_sample_corpus, plan_sample
-from ebr.workflow.searching import open_index, plan_search, search_index
-from ebr.workflow.visualization import VisualizationResult, plan_visualization, visualize_embeddings
 
 __all__ = [
     "FinetuneResult",

@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
-from ebr.data.cut_texts import cut_facts
-from ebr.data.evaluation_set import EvaluationSet
-from ebr.data.files import hash_files
-from ebr.data.leaks import find_leaks, leak_line
+from ebr.data.evaluation.evaluation_set import EvaluationSet
+from ebr.data.evaluation.leaks import find_leaks, leak_line
+from ebr.data.files.write import hash_files
 from ebr.data.speech import Ask, Say, speak, terminal
+from ebr.data.text.cut_texts import cut_facts
 from ebr.errors import first_line
-from ebr.workflow.diagnosis import diagnose, save_check
-from ebr.workflow.evaluation import dataset_origin, report_facts
+from ebr.retrieval.evaluation.command import dataset_origin, report_facts
+from ebr.retrieval.evaluation.leak_check import CHOSEN_HERE
+from ebr.training.doctor.diagnosis import diagnose, save_check
+from ebr.training.plan import FinetunePlan, load_for_training, mixture_of, needs_of_disk, plan_finetune
 from ebr.workflow.finishing import FinetuneResult, TrainedModel
-from ebr.workflow.leak_check import CHOSEN_HERE
 from ebr.workflow.model_folder import model_manifest, start_facts
-from ebr.workflow.planning import FinetunePlan, load_for_training, mixture_of, needs_of_disk, plan_finetune
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.data.leaks import LeakCheck
-    from ebr.inference.engines import RetrievalEncoder
-    from ebr.retrieval.report import Measured, Report
-    from ebr.training.disk import DiskNeeds
-    from ebr.training.doctor import CheckReport
-    from ebr.training.processes import Processes
+    from ebr.data.evaluation.leaks import LeakCheck
+    from ebr.model.compute.local_engine import RetrievalEncoder
+    from ebr.retrieval.report.write import Measured, Report
+    from ebr.training.doctor.report import CheckReport
+    from ebr.training.loop.disk import DiskNeeds
+    from ebr.training.resources.processes import Processes
 
 _NO_NEWS = {
     "architecture", "base_card", "config", "data", "kind", "languages", "n_steps", "scripts", "spelling_sha256",
@@ -52,8 +52,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C, with a whole checkpoint left behind; SaveError
     when the finished model cannot be written where it belongs, with where it lies instead.
     """
-    from ebr.training.processes import join_processes
-    from ebr.training.run import fine_tune, run_record
+    from ebr.training.loop.fit import fine_tune, run_record
+    from ebr.training.resources.processes import join_processes
     from ebr.visualization.library_caches import settle_matplotlib_cache
 
     settle_matplotlib_cache()
@@ -124,9 +124,9 @@ def _made_trainable(
     plan: FinetunePlan, config: FinetuneConfig, processes: Processes, say: Say
 ) -> tuple[SentenceTransformer, _Start]:
     """The base made trainable, and what it was before. Raises ConfigError where the result of another would be replaced."""
-    from ebr.model.encoder import similarity_of
-    from ebr.model.identity import fingerprint
-    from ebr.training.run import model_info, prepare_model
+    from ebr.model.encoder.encoder import similarity_of
+    from ebr.model.files.identity import fingerprint
+    from ebr.training.loop.fit import model_info, prepare_model
 
     model = load_for_training(config)
     sha256 = fingerprint(model)
@@ -165,7 +165,7 @@ def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callabl
 
     check: called first with the number of GPUs, so that a mistake is told once and not by every process.
     """
-    from ebr.training.processes import relaunch_command, run_launcher, visible_gpus
+    from ebr.training.resources.processes import relaunch_command, run_launcher, visible_gpus
 
     n_gpus = visible_gpus()
     launcher = relaunch_command("ebr", [command, *arguments], n_gpus, os.environ)
@@ -181,7 +181,7 @@ def _silence(line: str) -> None:
 
 def _begin_or_go_on(plan: FinetunePlan, record: Mapping[str, Any], processes: Processes, say: Say) -> Path | None:
     """Make room for a new run, or take up the one that the plan's checkpoint belongs to; returns where to resume from."""
-    from ebr.training.checkpoints import check_same_run
+    from ebr.training.loop.checkpoints import check_same_run
 
     if plan.checkpoint:
         check_same_run(plan.checkpoint, record)
@@ -213,7 +213,7 @@ class _Judge:
         self.base: list[Measured] = []
 
     def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
-        from ebr.retrieval.evaluation import evaluate_encoder
+        from ebr.retrieval.measures.measurement import evaluate_encoder
 
         evaluation = evaluate_encoder(self._encoder(model), self.dataset)
         self.say(f"step {step}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
@@ -227,8 +227,8 @@ class _Judge:
 
     def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck | None) -> Report:
         """The base against the model as it is now."""
-        from ebr.retrieval.evidence import report_on
-        from ebr.retrieval.report import Report
+        from ebr.retrieval.evaluation.evidence import report_on
+        from ebr.retrieval.report.write import Report
 
         known = {key: value for key, value in facts.items() if key not in _NO_NEWS}
         # A model tuned in place has the name of its base.
@@ -244,8 +244,8 @@ class _Judge:
         self, name: str, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str | None = None
     ) -> list[Measured]:
         """On every set."""
-        from ebr.model.serving import as_served
-        from ebr.retrieval.evidence import measure_encoder
+        from ebr.model.compute.serving import as_served
+        from ebr.retrieval.evaluation.evidence import measure_encoder
 
         def measure(dataset: EvaluationSet) -> Measured:
             encode = self._encoder(model, similarity)  # a new one: it counts the texts that it cut
@@ -256,6 +256,6 @@ class _Judge:
             return [measure(dataset) for dataset, _ in self.sets]
 
     def _encoder(self, model: SentenceTransformer, similarity: str | None = None) -> RetrievalEncoder:
-        from ebr.inference.engines import RetrievalEncoder
+        from ebr.model.compute.local_engine import RetrievalEncoder
 
         return RetrievalEncoder(model, batch_size=self.config.eval_batch_size, similarity=similarity)

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
-from ebr.data.files import reason_of
+from ebr.data.files.write import reason_of
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.data.speech import Ask, Say
+from ebr.training.plan import FinetunePlan
+from ebr.training.rescue import FinishedModel
 from ebr.workflow.model_folder import LOSS_CURVE, REPORT, save_model, write_summary
-from ebr.workflow.planning import FinetunePlan
-from ebr.workflow.rescue import FinishedModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.data.comparison import Comparison
-    from ebr.retrieval.report import Report
-    from ebr.training.run import TrainingRecord
+    from ebr.data.evaluation.comparison import Comparison
+    from ebr.retrieval.report.write import Report
+    from ebr.training.loop.fit import TrainingRecord
 
 _METRIC_MEANINGS = (
     "nDCG@10: quality of the first ten, 1 = the best possible order; MRR@10: 1 / rank of the first right document;",

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
-from ebr.data.files import FOLDER_MANIFEST, write_folder_aside, write_json
-from ebr.data.writing import writing_of
+from ebr.data.files.write import FOLDER_MANIFEST, write_folder_aside, write_json
+from ebr.data.training.languages import writing_of
 from ebr.errors import MissingPackageError, require_extra
-from ebr.workflow.model_card import CARD, read_report, write_card
-from ebr.workflow.planning import FinetunePlan
+from ebr.model.card import CARD, read_report, write_card
+from ebr.training.plan import FinetunePlan
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.data.comparison import Comparison
-    from ebr.retrieval.report import Report
-    from ebr.training.run import TrainingRecord
+    from ebr.data.evaluation.comparison import Comparison
+    from ebr.retrieval.report.write import Report
+    from ebr.training.loop.fit import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ LOSS_CURVE = "loss_curve.png"
 
 def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256: str) -> dict[str, Any]:
     """What a model is before it is tuned, for the manifest of what it becomes. start_sha256: its fingerprint."""
-    from ebr.model.adapted import base_of
+    from ebr.model.adapters.adapted import base_of
     from ebr.model.base_card import base_card
     from ebr.model.origin import resolve_model, weight_files_digest
 
@@ -100,11 +100,11 @@ def save_model(
 
     Raises OSError when the model itself cannot be written.
     """
-    from ebr.model.encoder import save_encoder
+    from ebr.model.encoder.encoder import save_encoder
     from ebr.model.facts import TRAINING_CONFIG
     from ebr.model.origin import public_name
-    from ebr.retrieval.report import write_report
-    from ebr.training.layouts import HISTORY
+    from ebr.retrieval.report.write import write_report
+    from ebr.training.loop.layouts import HISTORY
 
     failure = None
     with write_folder_aside(folder) as aside:
@@ -144,7 +144,7 @@ def write_summary(
     plan: FinetunePlan, config: FinetuneConfig, folder: Path, record: TrainingRecord, comparison: Comparison | None
 ) -> None:
     """One JSON that says what a finished run did; folder: where its model is."""
-    from ebr.training.layouts import SUMMARY
+    from ebr.training.loop.layouts import SUMMARY
 
     write_json(
         plan.layout.work / SUMMARY,

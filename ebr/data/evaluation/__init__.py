@@ -1,0 +1,1 @@
+"""Evaluation sets: documents, queries, judgements, runs; and what training knows of them."""

@@ -1,0 +1,1 @@
+"""The sample corpus: the documentation of the installed libraries."""

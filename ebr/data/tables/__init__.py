@@ -1,0 +1,1 @@
+"""Tables: delimited text, Parquet, ORC and Arrow; their columns, cells and shards."""

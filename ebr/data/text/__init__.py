@@ -1,0 +1,1 @@
+"""What a text is: blank or not, its normal form, and how it is shown."""

@@ -1,0 +1,1 @@
+"""One run: its parts, its ledger, its output; resumed, and without the same text twice."""

@@ -1,0 +1,1 @@
+"""A searchable index over finished vectors."""

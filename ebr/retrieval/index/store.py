@@ -1,0 +1,206 @@
+"""An index on disk: a folder of the FAISS file, the rows that its hits show, and the sidecar that says what they are."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ebr.data.files.asides import recover
+from ebr.data.files.write import FOLDER_MANIFEST, hash_file, read_manifest
+from ebr.data.vectors.batch import Columns
+from ebr.errors import ConfigError, DataError, first_line
+from ebr.retrieval.index.kinds import Kind, Metric
+
+INDEX_FILE = "index.faiss"
+ROWS_FILE = "rows.parquet"
+ID = "id"
+KIND = "index"
+_GROUP_ROWS = 2048
+_GROUPS_KEPT = 64
+
+Cells = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What the manifest of an index records, as far as a search depends on it; `facts` is all of it."""
+
+    kind: Kind
+    metric: Metric
+    dim: int
+    n_rows: int
+    columns: tuple[str, ...]
+    effort: dict[str, int]
+    files: dict[str, str]
+    facts: dict[str, Any]
+
+
+def read_sidecar(folder: Path) -> Sidecar:
+    """The sidecar of an index. Raises DataError when there is none, or it is of something else, or cannot be used."""
+    if not folder.exists():
+        recover(folder, is_folder=True)
+    if not folder.exists():
+        raise DataError(f"index_path {folder}: no such folder; build it with: ebr index --index_path {folder}")
+    facts = read_manifest(folder)
+    if facts is None:
+        raise DataError(
+            f"index_path {folder}: no {FOLDER_MANIFEST}, so nothing says what its vectors are, or that it is whole; "
+            "build it with ebr index, or give trust_index and model_path to open a FAISS file as it is"
+        )
+    if facts.get("kind") != KIND:
+        raise DataError(
+            f"index_path {folder}: its manifest is that of {facts.get('kind')!r}, not of an index; give another folder"
+        )
+    try:
+        return Sidecar(
+            kind=Kind(facts["index_kind"]),
+            metric=Metric(facts["metric"]),
+            dim=int(facts["dim"]),
+            n_rows=int(facts["n_rows"]),
+            columns=tuple(map(str, facts["columns"])),
+            effort={str(name): int(value) for name, value in facts["search_effort"].items()},
+            files={INDEX_FILE: str(facts["files"][INDEX_FILE]), ROWS_FILE: str(facts["files"][ROWS_FILE])},
+            facts=facts,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{folder / FOLDER_MANIFEST}: cannot be used ({type(error).__name__}: {error}); build the index anew"
+        ) from None
+
+
+def check_files(folder: Path, sidecar: Sidecar) -> None:
+    """Compare the files with the hashes of the sidecar. Raises DataError naming the one that is absent or changed."""
+    for name, digest in sidecar.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise DataError(f"{file}: is missing; put it back, or build the index anew")
+        if hash_file(file) != digest:
+            raise DataError(f"{file}: differs from what {FOLDER_MANIFEST} recorded; put it back, or build the index anew")
+
+
+class Shape(Protocol):
+    """What an index in memory says of itself."""
+
+    @property
+    def n_rows(self) -> int:
+        """Its vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Their numbers."""
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether it scores by inner product."""
+
+    @property
+    def knobs(self) -> dict[str, list[int]]:
+        """What can be turned when searching."""
+
+
+def check_index(file: Path, index: Shape, sidecar: Sidecar, rows: RowsReader | None = None) -> None:
+    """Compare an index, and its rows, with its sidecar. Raises DataError naming what does not fit."""
+    mend = f"{FOLDER_MANIFEST} is of another index; build it anew"
+    if not index.is_inner_product:
+        raise DataError(f"{file}: its metric is a distance, where metric {sidecar.metric.value} is an inner product; {mend}")
+    if index.dim != sidecar.dim:
+        raise DataError(f"{file}: has vectors of {index.dim} numbers, where dim is {sidecar.dim}; {mend}")
+    if index.n_rows != sidecar.n_rows:
+        raise DataError(f"{file}: has {index.n_rows:,} vectors, where n_rows is {sidecar.n_rows:,}; {mend}")
+    kind = sidecar.kind
+    turned = {"nprobe": kind.has_lists, "efSearch": kind.has_graph, "k_factor": kind.refined}
+    wanted = {name for name, is_there in turned.items() if is_there}
+    if set(index.knobs) != wanted:
+        raise DataError(f"{file}: is not of the kind {kind.value} that the sidecar says; {mend}")
+    if set(sidecar.effort) != wanted or min(sidecar.effort.values(), default=1) < 1:
+        raise DataError(
+            f"{file.parent / FOLDER_MANIFEST}: search_effort {sidecar.effort} does not fit kind {kind.value}; {mend}"
+        )
+    if rows is not None and rows.n_rows != sidecar.n_rows:
+        raise DataError(f"{rows.path}: has {rows.n_rows:,} rows, where n_rows is {sidecar.n_rows:,}; {mend}")
+    if rows is not None and tuple(rows.columns) != sidecar.columns:
+        raise DataError(f"{rows.path}: has the columns {rows.columns}, where columns are {list(sidecar.columns)}; {mend}")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write an index over what is none. Raises ConfigError."""
+    if folder.is_file():
+        raise ConfigError(f"index_path {folder}: is a file; an index is a folder")
+    if not folder.name:
+        raise ConfigError(f"index_path {folder}: is the working folder; give a folder of its own")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    kind = (read_manifest(folder) or {}).get("kind")
+    if kind != KIND:
+        what = "holds other files" if kind is None else f"is a {kind} of ebr"
+        raise ConfigError(f"index_path {folder}: {what}; give a new folder")
+    # The folder is replaced as a whole.
+    strangers = sorted({path.name for path in folder.iterdir()} - {INDEX_FILE, ROWS_FILE, FOLDER_MANIFEST})
+    if strangers:
+        raise ConfigError(f"index_path {folder}: holds {', '.join(strangers[:3])} beside the index; move that out of it")
+
+
+class RowsWriter:
+    """The ids and columns of the rows of an index, written as they come."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        # The id stands first; a column that is kept may be called id too, where the ids are another column's.
+        first = next(name for name in (ID, f"_{ID}", f"__{ID}", f"___{ID}") if name not in columns)
+        self._names = [first, *columns]
+        self._schema = pa.schema([pa.field(name, pa.string()) for name in self._names])
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def write(self, ids: Sequence[str], columns: Mapping[str, Sequence[str | None]]) -> None:
+        """Append rows."""
+        cells = [list(ids), *(list(columns[name]) for name in self._names[1:])]
+        table = pa.Table.from_arrays([pa.array(column, pa.string()) for column in cells], schema=self._schema)
+        self._writer.write_table(table, row_group_size=_GROUP_ROWS)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+
+
+class RowsReader:
+    """The ids and columns of any rows, read in groups as they are asked for; the last few groups are kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)}); build the index anew") from None
+        metadata = self._file.metadata
+        self.n_rows = int(metadata.num_rows)
+        self.columns = list(self._file.schema_arrow.names)[1:]
+        self._starts = [0]
+        for group in range(metadata.num_row_groups):
+            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self._kept: OrderedDict[int, list[pa.ChunkedArray]] = OrderedDict()
+
+    def row(self, row: int) -> tuple[str, Cells]:
+        """The id and the columns of one row, from 0."""
+        group = bisect_right(self._starts, row) - 1
+        cells = [column[row - self._starts[group]].as_py() for column in self._group(group)]
+        return str(cells[0]), dict(zip(self.columns, cells[1:], strict=True))
+
+    def _group(self, group: int) -> list[pa.ChunkedArray]:
+        if group not in self._kept:
+            self._kept[group] = self._file.read_row_group(group).columns
+            if len(self._kept) > _GROUPS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(group)
+        return self._kept[group]
+
+    def groups(self) -> Iterator[tuple[list[str], Columns]]:
+        """All rows in their order, as (ids, columns) of some at a time."""
+        for group in range(len(self._starts) - 1):
+            ids, *columns = [column.to_pylist() for column in self._file.read_row_group(group).columns]
+            yield [str(name) for name in ids], dict(zip(self.columns, columns, strict=True))

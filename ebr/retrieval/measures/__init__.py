@@ -1,0 +1,1 @@
+"""How good a ranking is: metrics, their certainty, and what stands behind them."""

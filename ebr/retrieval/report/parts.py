@@ -1,0 +1,76 @@
+"""What a report is made of: measurements, contrasts and the facts that say how they came to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ebr.data.evaluation.comparison import Comparison
+from ebr.data.evaluation.leaks import LeakCheck
+from ebr.retrieval.measures.changes import ChangedQuery, Slice
+from ebr.retrieval.measures.compression import Compressed
+from ebr.retrieval.measures.measurement import Evaluation
+from ebr.retrieval.measures.significance import WinsTiesLosses
+from ebr.retrieval.measures.space import SpaceHealth
+
+MOST_CHARACTERS = 4000
+"""A longer text is cut even where it is shown in full: forty queries with twenty documents each must stay a page."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One model on one evaluation set.
+
+    name: unique within the set. space: None and compression: empty where they were not measured. facts: hash, pooling,
+    prompts, lengths, dimension, seconds: whatever a reader needs to get the same numbers, by name; plain values.
+    """
+
+    name: str
+    evaluation: Evaluation
+    space: SpaceHealth | None
+    compression: list[Compressed]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The base against one tuned model, both by the name of their Measured. worse, better: most changed first."""
+
+    base: str
+    tuned: str
+    comparison: Comparison
+    counts: WinsTiesLosses
+    worse: list[ChangedQuery]
+    better: list[ChangedQuery]
+    slices: list[Slice]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetReport:
+    """All that was measured on one evaluation set.
+
+    measured: the base first. baselines: by name, the mean of each metric. rankings: of the models and the baselines, by name;
+    not shown, but what run files are written from.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    measured: list[Measured]
+    baselines: dict[str, dict[str, float]]
+    contrasts: list[Contrast]
+    rankings: dict[str, Evaluation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The evidence: on the set that was tuned for, on another one, and what training may have seen of it.
+
+    leaks: None when nothing could be checked; leak_note says why, or what was checked, in one sentence.
+    facts: of the whole run, by name; plain values.
+    """
+
+    main: DatasetReport
+    forgetting: DatasetReport | None
+    leaks: LeakCheck | None
+    leak_note: str
+    facts: dict[str, Any]

@@ -1,0 +1,4 @@
+"""Examples → batches → vectors with gradients."""
+
+# Before sentence-transformers, which imports peft, and with it bitsandbytes.
+from ebr.model.files import peft_import as peft_import

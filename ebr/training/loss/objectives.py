@@ -1,0 +1,248 @@
+"""Objectives: what is asked of a batch's vectors, and of the data before any is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ebr.config.shared.objective import DISTILLATION, LOSSES, Need
+from ebr.data.training.examples import Example, is_taught_by_negatives, right_answers
+from ebr.errors import DataError
+from ebr.training.loss.losses import grouped_divergence, masked_info_nce, smoothed_floor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an objective is told of B queries and C candidates: their positives, their negatives, then other processes' own.
+
+    allowed: (B, C) bool; False hides a candidate that is right for the query although it stands in another place.
+    owners: (C,) int64, the query that a candidate was drawn for: owners[:B] is 0..B-1, query i's positive being candidate i;
+    -1 = another process's. scores: (C,) float32, the teacher's score of a candidate for its owner; nan = none given.
+    """
+
+    allowed: Tensor
+    owners: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a batch's mean loss is measured against, in nats.
+
+    floor: the lowest value there can be, above 0 with label smoothing. chance: that of holding every candidate equally likely.
+    """
+
+    floor: float
+    chance: float
+
+
+class Objective(Protocol):
+    """Named parts whose sum is minimised."""
+
+    def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """queries: (B, D), candidates: (C, D), as the model gives them: not normalised."""
+        ...
+
+    def bounds(self, allowed: Tensor) -> Bounds | None:
+        """The loss's bounds over the allowed candidates, (B, C) on the CPU; None where it is not measured in such nats."""
+        ...
+
+
+@dataclass(frozen=True)
+class InfoNCE:
+    """In-batch InfoNCE over cosines, false negatives hidden; see masked_info_nce.
+
+    bidirectional: the mean of it and of picking the query for each positive, from which the same pairs are hidden and in which
+    negatives and other processes' candidates take no part (Radford et al. 2021, fig. 3).
+    """
+
+    temperature: float
+    label_smoothing: float = 0.0
+    bidirectional: bool = False
+
+    def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """See Objective."""
+        queries, candidates = normalize(queries, dim=1), normalize(candidates, dim=1)
+        cost = self._cost(queries, candidates, targets.allowed)
+        if self.bidirectional:
+            positives = candidates[: len(queries)]
+            cost = (cost + self._cost(positives, queries, targets.allowed[:, : len(queries)].T)) / 2
+        return {"contrastive_loss": cost}
+
+    def bounds(self, allowed: Tensor) -> Bounds:
+        """See Objective."""
+        mask = allowed.numpy()  # sums a wide mask ten times as fast as torch does
+        n_candidates = [mask.sum(axis=1)]
+        if self.bidirectional:
+            n_candidates.append(mask[:, : len(mask)].sum(axis=0))
+        each = torch.from_numpy(np.stack(n_candidates)).double()
+        return Bounds(smoothed_floor(self.label_smoothing, each).mean().item(), each.log().mean().item())
+
+    def _cost(self, rows: Tensor, columns: Tensor, allowed: Tensor) -> Tensor:
+        return masked_info_nce(rows, columns, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Agree with the teacher on a query's own candidates: its positive and the negatives drawn for it.
+
+    KL(softmax(score / teacher_temperature) ‖ softmax(cosine / temperature)), mean over the queries: the listwise distillation
+    of Ren et al. 2021 (RocketQAv2) with a fixed teacher, FlagEmbedding's kl_div. A query without negatives costs nothing here.
+    Nothing is hidden: a right answer has its score. Plus contrastive_weight × `contrastive`.
+    """
+
+    contrastive: InfoNCE
+    teacher_temperature: float
+    contrastive_weight: float
+
+    def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """See Objective. Raises ValueError when an own candidate has no score."""
+        places = own_places(targets)
+        owners, scores = targets.owners[places], targets.scores[places]
+        if scores.isnan().any():
+            raise ValueError("a candidate has no teacher score; check_data tells before training")
+        cosines = torch.cosine_similarity(queries[owners], candidates[places], dim=1)
+        cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+        parts = {
+            "distillation_loss": grouped_divergence(
+                cosines / self.contrastive.temperature, scores / self.teacher_temperature, owners, len(queries)
+            )
+        }
+        if self.contrastive_weight:
+            for name, part in self.contrastive(queries, candidates, targets).items():
+                parts[name] = self.contrastive_weight * part
+        return parts
+
+    def bounds(self, allowed: Tensor) -> None:
+        """See Objective: one softmax cannot agree with two targets, so how low their sum gets is not known."""
+
+
+@dataclass(frozen=True)
+class Matryoshka:
+    """The mean of an objective over the first d dimensions of every vector, for each d of dims (Kusupati et al. 2022, eq. 1).
+
+    Equal weights; each shortened vector is normalised again, as it will be when it is used.
+    """
+
+    objective: Objective
+    dims: tuple[int, ...]
+
+    def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """See Objective."""
+        parts: dict[str, Tensor] = {}
+        for dim in self.dims:
+            short_queries, short_candidates = (normalize(vectors[:, :dim], dim=1) for vectors in (queries, candidates))
+            for name, part in self.objective(short_queries, short_candidates, targets).items():
+                parts[name] = parts[name] + part / len(self.dims) if name in parts else part / len(self.dims)
+        return parts
+
+    def bounds(self, allowed: Tensor) -> Bounds | None:
+        """See Objective: each length of the vectors picks among the same candidates."""
+        return self.objective.bounds(allowed)
+
+
+def own_places(targets: Targets) -> Tensor:
+    """(N,) int64: where the candidates stand that were drawn for a query of this batch."""
+    return torch.nonzero(targets.owners >= 0).squeeze(1)
+
+
+# ---------------------------------------------------------------- what the data must have
+
+
+def check_data(
+    train: Sequence[Example], validation: Sequence[Example], *, loss: str, neg_nums: int, contrastive_weight: float = 1.0
+) -> None:
+    """Refuse examples that cannot teach what a loss asks. loss: a name of LOSSES; neg_nums: negatives drawn a record.
+
+    contrastive_weight: distillation's. Raises DataError that names the first records at fault and what to do.
+    """
+    traits = LOSSES[loss]
+    everyone = (*train, *validation)
+    is_scored = traits.scores is not Need.NEVER and any(one.positive_scores or one.negative_scores for one in everyone)
+    if traits.scores is Need.ALWAYS or is_scored:
+        _check_scores(everyone, loss, is_needed=traits.scores is Need.ALWAYS)
+    if loss == "CosineSimilarityLoss" and is_scored:
+        _check_cosines(everyone)
+    # Without scores to tell better from worse, only a negative does.
+    learns_from_negatives = traits.negatives is Need.ALWAYS or (traits.scores is Need.WHERE_GIVEN and not is_scored)
+    if learns_from_negatives or loss == DISTILLATION:
+        # What the teacher has scored need not be wrong, only another text.
+        useful = _with_negatives(everyone, neg_nums, any_will_do=traits.scores is Need.ALWAYS)
+        _check_train_negatives(train, useful, loss, neg_nums)
+        if loss != DISTILLATION or contrastive_weight == 0:
+            _check_validation_negatives(validation, useful, loss)
+
+
+def _check_scores(examples: Sequence[Example], loss: str, *, is_needed: bool) -> None:
+    lacking = [one for one in examples if len(one.positive_scores) < len(one.positives) or _lacks_negative_scores(one)]
+    if not lacking:
+        return
+    keys = "pos_scores and neg_scores (pairs: positive_score and negative_scores)"
+    if is_needed:
+        raise DataError(
+            f"loss {loss}: {_some(lacking, examples)} without teacher scores: {_named(lacking)}; "
+            f"give each record {keys}, as `ebr mine` writes them, or choose another loss"
+        )
+    raise DataError(
+        f"loss {loss}: {_some(lacking, examples)} without teacher scores while others have them: {_named(lacking)}; "
+        f"a score and a plain yes or no do not mix: give each record {keys}, or none"
+    )
+
+
+def _lacks_negative_scores(example: Example) -> bool:
+    return len(example.negative_scores) < len(example.negatives)
+
+
+def _check_cosines(examples: Sequence[Example]) -> None:
+    beyond = [one for one in examples if any(abs(score) > 1 for score in (*one.positive_scores, *one.negative_scores))]
+    if beyond:
+        raise DataError(
+            f"loss CosineSimilarityLoss: {_some(beyond, examples)} with a score beyond -1 to 1, where no cosine gets: "
+            f"{_named(beyond)}; rescale the scores, or use CoSENTLoss, which reads only their order"
+        )
+
+
+def _with_negatives(examples: Sequence[Example], neg_nums: int, *, any_will_do: bool) -> set[int]:
+    """The ids of the examples that have a negative to draw; any_will_do: even one that is right by another record."""
+    if neg_nums == 0:
+        return set()
+    if any_will_do:
+        return {id(one) for one in examples if one.negatives}
+    right = right_answers(examples)
+    return {id(one) for one in examples if is_taught_by_negatives(one, right)}
+
+
+def _check_train_negatives(train: Sequence[Example], useful: set[int], loss: str, neg_nums: int) -> None:
+    lacking = [one for one in train if id(one) not in useful]
+    # Distillation goes without them here and there; another loss would pass such a record over in silence.
+    if lacking and (loss != DISTILLATION or len(lacking) == len(train)):
+        drawn = " (neg_nums is 0: none is drawn)" if neg_nums == 0 else ""
+        raise DataError(
+            f"loss {loss}: {_some(lacking, train)} without a negative of its own{drawn}: {_named(lacking)}; "
+            "mine some with `ebr mine`, remove these records, or choose loss info_nce, which needs none"
+        )
+
+
+def _check_validation_negatives(validation: Sequence[Example], useful: set[int], loss: str) -> None:
+    if validation and not any(id(one) in useful for one in validation):
+        raise DataError(
+            f"validation_split: none of the {len(validation)} records held out keeps a negative of its own (negatives that are "
+            f"texts of the training split are left out), so loss {loss} would be 0 on all; set validation_split to 0, and give "
+            "an eval_dataset to judge by"
+        )
+
+
+def _some(wrong: Sequence[Example], examples: Sequence[Example]) -> str:
+    return f"{len(wrong)} of {len(examples)} records {'are' if len(wrong) > 1 else 'is'}"
+
+
+def _named(examples: Sequence[Example], most: int = 3) -> str:
+    """The first queries."""
+    names = [one.query if len(one.query) <= 60 else f"{one.query[:59]}…" for one in examples[:most]]
+    return ", ".join(map(repr, names)) + (", …" if len(examples) > most else "")

@@ -1,0 +1,4 @@
+"""What training costs: memory, time, and the processes that share it."""
+
+# Before sentence-transformers, which imports peft, and with it bitsandbytes.
+from ebr.model.files import peft_import as peft_import

@@ -1,0 +1,1 @@
+"""A map: its rows, its numbers, and the files it becomes."""

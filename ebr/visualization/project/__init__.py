@@ -1,0 +1,1 @@
+"""Vectors → points, and how far they can be trusted."""
