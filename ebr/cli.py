@@ -1,4 +1,4 @@
-"""The shell: arguments → config → one workflow call → print."""
+"""The shell: arguments → config → one call of a verb → print."""
 
 from __future__ import annotations
 
@@ -11,53 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ebr.config import Config
 from ebr.config.options import add_arguments, flag_to_name, read_record
-from ebr.config.tables import CONFIGS
 from ebr.errors import ConfigError, EBRError, Interrupted, ReaderGone, json_escape
+from ebr.workflow.verbs import VERBS, Verb, load
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Command:
-    """One subcommand: its options, the verb that runs it, and the one that only plans it."""
-
-    config: type[Config]
-    run: str
-    plan: str
-    on_every_gpu: bool = False
-    """Whether it takes one process a GPU where there are several."""
-    positional: str | None = None
-    """The option that is also understood without its flag."""
-    check: str | None = None
-    """The verb that only looks at what would be run; None = there is none."""
-    about: str | None = None
-    """What it does, in one line; None = as its options say."""
-    ends_with_reader: bool = False
-    """Whether what it says is its result, so that it ends when nobody reads that any more; others finish their work."""
-
-
-_CHECK = "Look at training data, options and machine before a fine-tuning, and train nothing; options are those of finetune."
-
-COMMANDS = {
-    "sample": Command(CONFIGS["sample"], "build_sample_corpus", "plan_sample"),
-    "check": Command(CONFIGS["finetune"], "check_training", "plan_finetune", about=_CHECK),
-    "finetune": Command(CONFIGS["finetune"], "train_sentence_transformer", "plan_finetune", True, check="check_training"),
-    "train": Command(CONFIGS["train"], "train_sentence_transformer", "plan_finetune", True, check="check_training"),
-    "merge": Command(CONFIGS["merge"], "merge_adapter", "plan_merge"),
-    "infer": Command(CONFIGS["infer"], "run_batch_inference", "plan_inference"),
-    "visualize": Command(CONFIGS["visualize"], "visualize_embeddings", "plan_visualization"),
-    "evaluate": Command(CONFIGS["evaluate"], "evaluate_retrieval", "plan_evaluation"),
-    "index": Command(CONFIGS["index"], "build_index", "plan_index"),
-    "search": Command(CONFIGS["search"], "search_index", "plan_search", positional="query", ends_with_reader=True),
-    "mine": Command(CONFIGS["mine"], "mine_hard_negatives", "plan_mining"),
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,11 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours = sys.modules[__package__].__version__  # told by the face of the package, which no room imports
     parser.add_argument("--version", action="version", version=f"%(prog)s {ours}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, command in COMMANDS.items():
-        about, words = _first_line(command), f" [{command.positional.upper()}]" if command.positional else ""
+    for name, verb in VERBS.items():
+        words = f" [{verb.positional.upper()}]" if verb.positional else ""
         # Sixty options in the usage line would bury what stands below it.
         usage = f"%(prog)s{words} [--option value ...]"
-        _fill(commands.add_parser(name, help=about, description=about, usage=usage, allow_abbrev=False), command)
+        about = verb.summary()
+        _fill(commands.add_parser(name, help=about, description=about, usage=usage, allow_abbrev=False), verb)
     arguments = [flag_to_name(token) for token in arguments]
     return guarded(lambda: _run_parsed(vars(parser.parse_args(arguments)), arguments[1:]))
 
@@ -108,11 +71,7 @@ def merge(arguments: Sequence[str] | None = None) -> int:
     return main(["merge", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _first_line(command: Command) -> str:
-    return command.about or (command.config.__doc__ or "").split("\n", 1)[0]
-
-
-def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
+def _fill(parser: argparse.ArgumentParser, verb: Verb) -> None:
     parser.add_argument(
         "--config",
         type=Path,
@@ -120,41 +79,37 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
         help="options from a JSON file or any output's manifest; flags win",
     )
     parser.add_argument("--dry_run", action="store_true", help="validate, count, say what would be done, and do nothing")
-    if command.check:
+    if verb.check:
         parser.add_argument("--check", action="store_true", help="only look at data, options and machine, as ebr check does")
-    add_arguments(parser, command.config)
-    if command.positional:
-        help_text = f"{command.positional}, without its flag"
-        parser.add_argument("words", nargs="*", metavar=command.positional.upper(), help=help_text)
+    add_arguments(parser, verb.config)
+    if verb.positional:
+        help_text = f"{verb.positional}, without its flag"
+        parser.add_argument("words", nargs="*", metavar=verb.positional.upper(), help=help_text)
 
 
 def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
-    from ebr import workflow
-
-    name = values.pop("command")
-    command = COMMANDS[name]
+    verb = VERBS[values.pop("command")]
     record, dry_run, only_check = values.pop("config"), values.pop("dry_run"), values.pop("check", False)
-    if (words := values.pop("words", None)) and command.positional:
-        if command.positional in values:
-            raise ConfigError(f"{command.positional}: given with its flag and without; give it once")
+    if (words := values.pop("words", None)) and verb.positional:
+        if verb.positional in values:
+            raise ConfigError(f"{verb.positional}: given with its flag and without; give it once")
     for option, value in values.items():
-        if value in ("none", ["none"]) and command.config.may_be_unset(option):
+        if value in ("none", ["none"]) and verb.config.may_be_unset(option):
             values[option] = None  # unsets what the record or the default set
-    if words and command.positional:
-        values[command.positional] = " ".join(words)  # whatever it says: a text to search for may be "none"
-    config = command.config.from_dict(read_record(record) if record else {}, overrides=values)
+    if words and verb.positional:
+        values[verb.positional] = " ".join(words)  # whatever it says: a text to search for may be "none"
+    config = verb.config.from_dict(read_record(record) if record else {}, overrides=values)
     if dry_run:
-        _say("\n".join(getattr(workflow, command.plan)(config).lines()))
+        _say("\n".join(load(verb.plan)(config).lines()))
         _say("dry run: nothing was written")
         return 0
-    verb = command.check if only_check and command.check else command.run
-    if command.on_every_gpu and not only_check:
-        exit_code = workflow.relaunch_on_every_gpu(
-            name, arguments, lambda n_gpus: getattr(workflow, command.plan)(config, n_gpus)
-        )
+    if verb.on_every_gpu and not only_check:
+        relaunch = load("ebr.workflow.finetuning.relaunch_on_every_gpu")
+        exit_code: int | None = relaunch(verb.name, arguments, lambda n_gpus: load(verb.plan)(config, n_gpus))
         if exit_code is not None:
             return exit_code
-    result = getattr(workflow, verb)(config, say=_say_to_reader if command.ends_with_reader else _say)
+    run = load(verb.check if only_check and verb.check else verb.run)
+    result = run(config, say=_say_to_reader if verb.ends_with_reader else _say)
     # What a program reads holds nothing but the data: no empty line either.
     if _is_first_process() and (summary := result.summary()):
         _say(f"\n{summary}")

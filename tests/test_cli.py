@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ebr import cli, workflow
+from ebr import cli
 from ebr.config import (
     EvaluationConfig,
     FinetuneConfig,
@@ -25,6 +25,7 @@ from ebr.config import (
 )
 from ebr.config.options import option_groups
 from ebr.errors import DataError, Interrupted
+from ebr.workflow import verbs
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "sklearn", "matplotlib", "faiss"}
@@ -50,6 +51,12 @@ NEEDED = {
 """What a command does not start without."""
 
 
+def home_of(command, name):
+    """Where the function `name` of a command stands."""
+    verb = verbs.VERBS[command]
+    return next(path for path in (verb.run, verb.plan) if path.endswith(f".{name}"))
+
+
 class Done:
     """What every faked verb returns: a result, and a plan."""
 
@@ -65,10 +72,10 @@ def calls(monkeypatch):
     """The verbs replaced by ones that note (name, config) and do nothing."""
     noted = []
     # Or a machine with several GPUs would start one real process a GPU.
-    monkeypatch.setattr(workflow, "relaunch_on_every_gpu", lambda *_: None)
-    for run, plan, _ in VERBS.values():
+    monkeypatch.setattr("ebr.workflow.finetuning.relaunch_on_every_gpu", lambda *_: None)
+    for command, (run, plan, _) in VERBS.items():
         for name in (run, plan):
-            monkeypatch.setattr(workflow, name, lambda config, name=name, **_: noted.append((name, config)) or Done())
+            monkeypatch.setattr(home_of(command, name), lambda config, name=name, **_: noted.append((name, config)) or Done())
     return noted
 
 
@@ -261,7 +268,7 @@ def test_error_that_a_user_can_mend_is_its_message_and_exit_code_2(monkeypatch, 
     def refuse(config, **_):
         raise DataError("train.jsonl:3: 'positive' is empty; give a text")
 
-    monkeypatch.setattr(workflow, "train_sentence_transformer", refuse)
+    monkeypatch.setattr("ebr.workflow.finetuning.train_sentence_transformer", refuse)
     assert cli.main(["finetune"]) == 2
     assert capsys.readouterr().err == "ebr: train.jsonl:3: 'positive' is empty; give a text\n"
 
@@ -273,7 +280,7 @@ def test_interruption_is_exit_code_130(error, message, monkeypatch, capsys):
     def stop(config, **_):
         raise error
 
-    monkeypatch.setattr(workflow, "run_batch_inference", stop)
+    monkeypatch.setattr("ebr.inference.command.run_batch_inference", stop)
     assert cli.main(["infer"]) == 130
     err = capsys.readouterr().err
     assert message in err
@@ -305,8 +312,8 @@ def test_a_reader_that_has_enough_ends_a_search_and_no_other_work(command, monke
             say(line)
         return Done()
 
-    monkeypatch.setattr(workflow, "relaunch_on_every_gpu", lambda *_: None)
-    monkeypatch.setattr(workflow, VERBS[command][0], verb)
+    monkeypatch.setattr("ebr.workflow.finetuning.relaunch_on_every_gpu", lambda *_: None)
+    monkeypatch.setattr(home_of(command, VERBS[command][0]), verb)
     monkeypatch.setattr(sys, "stdout", Pipe(tmp_path / "out"))
     assert cli.main([command, *NEEDED.get(command, [])]) == 0
     assert said == (["one"] if command == "search" else ["one", "two"])
@@ -323,9 +330,13 @@ def test_a_plan_and_a_help_page_need_no_reader_either(monkeypatch, tmp_path, cal
 
 def test_a_verb_is_handed_a_way_to_speak_that_is_read_at_once(monkeypatch, capsys):
     read = []
-    monkeypatch.setattr(
-        workflow, "build_index", lambda config, say: (say("a line"), read.append(capsys.readouterr().out)) and Done()
-    )
+
+    def verb(config, say):
+        say("a line")
+        read.append(capsys.readouterr().out)
+        return Done()
+
+    monkeypatch.setattr(home_of("index", "build_index"), verb)
     assert cli.main(["index"]) == 0
     assert read == ["a line\n"]
 
@@ -341,7 +352,7 @@ def test_a_text_that_says_none_is_searched_for(words, calls):
 @pytest.mark.parametrize(("ends_with_reader", "code"), [(True, 2), (False, 0)])
 def test_full_disk_below_standard_output_ends_a_search_and_no_other_work(ends_with_reader, code, monkeypatch, capsys, caplog):
     command, verb = ("search", "search_index") if ends_with_reader else ("infer", "run_batch_inference")
-    monkeypatch.setattr(workflow, verb, lambda config, say: say("a line") or Done())
+    monkeypatch.setattr(home_of(command, verb), lambda config, say: say("a line") or Done())
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert cli.main([command, *(["words"] if ends_with_reader else [])]) == code
@@ -349,7 +360,7 @@ def test_full_disk_below_standard_output_ends_a_search_and_no_other_work(ends_wi
 
 
 def test_error_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(workflow, "run_batch_inference", lambda config, **_: 1 // 0)
+    monkeypatch.setattr("ebr.inference.command.run_batch_inference", lambda config, **_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["infer"])
 

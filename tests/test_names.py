@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ebr import cli
-from ebr.config.tables import CONFIGS
 from ebr.data.files.places import check_place
 from ebr.data.files.write import hash_files, read_json, write_json
 from ebr.data.training.examples import read_examples
@@ -19,12 +18,13 @@ from ebr.data.vectors.embeddings import read_embeddings
 from ebr.errors import ConfigError, DataError, ModelError, SaveError
 from ebr.model.adapters.files import find_adapter
 from ebr.model.origin import resolve_model
+from ebr.workflow.verbs import VERBS
 from tests.training.test_full_disk import Disk, answering, finished
 
 GBK = os.fsdecode("中文".encode("gbk"))
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", [verb.config for verb in VERBS.values()], ids=VERBS)
 def test_every_option_that_takes_a_name_refuses_one_that_is_not_utf8(config):
     for name, field in config.model_fields.items():
         if not {"Path", "str"} & set(str(field.annotation).replace("pathlib.", "").replace("|", " ").split()):
@@ -36,7 +36,7 @@ def test_every_option_that_takes_a_name_refuses_one_that_is_not_utf8(config):
 
 def test_list_refuses_a_name_that_is_not_utf8_too():
     with pytest.raises(ConfigError, match=r"models: is not UTF-8; rename what it names, or type it in UTF-8"):
-        CONFIGS["evaluate"](models=["a", GBK], eval_dataset="e")
+        VERBS["evaluate"].config(models=["a", GBK], eval_dataset="e")
 
 
 def test_command_that_could_not_write_its_record_does_no_work(tmp_path, tiny_model, capsys):

@@ -7,8 +7,8 @@ import shutil
 import nbformat
 import pytest
 
-from ebr.config.overrides import notebook_configs
 from ebr.notebook import run_notebook
+from ebr.workflow.notebook_configs import notebook_configs
 from tests.conftest import REPO
 
 SECTIONS = {"docs/notebook.md": "## Cells of your own", "docs/notebook.zh.md": "## 追加自己的单元"}

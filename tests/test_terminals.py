@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from ebr import cli, workflow
+from ebr import cli
 from ebr.data import speech
+from ebr.workflow.verbs import VERBS, load, public_functions
 
 LINE = "的 é 😀 – \udcd6"
 SPELLED = {
@@ -54,7 +55,7 @@ def test_command_says_lines_and_summary_whatever_the_terminal(encoding, terminal
         def summary(self):
             return f"written to {LINE}"
 
-    monkeypatch.setattr(workflow, "run_batch_inference", lambda config, say: say(LINE) or Done())
+    monkeypatch.setattr("ebr.inference.command.run_batch_inference", lambda config, say: say(LINE) or Done())
     printed = terminal(encoding)
     assert cli.main(["infer"]) == 0
     assert printed() == f"{SPELLED[encoding]}\n\nwritten to {SPELLED[encoding]}\n"
@@ -67,7 +68,7 @@ def test_hits_stay_exact_json_whatever_the_terminal(encoding, terminal, monkeypa
             return ""
 
     hit = {"query": LINE, "columns": {"text": 'a "b" \\ \n' + LINE}}
-    monkeypatch.setattr(workflow, "search_index", lambda config, say: say(json.dumps(hit, ensure_ascii=False)) or Done())
+    monkeypatch.setattr(VERBS["search"].run, lambda config, say: say(json.dumps(hit, ensure_ascii=False)) or Done())
     printed = terminal(encoding)
     assert cli.main(["search", "a", "--output_format", "jsonl"]) == 0
     assert json.loads(printed()) == hit
@@ -86,7 +87,7 @@ def test_answer_that_cannot_be_read_is_none(monkeypatch):
 
 
 def test_every_verb_speaks_by_itself():
-    verbs = {name: inspect.signature(getattr(workflow, name)).parameters for name in workflow.__all__}
+    verbs = {path: inspect.signature(load(path)).parameters for path in public_functions().values()}
     defaults = {name: parameters["say"].default for name, parameters in verbs.items() if "say" in parameters}
     assert len(defaults) >= 9
     assert set(defaults.values()) == {speech.speak}

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ebr.config import InferenceConfig
 from ebr.data.files.write import write_json
-from ebr.workflow import run_batch_inference
+from ebr.inference.command import run_batch_inference
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国", "a book " * 40]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895\nsize 90868376\n"

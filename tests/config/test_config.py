@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
-from ebr.config.overrides import CONFIGS, notebook_configs
 from ebr.errors import ConfigError
+from ebr.workflow.notebook_configs import CONFIGS, notebook_configs
 
 QUICK = settings(deadline=None, max_examples=30, database=None)
 

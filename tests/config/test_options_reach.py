@@ -13,8 +13,10 @@ from ebr.data.vectors.embeddings import write_embeddings
 from ebr.model.encoder.pooling import pooling_name
 from ebr.training.loop import arguments, engine
 from ebr.training.loop import fit as training
+from ebr.training.plan import plan_finetune
 from ebr.training.resources.processes import ALONE, Processes
-from ebr.workflow import finetuning, plan_finetune, plan_visualization, visualize_embeddings
+from ebr.visualization.command import plan_visualization, visualize_embeddings
+from ebr.workflow import finetuning
 
 # Values of the trainer's arguments that carry the time or the machine.
 VOLATILE = {"logging_dir", "run_name"}

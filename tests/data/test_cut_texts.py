@@ -21,7 +21,10 @@ from ebr.model.encoder.batching import tokenize
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.lengths import set_lengths
 from ebr.model.encoder.prompts import Role
-from ebr.workflow import build_index, evaluate_retrieval, mine_hard_negatives, search_index
+from ebr.retrieval.evaluation.command import evaluate_retrieval
+from ebr.retrieval.index.command import build_index
+from ebr.retrieval.index.search import search_index
+from ebr.retrieval.mining.command import mine_hard_negatives
 
 # With [CLS] and [SEP] a text of six words has eight tokens.
 FITS, LONG, LONGER = "red cup red cup red cup", "red cup red cup red cup red", "red cup " * 300

@@ -19,7 +19,7 @@ from ebr.data.tables.records import find_records
 from ebr.data.tables.shard_rows import parse_shard
 from ebr.data.tables.shards import read_shards
 from ebr.errors import ConfigError
-from ebr.workflow import plan_inference, run_batch_inference
+from ebr.inference.command import plan_inference, run_batch_inference
 
 QUICK = settings(deadline=None, max_examples=80, database=None)
 HIVE = Dialect("\x01", escape="\\")

@@ -23,24 +23,17 @@ from ebr.config import (
     VisualizationConfig,
 )
 from ebr.data.files.write import manifest_path, read_manifest, write_aside, write_folder_aside, write_json
+from ebr.data.sample.command import plan_sample
 from ebr.data.vectors.embeddings import read_embeddings, write_embeddings
 from ebr.errors import ConfigError
+from ebr.inference.command import plan_inference, run_batch_inference
 from ebr.model.command import check_output as check_merged
+from ebr.retrieval.evaluation.command import plan_evaluation
+from ebr.retrieval.index.command import build_index, plan_index
+from ebr.retrieval.index.search import plan_search, search_index
+from ebr.retrieval.mining.command import mine_hard_negatives, plan_mining
 from ebr.training.loop.layouts import Layout
-from ebr.workflow import (
-    build_index,
-    mine_hard_negatives,
-    plan_evaluation,
-    plan_index,
-    plan_inference,
-    plan_mining,
-    plan_sample,
-    plan_search,
-    plan_visualization,
-    run_batch_inference,
-    search_index,
-    visualize_embeddings,
-)
+from ebr.visualization.command import plan_visualization, visualize_embeddings
 from tests.conftest import REPO
 
 ELSEWHERE = Path("/dev/shm")

@@ -395,7 +395,7 @@ def test_every_option_of_the_sample_reaches_the_builder_and_the_manifest_reruns_
     from ebr.config import SampleConfig
     from ebr.config.options import read_record
     from ebr.data.files.write import manifest_path
-    from ebr.workflow import build_sample_corpus
+    from ebr.data.sample.command import build_sample_corpus
 
     seen = {}
 

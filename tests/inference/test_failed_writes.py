@@ -14,8 +14,8 @@ from ebr.data.files.write import write_aside
 from ebr.data.vectors.embeddings import write_embeddings
 from ebr.errors import EBRError
 from ebr.inference.job.ledger import Ledger, work_folder
+from ebr.retrieval.index.command import build_index
 from ebr.retrieval.mining.passages import embed_to_disk
-from ebr.workflow import build_index
 from tests.embedding_runs import Run, write_table
 from tests.inference.test_ledger import record
 

@@ -10,10 +10,10 @@ from ebr.config import InferenceConfig
 from ebr.data.files.write import read_manifest
 from ebr.data.vectors.embeddings import read_embeddings
 from ebr.errors import ConfigError, DataError
+from ebr.inference.command import plan_inference, run_batch_inference
 from ebr.model.compute.local_engine import LocalEngine
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.prompts import Role
-from ebr.workflow import plan_inference, run_batch_inference
 
 TEXTS = ["a red shoe", "the", "这是一个大国的人民，我们", "buy a small blue lamp and a green book, please!", "x" * 300]
 

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ebr.cli import COMMANDS
 from ebr.config.options import add_arguments, flag_to_name
 from ebr.data.vectors.embeddings import read_embeddings
 from ebr.errors import ConfigError, DataError, EBRError, MissingPackageError
@@ -32,6 +31,7 @@ from ebr.inference.job.pipeline import embed_source
 from ebr.inference.job.worker import OVERLAP
 from ebr.inference.workers import ray as ray_workers
 from ebr.inference.workers.ray import RayWorkers, worker_shape
+from ebr.workflow.verbs import VERBS
 from tests.embedding_runs import Run, write_table
 from tests.shard_engines import Builder, FakeEngine, vectors_of
 from tests.test_architecture import imported
@@ -444,5 +444,5 @@ def test_commands_of_the_page_are_accepted(page):
     assert len(commands) == 2
     for _, name, *words in commands:
         parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-        add_arguments(parser, COMMANDS[name].config)
+        add_arguments(parser, VERBS[name].config)
         assert parser.parse_known_args([flag_to_name(word) for word in words])[1] == []

@@ -14,10 +14,11 @@ from ebr.cli import main
 from ebr.config import EvaluationConfig, FinetuneConfig, InferenceConfig
 from ebr.data.files.write import write_json
 from ebr.errors import ConfigError, ModelError
+from ebr.inference.command import run_batch_inference
 from ebr.inference.workers.spec import EngineSpec
 from ebr.model.encoder.encoder import load_encoder
-from ebr.workflow import evaluate_retrieval, run_batch_inference
-from ebr.workflow import train_sentence_transformer as fine_tune
+from ebr.retrieval.evaluation.command import evaluate_retrieval
+from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
 from tests.lora_adapters import merge, rewrite, said_by_us, save_tuned, vectors
 
 

@@ -102,7 +102,7 @@ def test_prompts_fall_back_from_the_role_to_both_to_the_models_own(tiny_model, o
 
 def test_prompts_of_other_tasks_stay(tiny_model, pairs_file, tmp_path):
     from ebr.config import FinetuneConfig
-    from ebr.workflow import train_sentence_transformer as fine_tune
+    from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
 
     base = SentenceTransformer(tiny_model, device="cpu")
     base.prompts = {"query": "ask: ", "passage": "text: ", "STS": "like: ", "Clustering": "sort: "}

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.data.files.write import write_json
 from ebr.model.adapters.foreign import plain_key
-from ebr.workflow import plan_merge
+from ebr.model.command import plan_merge
 from tests.lora_adapters import PROMPTS, QUERY, WEIGHTS, config_of, merge, refuse, rewrite, save_tuned, vectors
 
 

@@ -16,12 +16,14 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import Whitesp
 from ebr.config import FinetuneConfig, IndexConfig, InferenceConfig
 from ebr.data.files.write import read_manifest, write_json
 from ebr.errors import ConfigError, ModelError
+from ebr.inference.command import run_batch_inference
 from ebr.model.encoder.encoder import load_encoder, save_encoder
 from ebr.model.facts import encoder_facts
 from ebr.model.origin import resolve_model, weight_files_digest
+from ebr.retrieval.index.command import build_index
+from ebr.retrieval.index.text_index import open_index
 from ebr.training.loop import fit as run_module
-from ebr.workflow import build_index, open_index, run_batch_inference
-from ebr.workflow import train_sentence_transformer as fine_tune
+from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
 from tests.lora_adapters import WEIGHTS, save_tuned
 
 TEXTS = ["buy a red shoe", "the blue cup", "red " * 80 + "blue lamp cup book green small", "日本語", "東京大学の"]

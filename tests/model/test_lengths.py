@@ -14,10 +14,13 @@ from transformers import AutoTokenizer
 from ebr.config import EvaluationConfig, IndexConfig, InferenceConfig
 from ebr.data.files.write import read_json, write_json
 from ebr.errors import ModelError
+from ebr.inference.command import run_batch_inference
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.lengths import kept_length, position_limit, set_lengths
+from ebr.retrieval.evaluation.command import evaluate_retrieval
 from ebr.retrieval.evaluation.models import load_for_evaluation
-from ebr.workflow import build_index, evaluate_retrieval, open_index, run_batch_inference
+from ebr.retrieval.index.command import build_index
+from ebr.retrieval.index.text_index import open_index
 
 LONG = "red shoe " * 60
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

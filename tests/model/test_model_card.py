@@ -22,7 +22,7 @@ from ebr.model import origin
 from ebr.model.base_card import base_card
 from ebr.model.card import model_card
 from ebr.model.origin import ModelSource, Origin, public_name, resolve_model
-from ebr.workflow import train_sentence_transformer
+from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import REPO
 from tests.lora_adapters import merge, save_tuned
 

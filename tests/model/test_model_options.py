@@ -20,17 +20,15 @@ from ebr.config import (
 )
 from ebr.data.files.write import read_manifest, write_json
 from ebr.errors import ConfigError, ModelError
+from ebr.inference.command import run_batch_inference
 from ebr.model.encoder.encoder import load_encoder
-from ebr.workflow import (
-    build_index,
-    evaluate_retrieval,
-    mine_hard_negatives,
-    open_index,
-    rank_texts,
-    run_batch_inference,
-    search_index,
-)
-from ebr.workflow import train_sentence_transformer as fine_tune
+from ebr.retrieval.evaluation.command import evaluate_retrieval
+from ebr.retrieval.index.command import build_index
+from ebr.retrieval.index.search import search_index
+from ebr.retrieval.index.text_index import open_index
+from ebr.retrieval.mining.command import mine_hard_negatives
+from ebr.retrieval.ranking import rank_texts
+from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
 from tests.lora_adapters import rewrite, save_tuned
 
 TEXTS = ["the red small shoe", "这是一个大国", "a large blue lamp", "the green book"]

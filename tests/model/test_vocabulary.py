@@ -17,8 +17,8 @@ from ebr.config import EvaluationConfig
 from ebr.errors import ModelError
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.text_reader import TextReader
+from ebr.retrieval.evaluation.command import evaluate_retrieval
 from ebr.training.batches.token_cache import TokenBook
-from ebr.workflow import evaluate_retrieval
 from tests.whole_models import TEXTS, lines_of, mean_by_hand, run_over, save_bert, save_encoder_of
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -17,11 +17,13 @@ from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation
 from ebr.data.evaluation.trec_runs import read_run
 from ebr.data.files.write import hash_files, write_json
 from ebr.errors import ConfigError, DataError, ModelError
+from ebr.model.command import merge_adapter
 from ebr.model.compute.local_engine import RetrievalEncoder
 from ebr.retrieval.evaluation import command as evaluation
+from ebr.retrieval.evaluation.command import evaluate_retrieval
 from ebr.retrieval.evaluation.leak_check import Provenance, TrainingSource
 from ebr.retrieval.measures.metrics import METRICS, score_run
-from ebr.workflow import evaluate_retrieval, merge_adapter, train_sentence_transformer
+from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import SHARED_DATA
 
 

@@ -18,11 +18,11 @@ from ebr.errors import ConfigError, DataError, ModelError
 from ebr.model.encoder.encoder import load_encoder
 from ebr.retrieval.index import recall as index_recall
 from ebr.retrieval.index import source as index_source
+from ebr.retrieval.index.command import plan_index
 from ebr.retrieval.index.faiss_index import FaissIndex, n_threads, threads
 from ebr.retrieval.index.kinds import IndexSpec, Kind
 from ebr.retrieval.index.recall import ExactNeighbours, Queries, found_rows, tune
 from ebr.retrieval.index.store import RowsReader
-from ebr.workflow import plan_index
 
 DIM = 16
 MODEL = {"model": "m", "model_sha256": "abc", "pooling": "mean", "prompt": "p: ", "max_seq_length": 64, "normalized": True}

@@ -25,10 +25,12 @@ from ebr.data.training.files import Negative, Record
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.retrieval.mining import report as mining_report
 from ebr.retrieval.mining import rules as mining
+from ebr.retrieval.mining.command import mine_hard_negatives
 from ebr.retrieval.mining.passages import Likenesses, Texts, blocks, distinct, embed_to_disk
 from ebr.retrieval.mining.report import Tally, chosen_records, example_lines, examples_markdown
 from ebr.retrieval.mining.rules import LeftOut, Mined, Reason, Rules, mine
-from ebr.workflow import mine_hard_negatives, plan_finetune, train_sentence_transformer
+from ebr.training.plan import plan_finetune
+from ebr.workflow.finetuning import train_sentence_transformer
 
 # ---------------------------------------------------------------- without a model
 

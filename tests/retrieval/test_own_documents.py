@@ -11,12 +11,13 @@ import pytest
 from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.trec_runs import read_run
+from ebr.retrieval.evaluation.command import evaluate_retrieval
 from ebr.retrieval.evaluation.evidence import measure_encoder, report_on
 from ebr.retrieval.measures.compression import compress_table
 from ebr.retrieval.measures.measurement import compare, evaluate_encoder, evaluate_ranking
 from ebr.retrieval.report.page import report_html
 from ebr.retrieval.report.write import Report, report_json
-from ebr.workflow import evaluate_retrieval, plan_finetune
+from ebr.training.plan import plan_finetune
 
 # Eight documents d0 … d7, the even ones also the queries under the same ids, each judged with its neighbour.
 WORDS = ["red", "blue", "green", "lamp"]

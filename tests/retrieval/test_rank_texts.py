@@ -12,8 +12,9 @@ from ebr.errors import DataError, ModelError
 from ebr.model.compute.local_engine import RetrievalEncoder
 from ebr.model.encoder.encoder import load_encoder, save_encoder
 from ebr.model.encoder.prompts import set_prompts
+from ebr.retrieval.evaluation.command import compare_models
 from ebr.retrieval.measures.measurement import evaluate_encoder
-from ebr.workflow import Ranking, compare_models, rank_texts
+from ebr.retrieval.ranking import Ranking, rank_texts
 
 QUERIES = ["buy a red shoe", "一个人"]
 DOCUMENTS = ["the green lamp", "the red shoe", "一个人 of the 国", "the blue cup"]

@@ -16,8 +16,7 @@ from ebr.errors import ConfigError, DataError, ModelError, ReaderGone
 from ebr.model.compute.local_engine import LocalEngine
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.prompts import Role
-from ebr.retrieval.index.search import Match, SearchResult
-from ebr.workflow import plan_search
+from ebr.retrieval.index.search import Match, SearchResult, plan_search
 
 TEXTS = {"007": "the red small shoe", "苹果": "这是一个大国", "7": "a large blue lamp", "b 2": "the green book"}
 

@@ -23,13 +23,15 @@ from ebr.data.files.write import read_manifest, size_of
 from ebr.errors import ConfigError, EBRError, Interrupted, SaveError
 from ebr.model.encoder.encoder import load_encoder
 from ebr.training import rescue
+from ebr.training.doctor.command import check_training
 from ebr.training.doctor.report import Severity
 from ebr.training.doctor.run_checks import judge_disk
 from ebr.training.loop import checkpoints, disk, journal
 from ebr.training.loop.disk import Checkpoints, DiskNeeds, disk_needs
 from ebr.training.loop.layouts import RUN, WATCH, pair_layout
 from ebr.training.rescue import FinishedModel
-from ebr.workflow import check_training, finetuning, train_sentence_transformer
+from ebr.workflow import finetuning
+from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import REPO
 
 MIB = 2**20

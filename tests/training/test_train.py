@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.errors import DataError
 from ebr.model.encoder.encoder import load_encoder, save_encoder
-from ebr.workflow import train_sentence_transformer
+from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import REPO
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国"]

@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.errors import ConfigError, Interrupted, ModelError
-from ebr.workflow import finetuning, train_sentence_transformer
+from ebr.workflow import finetuning
+from ebr.workflow.finetuning import train_sentence_transformer
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国"]
 
@@ -313,7 +314,7 @@ def tree(folder):
 
 
 def test_another_model_of_the_same_name_is_refused_before_anything_is_touched(config, tiny_model, tmp_path):
-    from ebr.workflow import check_training
+    from ebr.training.doctor.command import check_training
 
     shutil.copytree(tiny_model, tmp_path / "A" / "tiny")
     result, _ = run(config, model_name=str(tmp_path / "A" / "tiny"), max_steps=2)

@@ -17,9 +17,9 @@ from ebr import VisualizationConfig, visualize_embeddings
 from ebr.data.vectors import embeddings
 from ebr.data.vectors.embeddings import write_embeddings
 from ebr.errors import ConfigError, DataError
+from ebr.visualization.command import plan_visualization
 from ebr.visualization.map import files as map_files
 from ebr.visualization.project import neighbours, projection, quality
-from ebr.workflow import plan_visualization
 
 
 def blobs(n_rows, n_labels=3, dim=12, seed=0):

@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ebr.config.evaluation import EvaluationConfig
-from ebr.config.finetune import FinetuneConfig
-from ebr.config.index import IndexConfig, SearchConfig
-from ebr.config.inference import InferenceConfig
-from ebr.config.mining import MiningConfig
-from ebr.config.options import Config, parse_overrides, unknown_option
-from ebr.config.visualization import VisualizationConfig
+from ebr.config import Config
+from ebr.config.options import parse_overrides, unknown_option
 from ebr.errors import ConfigError
+from ebr.workflow.verbs import VERBS
 
-CONFIGS: dict[str, type[Config]] = {
-    "FINETUNE_CONFIG": FinetuneConfig,
-    "INFERENCE_CONFIG": InferenceConfig,
-    "VIS_CONFIG": VisualizationConfig,
-    "EVAL_CONFIG": EvaluationConfig,
-    "INDEX_CONFIG": IndexConfig,
-    "SEARCH_CONFIG": SearchConfig,
-    "MINING_CONFIG": MiningConfig,
-}
+CONFIGS: dict[str, type[Config]] = {verb.in_notebook: verb.config for verb in VERBS.values() if verb.in_notebook}
 """Config classes by the name that the notebook gives them."""
 
 

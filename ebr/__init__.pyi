@@ -1,0 +1,29 @@
+# Made by ebr.workflow.pages from the list of verbs.
+
+from ebr.config.evaluation import EvaluationConfig as EvaluationConfig
+from ebr.config.finetune import FinetuneConfig as FinetuneConfig
+from ebr.config.index import IndexConfig as IndexConfig
+from ebr.config.index import SearchConfig as SearchConfig
+from ebr.config.inference import InferenceConfig as InferenceConfig
+from ebr.config.merge import MergeConfig as MergeConfig
+from ebr.config.mining import MiningConfig as MiningConfig
+from ebr.config.sample import SampleConfig as SampleConfig
+from ebr.config.train import TrainConfig as TrainConfig
+from ebr.config.visualization import VisualizationConfig as VisualizationConfig
+from ebr.data.sample.command import build_sample_corpus as build_sample_corpus
+from ebr.inference.command import run_batch_inference as run_batch_inference
+from ebr.model.command import merge_adapter as merge_adapter
+from ebr.model.command import plan_merge as plan_merge
+from ebr.retrieval.evaluation.command import compare_models as compare_models
+from ebr.retrieval.evaluation.command import evaluate_retrieval as evaluate_retrieval
+from ebr.retrieval.index.command import build_index as build_index
+from ebr.retrieval.index.search import search_index as search_index
+from ebr.retrieval.index.text_index import open_index as open_index
+from ebr.retrieval.mining.command import mine_hard_negatives as mine_hard_negatives
+from ebr.retrieval.ranking import rank_texts as rank_texts
+from ebr.training.doctor.command import check_training as check_training
+from ebr.visualization.command import visualize_embeddings as visualize_embeddings
+from ebr.workflow.finetuning import train_sentence_transformer as train_sentence_transformer
+from ebr.workflow.notebook_configs import notebook_configs as notebook_configs
+
+__version__: str
