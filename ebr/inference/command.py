@@ -21,7 +21,7 @@ from ebr.data.versions import library_versions
 from ebr.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ebr.data.tables.shards import Source
+    from ebr.data.tables.shards import TableSource
     from ebr.data.vectors.formats import VectorFormat
     from ebr.inference.job.output import Output
     from ebr.inference.job.pipeline import EmbeddedTables
@@ -33,7 +33,7 @@ class InferencePlan:
     """Which tables a run would embed, and what it would write."""
 
     config: InferenceConfig
-    source: Source
+    source: TableSource
     format: VectorFormat
 
     @property

@@ -8,14 +8,14 @@ from typing import Any
 
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from ebr.model.origin import EMBEDDED_NAME, ModelSource, Origin, public_name
+from ebr.model.origin import EMBEDDED_NAME, ModelOrigin, Origin, public_name
 
 _CARD = "README.md"
 _LICENCE = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 
 
-def base_card(source: ModelSource) -> dict[str, str]:
+def base_card(source: ModelOrigin) -> dict[str, str]:
     """Entries of a model's card that concern what is made from it, as far as they are known; nothing is fetched.
 
     name: fit to be shown, never a path. hub_id: of the hub. license, license_name, license_link: as its own card has them.
@@ -25,7 +25,7 @@ def base_card(source: ModelSource) -> dict[str, str]:
     return {key: value for key, value in known.items() if value}
 
 
-def _hub_id(source: ModelSource) -> str:
+def _hub_id(source: ModelOrigin) -> str:
     if source.origin is Origin.EMBEDDED:
         return f"sentence-transformers/{EMBEDDED_NAME}"
     if source.origin is Origin.FOLDER:
@@ -36,7 +36,7 @@ def _hub_id(source: ModelSource) -> str:
     return own if is_own else source.location
 
 
-def _licence(source: ModelSource, hub_id: str) -> dict[str, str]:
+def _licence(source: ModelOrigin, hub_id: str) -> dict[str, str]:
     fields = _front_matter(source, hub_id)
     found = {key: fields[key].strip() for key in _LICENCE_KEYS if isinstance(fields.get(key), str)}
     if not _LICENCE.fullmatch(found.get("license", "")):
@@ -47,7 +47,7 @@ def _licence(source: ModelSource, hub_id: str) -> dict[str, str]:
     return {**found, **({"license_link": link} if link.startswith("https://") else {})}
 
 
-def _front_matter(source: ModelSource, hub_id: str) -> dict[str, Any]:
+def _front_matter(source: ModelOrigin, hub_id: str) -> dict[str, Any]:
     """The metadata of a model's own card; empty without one, or with one that cannot be read."""
     card = try_to_load_from_cache(hub_id, _CARD) if source.folder is None else source.folder / _CARD
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.model.adapters.files import LoraAdapter
-    from ebr.model.origin import ModelSource
+    from ebr.model.origin import ModelOrigin
 
 _REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
 
@@ -32,7 +32,7 @@ class MergePlan:
 
     config: MergeConfig
     adapter: LoraAdapter
-    base: ModelSource
+    base: ModelOrigin
     output: Path
     precision: str
     training: Mapping[str, Any]

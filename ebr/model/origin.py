@@ -46,7 +46,7 @@ class Origin(str, Enum):
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelOrigin:
     """A model's name as the user gave it, where it was found, and what a loader takes."""
 
     name: str
@@ -77,7 +77,7 @@ class ModelSource:
         return next((Path(path).parent for path in cached if isinstance(path, str)), None)
 
 
-def resolve_model(name: str) -> ModelSource:
+def resolve_model(name: str) -> ModelOrigin:
     """Find a model: a local folder, the embedded model by its name, or a hub id, in this order.
 
     Raises ModelError that says what was tried when it is none of them.
@@ -91,12 +91,12 @@ def resolve_model(name: str) -> ModelSource:
         place = str(folder.resolve())
         if reason := why_not_utf8(place):
             raise ModelError(f"model {name!r}: {place!r} {reason}")
-        return ModelSource(name, Origin.FOLDER, place)
+        return ModelOrigin(name, Origin.FOLDER, place)
     if is_embedded(name):
-        return ModelSource(name, Origin.EMBEDDED, str(_embedded_folder()))
+        return ModelOrigin(name, Origin.EMBEDDED, str(_embedded_folder()))
     if looks_like_hub_id(name):
         _check_hub(name)
-        return ModelSource(name, Origin.HUB, name)
+        return ModelOrigin(name, Origin.HUB, name)
     raise ModelError(f"model {name!r}: no such folder, not the embedded {EMBEDDED_NAME!r}, and not a hub id like 'BAAI/bge-m3'")
 
 
@@ -132,7 +132,7 @@ def looks_like_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def adapter_folder(source: ModelSource) -> Path | None:
+def adapter_folder(source: ModelOrigin) -> Path | None:
     """The folder of an adapter, fetched where it lies on the hub; None for a model that is whole."""
     if not is_adapter(source):
         return None
@@ -141,7 +141,7 @@ def adapter_folder(source: ModelSource) -> Path | None:
     return Path(source.location)
 
 
-def weight_files_digest(source: ModelSource) -> str | None:
+def weight_files_digest(source: ModelOrigin) -> str | None:
     """sha256 over the files of a model's weights; None for a model of the hub, and where it has none of its own."""
     folder = source.folder
     if folder is None:
@@ -152,7 +152,7 @@ def weight_files_digest(source: ModelSource) -> str | None:
     return hash_files(files) if files else None
 
 
-def is_adapter(source: ModelSource) -> bool:
+def is_adapter(source: ModelOrigin) -> bool:
     """Whether a model is, or its folder holds, an adapter, which needs a base."""
     if source.folder is None:
         return _is_on_hub(source.location, ADAPTER_CONFIG)

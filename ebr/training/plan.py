@@ -12,8 +12,8 @@ import numpy as np
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.text.counted import counted
-from ebr.data.training.examples import Example, find_training_files, lonely_rows, read_examples, split_validation
-from ebr.data.training.sources import Source, after_split, all_examples, all_files, prompts_of, read_sources, source_of
+from ebr.data.training.examples import Example, find_training_files, read_examples, rows_without_negatives, split_validation
+from ebr.data.training.sources import TrainingSource, after_split, all_examples, all_files, prompts_of, read_sources, source_of
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class FinetunePlan:
     checkpoint: Path | None
     """Where to resume from; None = from the start."""
     warnings: tuple[str, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[TrainingSource, ...] = ()
     """Where the records come from when that is more than one place."""
     source_of: tuple[int, ...] = ()
     """The source of each row, training rows first."""
@@ -107,7 +107,7 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     )
 
 
-def read_records(config: FinetuneConfig) -> tuple[list[Path], list[Example], list[Source]]:
+def read_records(config: FinetuneConfig) -> tuple[list[Path], list[Example], list[TrainingSource]]:
     """The files that a run depends on, every example of them, and the sources where there are several."""
     if config.sources is not None:
         sources = read_sources(config.sources)
@@ -116,7 +116,7 @@ def read_records(config: FinetuneConfig) -> tuple[list[Path], list[Example], lis
     return files, read_examples(files), []
 
 
-def rows_of_each(sources: Sequence[Source], of_train: Sequence[int]) -> list[tuple[int, float]]:
+def rows_of_each(sources: Sequence[TrainingSource], of_train: Sequence[int]) -> list[tuple[int, float]]:
     """For each source, how many training rows it has and its weight. of_train: the source of each training row."""
     return [(of_train.count(place), source.weight) for place, source in enumerate(sources)]
 
@@ -141,7 +141,7 @@ def plan_warnings(
     validation: list[Example],
     config: FinetuneConfig,
     n_processes: int,
-    sources: Sequence[Source],
+    sources: Sequence[TrainingSource],
     of_each: Sequence[tuple[int, float]],
 ) -> tuple[str, ...]:
     """What a run would do with its records that whoever gave them may not expect, a line each."""
@@ -154,7 +154,7 @@ def plan_warnings(
     unused = ", ".join(source.name for source, (rows, _) in zip(sources, of_each, strict=True) if not rows)
     found = {
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
-            lonely_rest and bool(lonely_rows(train, 1, config.neg_nums))
+            lonely_rest and bool(rows_without_negatives(train, 1, config.neg_nums))
         ),
         f"{counted(n_left_out, 'negative')} left out: their texts stand on the other side of the validation split": n_left_out
         > 0,
@@ -166,7 +166,7 @@ def plan_warnings(
 
 def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneConfig) -> None:
     """A batch of one record has only that record's negatives; without any its loss is zero, and it teaches nothing."""
-    rows = lonely_rows(examples, config.train_batch_size, config.neg_nums)
+    rows = rows_without_negatives(examples, config.train_batch_size, config.neg_nums)
     if not rows:
         return
     shown = ", ".join(f"{row + 1} ({examples[row].query[:_QUERY_SHOWN]!r})" for row in rows[:_MOST_NAMED])
@@ -180,7 +180,7 @@ def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneC
 
 def _refuse_what_the_split_left_alone(train: list[Example], config: FinetuneConfig) -> None:
     """The same for records whose negatives all stand on the other side of the validation split."""
-    if n_lonely := len(lonely_rows(train, config.train_batch_size, config.neg_nums)):
+    if n_lonely := len(rows_without_negatives(train, config.train_batch_size, config.neg_nums)):
         size = config.spelling("train_batch_size")
         raise DataError(
             f"{size} 1: the negatives of {counted(n_lonely, 'record')} stand on the other side of the validation split, so the "

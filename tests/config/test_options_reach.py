@@ -32,7 +32,7 @@ class TwoProcesses(Processes):
 TWO = TwoProcesses(0, 2)
 
 
-class NotingBook(engine.TokenBook):
+class NotingBook(engine.TokenCache):
     """A book of tokens that remembers where it was told to keep them."""
 
     def __init__(self, reader, texts, folder):
@@ -45,7 +45,7 @@ def the_same_machine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EBR_CACHE_DIR", "cache")
     monkeypatch.setattr(engine, "available_bytes", lambda device: 8 * 2**30)
-    monkeypatch.setattr(engine, "TokenBook", NotingBook)
+    monkeypatch.setattr(engine, "TokenCache", NotingBook)
 
 
 def flat(prefix, record):

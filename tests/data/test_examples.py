@@ -18,12 +18,12 @@ from ebr.data.training.examples import (
     Example,
     connected_groups,
     find_training_files,
-    lonely_rows,
     read_examples,
+    rows_without_negatives,
     split_validation,
 )
 from ebr.errors import DataError
-from ebr.training.batches.collator import BatchMaker, text_key
+from ebr.training.batches.collator import Collator, text_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -422,21 +422,21 @@ LONELY = [
 
 
 def test_row_is_lonely_when_every_negative_is_right_for_its_query():
-    assert lonely_rows(LONELY[:5], batch_size=1, neg_nums=2) == [1, 2, 3]
+    assert rows_without_negatives(LONELY[:5], batch_size=1, neg_nums=2) == [1, 2, 3]
 
 
 def test_positive_of_another_record_with_the_query_makes_a_row_lonely_whatever_the_white_space():
-    assert lonely_rows(LONELY, batch_size=1, neg_nums=1) == [0, 1, 2, 3, 5]
+    assert rows_without_negatives(LONELY, batch_size=1, neg_nums=1) == [0, 1, 2, 3, 5]
 
 
 def test_without_negatives_to_draw_every_row_is_lonely():
-    assert lonely_rows(LONELY, batch_size=1, neg_nums=0) == [0, 1, 2, 3, 4, 5]
+    assert rows_without_negatives(LONELY, batch_size=1, neg_nums=0) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
 @pytest.mark.parametrize("neg_nums", [0, 2])
 def test_no_row_is_lonely_in_company(batch_size, neg_nums):
-    assert lonely_rows(LONELY, batch_size, neg_nums) == []
+    assert rows_without_negatives(LONELY, batch_size, neg_nums) == []
 
 
 few = st.sampled_from(["a", "b", " B", "c"])
@@ -448,14 +448,14 @@ few = st.sampled_from(["a", "b", " B", "c"])
     st.sampled_from([0, 4]),
 )
 def test_lonely_rows_are_those_that_the_batch_maker_leaves_one_candidate(examples, neg_nums):
-    maker = BatchMaker(examples, [], [], neg_nums, seed=0)
+    maker = Collator(examples, [], [], neg_nums, seed=0)
     alone = []
     for row in range(len(examples)):
         drawn = maker.draw(row)
         candidates = np.array([text_key(text) for text in (drawn.positive, *drawn.negatives)])
         if maker.allowed([row], candidates).sum() == 1:
             alone.append(row)
-    assert lonely_rows(examples, 1, neg_nums) == alone
+    assert rows_without_negatives(examples, 1, neg_nums) == alone
 
 
 # ---------------------------------------------------------------- validation split

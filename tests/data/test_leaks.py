@@ -13,7 +13,7 @@ from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.leaks import LeakCheck, LeakedText, find_leaks
 from ebr.data.text.normal_form import each_shingle, normal_form
 from ebr.data.training.examples import Example
-from ebr.retrieval.evaluation.leak_check import TrainingSource
+from ebr.retrieval.evaluation.leak_check import RecordedSource
 
 PASSAGE = "red leather shoes for children, with laces and a soft sole"
 
@@ -222,7 +222,7 @@ def test_training_records_of_every_layout_in_one_folder_are_looked_at(tmp_path):
     (tmp_path / "a.json").write_text('[{"anchor": "q1", "positive": "p1"}]')
     (tmp_path / "b.csv").write_text("query,pos\nq2,p2\n")
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"query": "q3", "positive_passages": [{"title": "p", "text": "3"}]}'))
-    files, examples = TrainingSource(str(tmp_path)).read()
+    files, examples = RecordedSource(str(tmp_path)).read()
     assert [file.name for file in files] == ["a.json", "b.csv", "c.jsonl.gz"]
     assert examples == [Example("q1", ("p1",)), Example("q2", ("p2",)), Example("q3", ("p 3",))]
 

@@ -52,7 +52,7 @@ def test_the_embedded_package_is_located_without_running_its_code(monkeypatch):
 
 @pytest.mark.parametrize(("name", "expected"), [("BAAI/bge-m3", "bge-m3"), ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2")])
 def test_the_short_name_is_the_last_part(name, expected):
-    assert origin.ModelSource(name, Origin.HUB, name).short_name == expected
+    assert origin.ModelOrigin(name, Origin.HUB, name).short_name == expected
 
 
 def test_the_short_name_of_a_folder_ignores_how_it_was_spelled(tiny_model):

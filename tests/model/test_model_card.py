@@ -21,7 +21,7 @@ from ebr.data.training.languages import writing_of
 from ebr.model import origin
 from ebr.model.base_card import base_card
 from ebr.model.card import model_card
-from ebr.model.origin import ModelSource, Origin, public_name, resolve_model
+from ebr.model.origin import ModelOrigin, Origin, public_name, resolve_model
 from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import REPO
 from tests.lora_adapters import merge, save_tuned
@@ -375,7 +375,7 @@ def test_the_embedded_model_and_models_of_the_hub_are_named_by_their_ids(tiny_mo
     embedded = base_card(resolve_model("all-MiniLM-L6-v2"))
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert embedded == {"name": name, "hub_id": name, "license": "apache-2.0"}
-    hub = ModelSource("somebody/model", Origin.HUB, "somebody/model")
+    hub = ModelOrigin("somebody/model", Origin.HUB, "somebody/model")
     assert base_card(hub) == {"name": "somebody/model", "hub_id": "somebody/model"}
     manifest = {"base_card": embedded, "adapter_sha256": "0", **FACTS}
     data = ModelCard(model_card("m", manifest, {}, None)).data
@@ -395,7 +395,7 @@ FACTS = {
 )
 def test_a_base_whose_card_says_nothing_has_an_unknown_licence(tmp_path, card):
     (tmp_path / "README.md").write_text(card, encoding="utf-8")
-    known = base_card(ModelSource("m", Origin.FOLDER, str(tmp_path)))
+    known = base_card(ModelOrigin("m", Origin.FOLDER, str(tmp_path)))
     assert set(known) == {"name"}
     assert "Of the base: unknown" in model_card("m", {"base_card": known, **FACTS}, {}, None)
 
@@ -403,7 +403,7 @@ def test_a_base_whose_card_says_nothing_has_an_unknown_licence(tmp_path, card):
 def test_a_licence_file_beside_the_bases_card_is_linked_where_the_base_is(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_link: LICENSE\n---\n", encoding="utf-8")
     monkeypatch.setattr("ebr.model.base_card.try_to_load_from_cache", lambda *_: str(tmp_path / "README.md"))
-    known = base_card(ModelSource("a/b", Origin.HUB, "a/b"))
+    known = base_card(ModelOrigin("a/b", Origin.HUB, "a/b"))
     assert known["license_link"] == "https://huggingface.co/a/b/blob/main/LICENSE"
 
 

@@ -18,7 +18,7 @@ from ebr.errors import ModelError
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.text_reader import TextReader
 from ebr.retrieval.evaluation.command import evaluate_retrieval
-from ebr.training.batches.token_cache import TokenBook
+from ebr.training.batches.token_cache import TokenCache
 from tests.whole_models import TEXTS, lines_of, mean_by_hand, run_over, save_bert, save_encoder_of
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -122,7 +122,7 @@ def test_an_evaluation_names_it_too(embedding_gemma, evaluation_folder, tmp_path
 def test_a_training_that_would_read_one_ends_before_it_begins(embedding_gemma, tmp_path):
     texts = [f"buy a {BEYOND}", "red", "blue", "green"]
     with pytest.raises(ModelError, match=f"^training text 'buy a {BEYOND}' holds {BEYOND!r}, for which the model has no"):
-        TokenBook(TextReader(load_encoder(str(embedding_gemma)), "query", ""), texts)
+        TokenCache(TextReader(load_encoder(str(embedding_gemma)), "query", ""), texts)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ebr.model.command import merge_adapter
 from ebr.model.compute.local_engine import RetrievalEncoder
 from ebr.retrieval.evaluation import command as evaluation
 from ebr.retrieval.evaluation.command import evaluate_retrieval
-from ebr.retrieval.evaluation.leak_check import Provenance, TrainingSource
+from ebr.retrieval.evaluation.leak_check import Provenance, RecordedSource
 from ebr.retrieval.measures.metrics import METRICS, score_run
 from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import SHARED_DATA
@@ -283,7 +283,7 @@ def test_an_option_that_was_left_out_leads_to_no_folder_called_none(tmp_path, mo
         (tmp_path / folder).mkdir()
         write_json(tmp_path / folder / "ebr_manifest.json", {"kind": "model", "config": options})
     monkeypatch.chdir(tmp_path)
-    assert Provenance.of([str(tmp_path / "tuned")]).sources == (TrainingSource("a"),)
+    assert Provenance.of([str(tmp_path / "tuned")]).sources == (RecordedSource("a"),)
 
 
 def test_folders_that_were_written_over_in_turns_name_each_other_and_the_check_ends(tmp_path):
@@ -292,7 +292,7 @@ def test_folders_that_were_written_over_in_turns_name_each_other_and_the_check_e
         options = {"data_path": f"records of {folder}", "model_name": str(tmp_path / base)}
         write_json(tmp_path / folder / "ebr_manifest.json", {"kind": "model", "config": options})
     sources = Provenance.of([str(tmp_path / "a")]).sources
-    assert sources == (TrainingSource("records of a"), TrainingSource("records of b"))
+    assert sources == (RecordedSource("records of a"), RecordedSource("records of b"))
 
 
 def test_training_records_named_by_the_user_must_be_there(config, tmp_path):

@@ -38,7 +38,7 @@ class Lookup:
 
 
 class Mask:
-    """Stands in for BatchMaker: remembers what it was asked, and hides one candidate of the first query if told so."""
+    """Stands in for Collator: remembers what it was asked, and hides one candidate of the first query if told so."""
 
     def __init__(self, hidden=None):
         self.hidden, self.asked = hidden, []

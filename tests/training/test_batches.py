@@ -11,7 +11,7 @@ import torch
 from ebr.data.training.examples import Example
 from ebr.model.encoder.batching import Tokens
 from ebr.model.encoder.text_reader import Prepared
-from ebr.training.batches.collator import BatchMaker, Noise, text_key
+from ebr.training.batches.collator import Collator, Noise, text_key
 
 TRAIN = [
     Example("q0", ("p0", "p1", "p2"), ("n0", "n1", "n2", "n3", "n1")),
@@ -42,7 +42,7 @@ READERS = [{"query": Letters("Q "), "document": Letters("D ")}]
 
 
 def maker(train=TRAIN, validation=(), *, epoch=0, seed=7, n_negatives=2, noise=None, readers=READERS, source_of=None):
-    return BatchMaker(train, validation, readers, n_negatives, seed, noise, epoch, source_of)
+    return Collator(train, validation, readers, n_negatives, seed, noise, epoch, source_of)
 
 
 def made(batches, rows):

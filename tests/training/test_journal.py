@@ -1,4 +1,4 @@
-"""The journal of a run: every step once, by its epoch, with the loss that it had; the epochs' savers; the brake."""
+"""The journal of a run: every step once, by its epoch, with the loss that it had; the epochs' savers; the graceful stop."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from ebr.training.loop import journal as journal_module
-from ebr.training.loop.journal import Brake, EpochClock, EpochSaver, StepJournal
+from ebr.training.loop.journal import EpochClock, EpochSaver, GracefulStop, StepJournal
 from ebr.training.loop.layouts import EPOCHS, STEPS
 from ebr.training.resources.processes import ALONE
 
@@ -329,37 +329,37 @@ def test_saver_leaves_a_save_alone_that_another_asked_for():
 # ---------------------------------------------------------------- the brake
 
 
-def end_step(brake):
+def end_step(graceful_stop):
     control = TrainerControl()
-    brake.on_step_end(None, TrainerState(), control)
+    graceful_stop.on_step_end(None, TrainerState(), control)
     return control.should_save, control.should_training_stop
 
 
 def test_brake_asks_all_processes_after_every_step():
     quiet = Fellows()
-    brake = Brake(quiet)
-    assert [end_step(brake), end_step(brake)] == [(False, False)] * 2
+    graceful_stop = GracefulStop(quiet)
+    assert [end_step(graceful_stop), end_step(graceful_stop)] == [(False, False)] * 2
     assert quiet.asked == [("any", False)] * 2
 
 
 @pytest.mark.parametrize(("own", "others"), [(True, False), (False, True), (True, True)])
 def test_all_save_and_stop_whichever_heard_the_signal(own, others):
     fellows = Fellows(others=others)
-    brake = Brake(fellows)
-    brake.pulled = own
-    assert end_step(brake) == (True, True)
+    graceful_stop = GracefulStop(fellows)
+    graceful_stop.asked = own
+    assert end_step(graceful_stop) == (True, True)
     assert fellows.asked == [("any", own)], "one that did not ask would leave the others waiting"
-    assert brake.pulled, "fine_tune raises Interrupted in every process"
+    assert graceful_stop.asked, "fine_tune raises Interrupted in every process"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_pulls_the_brake_and_a_second_one_ends_the_run_at_once(number):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    brake = Brake(ALONE)
-    with brake.armed():
-        assert end_step(brake) == (False, False)
+    graceful_stop = GracefulStop(ALONE)
+    with graceful_stop.listening():
+        assert end_step(graceful_stop) == (False, False)
         os.kill(os.getpid(), number)
-        assert end_step(brake) == (True, True)
+        assert end_step(graceful_stop) == (True, True)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
@@ -367,7 +367,7 @@ def test_signal_pulls_the_brake_and_a_second_one_ends_the_run_at_once(number):
 
 def test_handlers_come_back_also_after_an_error():
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="x"), Brake(ALONE).armed():
+    with pytest.raises(ValueError, match="x"), GracefulStop(ALONE).listening():
         raise ValueError("x")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
@@ -376,7 +376,7 @@ def test_other_threads_train_without_listening_for_signals():
     handlers, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with Brake(ALONE).armed():
+        with GracefulStop(ALONE).listening():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

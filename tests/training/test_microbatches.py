@@ -14,7 +14,7 @@ from ebr.model.compute.lora_linear import fused_lora
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.text_reader import TextReader
 from ebr.training.batches.collator import TextGroup
-from ebr.training.batches.gradient_cache import Embedder
+from ebr.training.batches.gradient_cache import GradientCache
 from ebr.training.loss.objectives import InfoNCE, Targets
 
 WORDS = "red blue green shoe shirt lamp cup book small large buy the".split()
@@ -70,7 +70,9 @@ def groups_of(model, texts=TEXTS, parts=None):
 
 
 def embedder(model, token_budget=40, memory=KEEP_ALL, say=lambda line: None):
-    return Embedder(model, [{role: TextReader(model, role, "") for role in ("query", "document")}], token_budget, memory, say)
+    return GradientCache(
+        model, [{role: TextReader(model, role, "") for role in ("query", "document")}], token_budget, memory, say
+    )
 
 
 def loss_of(rows):

@@ -17,7 +17,7 @@ from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.text_reader import TextReader
 from ebr.training.batches import gradient_cache as microbatches
 from ebr.training.batches.collator import Batch, TextGroup
-from ebr.training.batches.gradient_cache import Embedder
+from ebr.training.batches.gradient_cache import GradientCache
 from ebr.training.loop import recovery
 from ebr.training.loop.fit import fine_tune, prepare_model
 from ebr.training.loop.recovery import Recovery
@@ -112,7 +112,7 @@ class Bench:
     def __init__(self, model, *, token_budget=256, memory=math.inf, watch=None, meets=False):
         self.model, self.lines = model, []
         reader = TextReader(model, "document", "")
-        self.embedder = Embedder(model, [{"query": reader, "document": reader}], token_budget, memory)
+        self.embedder = GradientCache(model, [{"query": reader, "document": reader}], token_budget, memory)
         group = TextGroup("document", 0, reader.prepare(TEXTS), np.arange(len(TEXTS)))
         self.batch = Batch([10, 11, 12, 13], (group,), np.arange(6), np.array(OWNERS), np.full(6, np.nan, np.float32))
         self.recovery = Recovery(

@@ -11,7 +11,7 @@ from ebr.model.encoder.batching import Tokens
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.text_reader import TextReader
 from ebr.training.batches import token_cache as tokens_module
-from ebr.training.batches.token_cache import TokenBook, cache_folder, pooled
+from ebr.training.batches.token_cache import TokenCache, cache_folder, pooled
 
 WORDS = "red blue green shoe shirt lamp cup book small large 的 一 大 国 来".split()
 ODD = ["", " ", "\t\n", "这是一个大国", "buy 大 shoe", "e\u0301", "🎈", "the " * 100, "a\0b"]
@@ -83,7 +83,7 @@ def shuffled(texts):
 @pytest.mark.parametrize("prompt", ["", "query: 大 "])
 def test_tokens_of_a_file_of_memory_and_of_a_reader_are_equal(model, tmp_path, small_blocks, prompt):
     reader = TextReader(model, "document", prompt)
-    written, read, memory = TokenBook(reader, TEXTS, tmp_path), TokenBook(reader, TEXTS, tmp_path), TokenBook(reader, TEXTS)
+    written, read, memory = TokenCache(reader, TEXTS, tmp_path), TokenCache(reader, TEXTS, tmp_path), TokenCache(reader, TEXTS)
     some = [*ODD, *shuffled(TEXTS), TEXTS[39], TEXTS[40], TEXTS[-1]]  # both sides of a block's border
     wanted = reader.prepare(some)
     for book in (written, read, memory):
@@ -95,9 +95,9 @@ def test_tokens_of_a_file_of_memory_and_of_a_reader_are_equal(model, tmp_path, s
 
 
 def test_second_book_reads_the_file_and_tokenises_nothing(model, tmp_path, small_blocks):
-    TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
+    TokenCache(TextReader(model, "document", ""), TEXTS, tmp_path)
     second = Counting(model, "document", "")
-    book = TokenBook(second, TEXTS, tmp_path)
+    book = TokenCache(second, TEXTS, tmp_path)
     book.prepare(shuffled(TEXTS))
     assert second.asked == []
     assert len(list(tmp_path.iterdir())) == 1
@@ -105,7 +105,7 @@ def test_second_book_reads_the_file_and_tokenises_nothing(model, tmp_path, small
 
 def test_what_is_read_back_is_mapped_not_loaded(model, tmp_path, small_blocks):
     before = pa.total_allocated_bytes()
-    book = TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
+    book = TokenCache(TextReader(model, "document", ""), TEXTS, tmp_path)
     # Arrow itself holds none of them.
     assert sum(block.ids.nbytes for block in book._blocks) > 5_000
     assert pa.total_allocated_bytes() - before < 1_000
@@ -114,7 +114,7 @@ def test_what_is_read_back_is_mapped_not_loaded(model, tmp_path, small_blocks):
 
 def test_blocks_of_an_exact_multiple_leave_no_empty_one(reader, tmp_path, small_blocks):
     texts = made_texts(200)
-    book = TokenBook(reader, texts, tmp_path)
+    book = TokenCache(reader, texts, tmp_path)
     assert [len(block) for block in book._blocks] == [40] * 5
     assert len(book.lengths()) == 200
 
@@ -122,27 +122,27 @@ def test_blocks_of_an_exact_multiple_leave_no_empty_one(reader, tmp_path, small_
 def test_two_thousand_texts_make_a_file_and_fewer_none(reader, tmp_path, monkeypatch):
     monkeypatch.undo()
     texts = made_texts(2_000)
-    TokenBook(reader, texts[1:], tmp_path)
+    TokenCache(reader, texts[1:], tmp_path)
     assert list(tmp_path.iterdir()) == []
-    TokenBook(reader, texts, tmp_path)
+    TokenCache(reader, texts, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".arrow"]
 
 
 def test_few_texts_leave_no_file(reader, tmp_path):
-    assert_same(TokenBook(reader, ODD, tmp_path).prepare(ODD).tokens, reader.prepare(ODD).tokens)
+    assert_same(TokenCache(reader, ODD, tmp_path).prepare(ODD).tokens, reader.prepare(ODD).tokens)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_book_of_no_texts_tokenises_what_comes(reader, tmp_path):
-    book = TokenBook(reader, [], tmp_path)
+    book = TokenCache(reader, [], tmp_path)
     assert_same(book.prepare(ODD).tokens, reader.prepare(ODD).tokens)
     assert len(book.lengths()) == 0
 
 
 def test_tokenizer_without_type_ids_has_none_in_the_file_either(tiny_decoder, tmp_path, small_blocks):
     reader = TextReader(load_encoder(tiny_decoder, device="cpu"), "document", "")
-    TokenBook(reader, TEXTS, tmp_path)
-    again = TokenBook(reader, TEXTS, tmp_path).prepare(TEXTS[:150])
+    TokenCache(reader, TEXTS, tmp_path)
+    again = TokenCache(reader, TEXTS, tmp_path).prepare(TEXTS[:150])
     assert again.tokens.type_ids is None
     assert np.array_equal(again.tokens.ids, reader.prepare(TEXTS[:150]).tokens.ids)
 
@@ -151,7 +151,7 @@ def test_tokenizer_without_type_ids_has_none_in_the_file_either(tiny_decoder, tm
 
 
 def test_only_texts_that_are_new_are_tokenised_again_each_in_its_place(reader, tmp_path):
-    book = TokenBook(reader, TEXTS, tmp_path)
+    book = TokenCache(reader, TEXTS, tmp_path)
     reader.calls = reader.calls[:1]
     asked = [TEXTS[20], "rde shoe", TEXTS[200], "sheo", TEXTS[20], "rde shoe"]
     assert_same(book.prepare(asked).tokens, TextReader(reader.model, "document", "").prepare(asked).tokens)
@@ -159,7 +159,7 @@ def test_only_texts_that_are_new_are_tokenised_again_each_in_its_place(reader, t
 
 
 def test_known_texts_ask_the_tokenizer_nothing(reader, tmp_path):
-    book = TokenBook(reader, TEXTS, tmp_path)
+    book = TokenCache(reader, TEXTS, tmp_path)
     reader.calls = reader.calls[:1]
     book.prepare(TEXTS[:50])
     assert reader.asked == []
@@ -169,7 +169,7 @@ def test_known_texts_ask_the_tokenizer_nothing(reader, tmp_path):
 
 
 def key_of(model, texts=TEXTS, task="document", prompt=""):
-    return TokenBook(TextReader(model, task, prompt), texts[:1])._key(texts)
+    return TokenCache(TextReader(model, task, prompt), texts[:1])._key(texts)
 
 
 @pytest.mark.parametrize(
@@ -255,41 +255,41 @@ def other_columns(path):
 
 @pytest.mark.parametrize("damage", [cut_short, empty, scribbled, offsets_scribbled, other_columns])
 def test_damaged_file_is_made_again(model, tmp_path, small_blocks, damage):
-    TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
+    TokenCache(TextReader(model, "document", ""), TEXTS, tmp_path)
     whole = only_file(tmp_path).read_bytes()
     damage(only_file(tmp_path))
     reader = Counting(model, "document", "")
-    book = TokenBook(reader, TEXTS, tmp_path)
+    book = TokenCache(reader, TEXTS, tmp_path)
     assert reader.asked == TEXTS
     assert_same(book.prepare(TEXTS).tokens, TextReader(model, "document", "").prepare(TEXTS).tokens)
     assert only_file(tmp_path).read_bytes() == whole
 
 
 def test_file_with_blocks_of_another_size_is_made_again(model, tmp_path, monkeypatch):
-    TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
+    TokenCache(TextReader(model, "document", ""), TEXTS, tmp_path)
     monkeypatch.setattr(tokens_module, "_BLOCK", 40)
     reader = Counting(model, "document", "")
-    TokenBook(reader, TEXTS, tmp_path)
+    TokenCache(reader, TEXTS, tmp_path)
     assert reader.asked == TEXTS
 
 
 def test_folder_that_cannot_be_written_means_memory_and_one_warning(reader, tmp_path, caplog):
     (tmp_path / "file").write_text("where a folder should be")
     with caplog.at_level(logging.WARNING):
-        book = TokenBook(reader, TEXTS, tmp_path / "file" / "tokens")
+        book = TokenCache(reader, TEXTS, tmp_path / "file" / "tokens")
     assert_same(book.prepare(TEXTS).tokens, TextReader(reader.model, "document", "").prepare(TEXTS).tokens)
     assert [record.message.count("kept in memory") for record in caplog.records] == [1]
 
 
 def test_file_of_another_user_is_read_though_its_time_cannot_be_set(model, tmp_path, monkeypatch):
-    TokenBook(TextReader(model, "document", ""), TEXTS, tmp_path)
+    TokenCache(TextReader(model, "document", ""), TEXTS, tmp_path)
 
     def refuse(*args, **kwargs):
         raise PermissionError("not yours")
 
     monkeypatch.setattr(os, "utime", refuse)
     reader = Counting(model, "document", "")
-    TokenBook(reader, TEXTS, tmp_path)
+    TokenCache(reader, TEXTS, tmp_path)
     assert reader.asked == []
 
 
@@ -298,7 +298,7 @@ def test_of_many_files_those_used_last_are_kept(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens_module, "_FEWEST_TEXTS", 1)
 
     def book(text):
-        made = TokenBook(TextReader(model, "document", ""), [text], tmp_path)
+        made = TokenCache(TextReader(model, "document", ""), [text], tmp_path)
         return made._key([text]) + ".arrow"
 
     first, second = book("first"), book("second")
@@ -323,7 +323,7 @@ def test_folder_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_texts_of_a_model_that_takes_no_plain_tokens_go_through_its_own_preprocess(tiny_model, tmp_path):
     reader = TextReader(load_encoder(tiny_model, device="cpu"), "document", "")
     reader.model[0].processing_kwargs = {"text": {"max_length": 64}}
-    book = TokenBook(reader, TEXTS, tmp_path)
+    book = TokenCache(reader, TEXTS, tmp_path)
     found = book.prepare(TEXTS[:30])
     assert not book.reads_tokens
     assert (found.tokens, found.texts) == (None, TEXTS[:30])

@@ -170,14 +170,14 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
 
     seen = Seen()
 
-    class Watching(engine.BatchMaker):
+    class Watching(engine.Collator):
         def __call__(self, rows):
             seen.maker = self
             seen.rows.append([row["row"] for row in rows])
             return super().__call__(rows)
 
     monkeypatch.setattr(module, "EpochClock", lambda batches, sampler: seen)
-    monkeypatch.setattr(engine, "BatchMaker", Watching)
+    monkeypatch.setattr(engine, "Collator", Watching)
     changes = {
         "batch_size": 2, "gradient_accumulation_steps": 4, "epochs": 1, "lora_dropout": 0.0, "max_grad_norm": 0.0,
     }  # fmt: skip

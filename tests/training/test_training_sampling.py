@@ -10,7 +10,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_firs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebr.training.batches.sampling import EpochBatches, batches_per_epoch, is_needed, part_twins
+from ebr.training.batches.sampling import EpochBatches, batches_per_epoch, is_needed, separate_duplicates
 
 QUICK = settings(deadline=None, max_examples=40, database=None)
 WEIGHTS = st.sampled_from([0.01, 0.1, 0.25, 0.29, 1 / 3, 0.5, 0.75, 1, 1.5, 2, 3])
@@ -198,13 +198,13 @@ def test_a_row_drawn_twice_is_in_two_batches(grouped):
 def test_twins_are_swapped_with_the_nearest_batch_that_can_take_them():
     # 1 stands in the next batch too, so its twin goes to the one after, for the first row that batch 0 has not.
     rounds = [[1, 2, 1], [1, 4, 5], [2, 6, 7], [8, 9]]
-    part_twins(rounds)
+    separate_duplicates(rounds)
     assert rounds == [[1, 2, 6], [1, 4, 5], [2, 1, 7], [8, 9]]
 
 
 def test_a_twin_without_another_place_stays():
     rounds = [[1, 1, 2], [1, 2, 3]]
-    part_twins(rounds)
+    separate_duplicates(rounds)
     assert rounds == [[1, 1, 2], [1, 2, 3]]
 
 

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterator
 from ebr.data.files.contents import TableKind
 from ebr.data.tables.cells import Cells, first_records, read_cells
 from ebr.data.tables.files import TableFile
-from ebr.data.tables.shards import Source
+from ebr.data.tables.shards import TableSource
 
 _FILES = 16
 _ROWS = 1000
 
 
-def doubts_of(source: Source) -> list[str]:
+def doubts_of(source: TableSource) -> list[str]:
     """A line for each kind of doubt about the first rows of the first text files; nothing where all is as it should be."""
     found: dict[str, str] = {}
     texts = [file for file in source.files if file.kind is TableKind.TEXT]

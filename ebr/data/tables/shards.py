@@ -48,7 +48,7 @@ class Schema:
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """All input files, in the order they are read. has_header: text files start with a line of column names."""
 
     files: tuple[TableFile, ...]
@@ -136,7 +136,7 @@ def open_source(
     *,
     column_names: Sequence[str] | None = None,
     key_column: str | None = None,
-) -> Source:
+) -> TableSource:
     """Find the tables and check every header before a row is read.
 
     column_names: those of text files without a header line; None = their first line names them. output_columns: None = all.
@@ -167,7 +167,7 @@ def open_source(
     if VECTOR in columns:
         raise DataError(f"output_columns: {VECTOR!r} is the name of the column that the run adds; rename the input column")
     empty = tuple(path for path, file in opened.items() if file is None)
-    return Source(files, empty, tuple(unfinished), schema, has_header=column_names is None)
+    return TableSource(files, empty, tuple(unfinished), schema, has_header=column_names is None)
 
 
 def _check_columns(file: TableFile, schema: Schema, now: TableFile) -> None:
@@ -185,7 +185,7 @@ def _check_columns(file: TableFile, schema: Schema, now: TableFile) -> None:
         refuse_columns_without_text(file.path, own)
 
 
-def count_rows(source: Source) -> int:
+def count_rows(source: TableSource) -> int:
     """How many rows all files hold, good and bad. Text is read whole for it, files of columns are not."""
     n_rows = 0
     for file in source.files:
@@ -198,7 +198,7 @@ def count_rows(source: Source) -> int:
     return n_rows
 
 
-def read_shards(source: Source, shard_rows: int, *, max_bytes: int = MOST_BYTES, shared: bool = True) -> Iterator[Shard]:
+def read_shards(source: TableSource, shard_rows: int, *, max_bytes: int = MOST_BYTES, shared: bool = True) -> Iterator[Shard]:
     """The shards of all files in order; each ends after shard_rows rows or before max_bytes, whichever comes first.
 
     shared: whether small files share shards. They depend on nothing but the files' content and these arguments. One is in
@@ -218,7 +218,7 @@ def read_shards(source: Source, shard_rows: int, *, max_bytes: int = MOST_BYTES,
     yield from gathered.shard()
 
 
-def _stretches(file: TableFile, source: Source, limits: Limits) -> Iterator[tuple[Stretch, float]]:
+def _stretches(file: TableFile, source: TableSource, limits: Limits) -> Iterator[tuple[Stretch, float]]:
     """The rows of a file as a shard holds them at most, each with the bytes on disk up to their end."""
     if file.kind is TableKind.TEXT:
         pieces = text_pieces(file, has_header=source.has_header, limits=limits)

@@ -190,12 +190,12 @@ def share_without_negatives(
     right = _right(records)
     order = rng.permutation(len(records))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][:_MOST_BATCHES]
-    idle = [row for batch in batches for row in _idle_rows(batch.tolist(), records, right, neg_nums)]
+    idle = [row for batch in batches for row in _rows_without_negatives(batch.tolist(), records, right, neg_nums)]
     n_seen = sum(len(batch) for batch in batches)
     return (len(idle) / n_seen if n_seen else 0.0), min(idle, default=-1)
 
 
-def _idle_rows(
+def _rows_without_negatives(
     rows: Sequence[int], records: Sequence[RecordDigests], right: dict[bytes, set[bytes]], neg_nums: int
 ) -> Iterator[int]:
     candidates: set[bytes] = {records[row].positives[0] for row in rows}

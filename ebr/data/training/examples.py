@@ -142,7 +142,7 @@ class _Problems:
 def right_answers(examples: Iterable[Example]) -> dict[str, set[str]]:
     """By query, the query itself and the positives of every record with it: right in whatever batch they meet it.
 
-    All in their normal form, as BatchMaker compares texts.
+    All in their normal form, as Collator compares texts.
     """
     right: dict[str, set[str]] = {}
     for example in examples:
@@ -156,11 +156,11 @@ def is_taught_by_negatives(example: Example, right: Mapping[str, set[str]]) -> b
     return not {normal_form(text) for text in example.negatives} <= right[normal_form(example.query)]
 
 
-def lonely_rows(examples: Sequence[Example], batch_size: int, neg_nums: int) -> list[int]:
+def rows_without_negatives(examples: Sequence[Example], batch_size: int, neg_nums: int) -> list[int]:
     """Indices of the examples that teach nothing: alone in their batch, with no negative to tell the positive from.
 
     neg_nums: negatives drawn a record. A negative that is, by its text, a positive of any record with the same query does
-    not count: BatchMaker masks it. In a batch of two or more the others' positives are negatives, and no row is lonely.
+    not count: Collator masks it. In a batch of two or more the others' positives are negatives, and no row is lonely.
     """
     if batch_size > 1:
         return []

@@ -22,7 +22,7 @@ _MOST_PROBLEMS = 30
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSource:
     """Records that are trained on in batches of their own.
 
     weight: how often a record is drawn an epoch: 0.5 = half of the records each, 2 = each record twice. A prompt that is None
@@ -48,7 +48,7 @@ class _Entry:
     passage_prompt: str | None
 
 
-def read_sources(given: Given) -> list[Source]:
+def read_sources(given: Given) -> list[TrainingSource]:
     """Read every source of a JSON list of {"data_path", "weight", "query_prompt", "passage_prompt", "name"}.
 
     given: the list, or the file that holds it; a relative data_path is relative to that file's folder. Only data_path, as
@@ -69,7 +69,7 @@ def read_sources(given: Given) -> list[Source]:
         head = f"{len(problems)} wrong source{'s' if len(problems) > 1 else ''}; nothing was read:"
         raise DataError("\n  ".join([head, *problems[:_MOST_PROBLEMS], *more]))
     return [
-        Source(
+        TrainingSource(
             entry.name, entry.files, tuple(read_examples(entry.files)), entry.weight, entry.query_prompt, entry.passage_prompt
         )
         for entry in found
@@ -141,17 +141,17 @@ def _refuse_taken_name(found: Sequence[_Entry]) -> None:
 # ---------------------------------------------------------------- one list of examples
 
 
-def all_examples(sources: Sequence[Source]) -> list[Example]:
+def all_examples(sources: Sequence[TrainingSource]) -> list[Example]:
     """The examples of every source, in order."""
     return [example for source in sources for example in source.examples]
 
 
-def source_of(sources: Sequence[Source]) -> list[int]:
+def source_of(sources: Sequence[TrainingSource]) -> list[int]:
     """Which source each row of all_examples comes from."""
     return [index for index, source in enumerate(sources) for _ in source.examples]
 
 
-def all_files(given: Given, sources: Sequence[Source]) -> list[Path]:
+def all_files(given: Given, sources: Sequence[TrainingSource]) -> list[Path]:
     """Every file that a run depends on: those of the sources, after the one that lists them. A file may come twice."""
     return [*([given] if isinstance(given, Path) else []), *(file for source in sources for file in source.files)]
 
@@ -170,7 +170,7 @@ def after_split(
     return sides
 
 
-def prompts_of(source: Source, default_prompts: Mapping[str, str]) -> dict[str, str]:
+def prompts_of(source: TrainingSource, default_prompts: Mapping[str, str]) -> dict[str, str]:
     """{"query": …, "document": …}: the source's own prompts, the run's where it has none; '' = none at all."""
     own = {"query": source.query_prompt, "document": source.passage_prompt}
     return {role: default_prompts[role] if prompt is None else prompt for role, prompt in own.items()}

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ebr.data.files.write import reason_of
 from ebr.data.progress import progress_bar
-from ebr.data.tables.shards import Source, read_shards
+from ebr.data.tables.shards import TableSource, read_shards
 from ebr.data.text.counted import are, counted
 from ebr.errors import DataError, EBRError, Interrupted
 from ebr.inference.job.ledger import Ledger
@@ -64,7 +64,7 @@ class EmbeddedTables:
 
 
 def embed_source(
-    source: Source, output: Output, ledger: Ledger, workers: Workers, shard_rows: int, facts: dict[str, Any]
+    source: TableSource, output: Output, ledger: Ledger, workers: Workers, shard_rows: int, facts: dict[str, Any]
 ) -> EmbeddedTables:
     """Embed every row of a source that is not embedded yet, and make the output of all parts.
 
@@ -134,7 +134,7 @@ def _facts(records: Sequence[PartRecord], done: EmbeddedTables) -> dict[str, Any
     return {"inputs_sha256": inputs, "n_shards": len(records), "n_rejected": done.n_rejected, "n_cut": done.n_cut}
 
 
-def _summed_up(records: Sequence[PartRecord], source: Source, output: Output, kept: set[int]) -> EmbeddedTables:
+def _summed_up(records: Sequence[PartRecord], source: TableSource, output: Output, kept: set[int]) -> EmbeddedTables:
     fresh = [record for index, record in enumerate(records) if index not in kept]
     n_rejected = sum(record.n_rejected for record in records)
     return EmbeddedTables(

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from ebr.config import InferenceConfig
 from ebr.data.files.write import read_manifest
 from ebr.data.tables.shard_rows import parse_shard
-from ebr.data.tables.shards import Source, read_shards
+from ebr.data.tables.shards import TableSource, read_shards
 from ebr.inference.job.ledger import Ledger
 from ebr.inference.job.parts import PartOptions
 from ebr.inference.job.pipeline import Workers
@@ -106,7 +106,7 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
 
 @contextmanager
 def computing(
-    config: InferenceConfig, loaded: LoadedModel, options: PartOptions, source: Source, ledger: Ledger, say: Say
+    config: InferenceConfig, loaded: LoadedModel, options: PartOptions, source: TableSource, ledger: Ledger, say: Say
 ) -> Iterator[tuple[Workers, ComputeSettings]]:
     """Workers that are ready, with settings that hold for the whole output: those of before, or chosen now on its texts."""
     settings = _settled(ledger, config)
@@ -162,7 +162,7 @@ class _Choice:
     token_budget: int | None
 
     @classmethod
-    def of(cls, config: InferenceConfig, source: Source) -> _Choice:
+    def of(cls, config: InferenceConfig, source: TableSource) -> _Choice:
         """Some texts of the source, spread over its first rows, and how many there may be in all."""
         texts: list[str] = []
         n_expected = 0

@@ -24,7 +24,7 @@ from ebr.model.files.spelling import spelling_of
 from ebr.model.files.tokenizer import end_with_eos
 from ebr.model.origin import (
     ADAPTER_CONFIG,
-    ModelSource,
+    ModelOrigin,
     is_adapter,
     is_embedded,
     is_whole,
@@ -62,12 +62,12 @@ class AdaptedEncoder:
 
     encoder: SentenceTransformer
     tuner: LoraModel
-    base: ModelSource
+    base: ModelOrigin
     base_sha256: str | None
     """The fingerprint of the base alone; None where it was not asked for."""
 
 
-def base_source(adapter: LoraAdapter, base_model_path: str | None) -> ModelSource:
+def base_source(adapter: LoraAdapter, base_model_path: str | None) -> ModelOrigin:
     """The model that an adapter was trained on: the one given, else the one that its files name, or that lies beside it.
 
     A path that is not here is looked up again by the name in our manifest. Raises ModelError that says what names it, and how
@@ -102,7 +102,7 @@ def named_base(adapter: LoraAdapter) -> str:
     return str((read_manifest(adapter.folder) or {}).get("base_model") or named or "")
 
 
-def _base_beside(adapter: LoraAdapter) -> ModelSource:
+def _base_beside(adapter: LoraAdapter) -> ModelOrigin:
     """The whole model in the adapter's own folder: transformers lets a base lie there, and so do people a merged model.
 
     Raises ModelError where the adapter names another base, so that it may be either.
@@ -124,14 +124,14 @@ def _base_beside(adapter: LoraAdapter) -> ModelSource:
     return resolve_model(str(folder))
 
 
-def _no_adapter(source: ModelSource, who: str) -> ModelSource:
+def _no_adapter(source: ModelOrigin, who: str) -> ModelOrigin:
     if is_adapter(source) and (source.folder is None or not is_whole(source.folder)):
         raise ModelError(f"{who}: {source.name} is an adapter itself; give the model under it")
     return source
 
 
 def attach(
-    encoder: SentenceTransformer, adapter: LoraAdapter, base: ModelSource, *, trust_remote_code: bool, hash_base: bool
+    encoder: SentenceTransformer, adapter: LoraAdapter, base: ModelOrigin, *, trust_remote_code: bool, hash_base: bool
 ) -> AdaptedEncoder:
     """Put an adapter into a base that was loaded as an encoder. Raises ModelError when the two do not fit.
 

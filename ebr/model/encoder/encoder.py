@@ -31,7 +31,7 @@ from ebr.model.files.loading import check_weights, watch_loading
 from ebr.model.files.modules import check_loaded, check_modules, lay_out_code, refuse_lost_modules
 from ebr.model.files.tokenizer import PUT_TOKENIZER, check_tokenizer, ensure_padding, table_of
 from ebr.model.files.weights import check_files
-from ebr.model.origin import ADAPTER_CONFIG, ModelSource, Origin, adapter_folder, resolve_model
+from ebr.model.origin import ADAPTER_CONFIG, ModelOrigin, Origin, adapter_folder, resolve_model
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _model_kwargs(name: str, bits: int, compute_dtype: torch.dtype, attn_impleme
 
 
 @contextmanager
-def _readable(source: ModelSource) -> Iterator[None]:
+def _readable(source: ModelOrigin) -> Iterator[None]:
     """What any library raises at a model that it cannot read becomes one line that names the model."""
     try:
         with quiet_files():
@@ -152,7 +152,7 @@ class _Loader:
     device: str | None
     model_kwargs: dict[str, Any]
 
-    def whole(self, source: ModelSource, pooling: str | None, *, says_pooling: bool = False) -> SentenceTransformer:
+    def whole(self, source: ModelOrigin, pooling: str | None, *, says_pooling: bool = False) -> SentenceTransformer:
         """A model that is no adapter, with nothing made up in it.
 
         says_pooling: it is the base of an adapter that says how to embed, so that it need not say so itself.
@@ -174,7 +174,7 @@ class _Loader:
             log.warning("%s: was made for similarity by %s, and is judged by %s", source.where, named, similarity_of(model))
         return model
 
-    def _check_before(self, source: ModelSource, location: str, pooling: str | None, *, says_pooling: bool) -> None:
+    def _check_before(self, source: ModelOrigin, location: str, pooling: str | None, *, says_pooling: bool) -> None:
         if source.files is not None:
             check_files(source.files)
         refuse_other_families(location, source.where, says_pooling=says_pooling or pooling is not None)
@@ -203,7 +203,7 @@ class _Loader:
         if adapter.is_encoder:
             check_modules(folder, where)
         else:
-            refuse_lost_modules(ModelSource(str(folder), Origin.FOLDER, str(folder)), where, pooling=pooling)
+            refuse_lost_modules(ModelOrigin(str(folder), Origin.FOLDER, str(folder)), where, pooling=pooling)
         base = base_source(adapter, base_model_path)
         encoder = self.whole(base, None if adapter.is_encoder else pooling, says_pooling=adapter.is_encoder)
         require_transformer(encoder, "base_model_path", base.name)
@@ -219,7 +219,7 @@ class _Loader:
 
 
 @contextmanager
-def _without_adapter(source: ModelSource) -> Iterator[str]:
+def _without_adapter(source: ModelOrigin) -> Iterator[str]:
     """Where a model lies alone: no library loads a base by itself from a folder that holds an adapter too."""
     folder = source.folder
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ebr.errors import ModelError
 from ebr.model.files.kind import TRUST_HINT, read_settings
-from ebr.model.origin import MODULE_FOLDER, ModelSource, is_known_on_hub
+from ebr.model.origin import MODULE_FOLDER, ModelOrigin, is_known_on_hub
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def _json(file: Path) -> Any:  # noqa: ANN401
         raise ModelError(f"{file}: cannot be read as JSON ({error}); copy the file again") from None
 
 
-def refuse_lost_modules(source: ModelSource, where: str, *, pooling: str | None) -> None:
+def refuse_lost_modules(source: ModelOrigin, where: str, *, pooling: str | None) -> None:
     """Refuse to guess how a model embeds whose folder says so but for modules.json, which is lost. Raises ModelError.
 
     pooling: as asked for; then it is said that the rest is left out.

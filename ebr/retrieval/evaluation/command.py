@@ -19,7 +19,7 @@ from ebr.data.text.cut_texts import cut_facts
 from ebr.data.training.examples import find_training_files
 from ebr.data.versions import code_sha256, library_versions
 from ebr.errors import ConfigError
-from ebr.retrieval.evaluation.leak_check import Provenance, TrainingSource, check_leaks
+from ebr.retrieval.evaluation.leak_check import Provenance, RecordedSource, check_leaks
 from ebr.retrieval.evaluation.models import check_base, distinct_names, facts_of, load_for_evaluation
 from ebr.retrieval.evaluation.result import EvaluationResult
 
@@ -76,7 +76,7 @@ def plan_evaluation(config: EvaluationConfig) -> EvaluationPlan:
     training = Provenance.of(config.models)
     if config.train_data is not None:
         find_training_files(config.train_data, option="train_data")
-        training = Provenance((TrainingSource(config.train_data),))
+        training = Provenance((RecordedSource(config.train_data),))
     folders = [config.eval_dataset, *([config.forgetting_dataset] if config.forgetting_dataset else [])]
     datasets = [read_evaluation_set(folder) for folder in folders]
     if config.save_runs:

@@ -32,7 +32,7 @@ _BETWEEN: dict[Language, str] = {"en": "; ", "zh": "；"}
 
 
 @dataclass(frozen=True)
-class TrainingSource:
+class RecordedSource:
     """Where training records are; sha256: of the files as a model's manifest recorded them, None where none did.
 
     sources: the option of that name as it was recorded, as JSON; '' = there was one data_path.
@@ -57,13 +57,13 @@ class TrainingSource:
 class Provenance:
     """Where the training records of some models are, and which models do not say."""
 
-    sources: tuple[TrainingSource, ...]
+    sources: tuple[RecordedSource, ...]
     unknown: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, models: Sequence[str]) -> Provenance:
         """What the manifests of the models say, and those of the models that they were tuned from."""
-        sources: dict[TrainingSource, None] = {}
+        sources: dict[RecordedSource, None] = {}
         unknown: dict[str, None] = {}
         for model in models:
             chain = list(_recorded(Path(model)))
@@ -73,7 +73,7 @@ class Provenance:
         return cls(tuple(sources), tuple(unknown))
 
 
-def _recorded(model: Path, above: frozenset[Path] = frozenset()) -> Iterator[TrainingSource]:
+def _recorded(model: Path, above: frozenset[Path] = frozenset()) -> Iterator[RecordedSource]:
     """The training records of a model, of the adapter that was merged into it, and of the base that it was tuned from.
 
     above: models that lead here; a folder that was written over since may name one of them.
@@ -83,7 +83,7 @@ def _recorded(model: Path, above: frozenset[Path] = frozenset()) -> Iterator[Tra
     if manifest is not None and "data_path" in recorded:
         sources = recorded.get("sources")
         listed = json.dumps(sources) if sources is not None else ""
-        yield TrainingSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
+        yield RecordedSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
     for name in ("lora_adapter_path", "base_model_path", "model_name"):
         below = recorded.get(name)  # null where the option was left out
         if below and Path(below).resolve() not in (seen := above | {model.resolve()}):

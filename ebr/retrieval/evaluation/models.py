@@ -12,7 +12,7 @@ from ebr.errors import ConfigError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ebr.model.origin import ModelSource
+    from ebr.model.origin import ModelOrigin
 
 
 def distinct_names(paths: Sequence[str]) -> dict[str, str]:
@@ -25,7 +25,7 @@ def distinct_names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def check_base(base_model_path: str | None, models: Sequence[ModelSource]) -> None:
+def check_base(base_model_path: str | None, models: Sequence[ModelOrigin]) -> None:
     """Refuse a base for models that are no adapters, or are adapters of several bases.
 
     Raises ConfigError; ModelError for an adapter that cannot be read.

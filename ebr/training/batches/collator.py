@@ -21,7 +21,7 @@ QUERY, DOCUMENT = "query", "document"
 
 
 class Reader(Protocol):
-    """Texts of one role and prompt → what the embedder takes; see TokenBook."""
+    """Texts of one role and prompt → what the embedder takes; see TokenCache."""
 
     def prepare(self, texts: Sequence[str]) -> Prepared:
         """The texts, in their order."""
@@ -89,7 +89,7 @@ def text_key(text: str) -> int:
 
 
 @dataclass
-class BatchMaker:
+class Collator:
     """The trainer's collator: rows of the example list → the tokens of a batch, and what its candidates are.
 
     A draw is a pure function of seed, epoch and row: the same in every process, in any order, and after a resume.

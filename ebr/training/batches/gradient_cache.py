@@ -92,7 +92,7 @@ class _Pass:
 
 
 @dataclass
-class Embedder:
+class GradientCache:
     """Embeds the texts of batches with one model.
 
     readers: for each source, by role. token_budget: tokens of a micro-batch, those of the padding included. memory: bytes that
@@ -117,7 +117,7 @@ class Embedder:
         if not any(one.is_kept for one in passes) and not torch.is_grad_enabled():
             return torch.cat([one.rows for one in passes])[order]
         anchor = torch.zeros((), device=self.model.device, requires_grad=True)
-        rows: Tensor = _MicroBatched.apply(anchor, self, passes)
+        rows: Tensor = _CachedPass.apply(anchor, self, passes)
         return rows[order]
 
     def shrink(self) -> str:
@@ -236,11 +236,11 @@ def _naming(group: TextGroup, members: Ints, *, alone: bool) -> Iterator[None]:
         raise
 
 
-class _MicroBatched(torch.autograd.Function):
+class _CachedPass(torch.autograd.Function):
     """The vectors of all passes as one leaf of the loss; its backward pass goes through the passes one after another."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, embedder: Embedder, passes: list[_Pass]) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, anchor: Tensor, embedder: GradientCache, passes: list[_Pass]) -> Tensor:  # noqa: ANN401
         ctx.embedder, ctx.passes = embedder, passes
         return torch.cat([one.rows.detach() for one in passes])
 

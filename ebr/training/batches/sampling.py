@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.int64]
 _MEGABATCH, _MEGABATCHES = 50, 4
 """Rounds that are sorted together by length, fewer where that leaves a pass fewer parts than four: enough to make their texts
 alike, few enough to bring other rows together in another epoch."""
-# Beyond any epoch, so that these streams of random numbers are none of BatchMaker's.
+# Beyond any epoch, so that these streams of random numbers are none of Collator's.
 _ROWS, _ORDER = 2**40, 2**40 + 1
 
 
@@ -139,7 +139,7 @@ class EpochBatches(BatchSampler):
         ends = np.cumsum(share.sizes(len(drawn), self._n_processes)).tolist()
         rounds = [drawn[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         if len(passes) > 1:
-            part_twins(rounds)
+            separate_duplicates(rounds)
         return rounds
 
     def _drawn(self, source: int, share: _Share) -> list[Rows]:
@@ -173,7 +173,7 @@ def _megabatches(rows: Rows, round_size: int) -> list[Rows]:
     return np.split(rows, range(step, len(rows) - step + 1, step))
 
 
-def part_twins(rounds: list[list[int]]) -> None:
+def separate_duplicates(rounds: list[list[int]]) -> None:
     """Swap every row that stands in its round twice with a row of the nearest round that has room for it, in place.
 
     Nearest, so that rounds of like length stay so. A row that every round holds already stays where it is.

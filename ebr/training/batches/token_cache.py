@@ -34,7 +34,7 @@ _LISTS = pa.list_(pa.int32())
 _SCHEMA = pa.schema([pa.field("ids", _LISTS), pa.field("type_ids", _LISTS)])
 
 
-class TokenBook:
+class TokenCache:
     """The tokens of the distinct texts of one role, looked up; what noise has changed is tokenised when it is asked for.
 
     texts: in a fixed order. folder: where the file lies, see cache_folder; None = keep the tokens in memory.

@@ -24,7 +24,7 @@ NO_CHECKPOINT, NO_LOG, NO_BEST = "checkpoint-not-written", "log-not-written", "b
 _SCALE_SEARCH_STEPS = 30
 
 
-class Symptom(Protocol):
+class AnomalyDetector(Protocol):
     """One way in which a run goes wrong, as its logs show it."""
 
     name: str
@@ -49,7 +49,7 @@ class LossAtZero:
         self._logs: deque[tuple[int, float, float, float]] = deque()
 
     def see(self, step: int, n_steps: int, figures: Figures) -> str | None:
-        """See Symptom."""
+        """See AnomalyDetector."""
         if not figures.keys() >= {"loss", "loss_floor", "loss_chance"}:
             return None
         self._logs.append((n_steps, figures["loss"], figures["loss_floor"], figures["loss_chance"]))
@@ -88,7 +88,7 @@ class Overfitting:
         self._sum, self._n = 0.0, 0
 
     def see(self, step: int, n_steps: int, figures: Figures) -> str | None:
-        """See Symptom."""
+        """See AnomalyDetector."""
         loss, validation = figures.get("loss", math.nan), figures.get("eval_loss", math.nan)
         if math.isfinite(loss):
             self._sum, self._n = self._sum + n_steps * loss, self._n + n_steps
@@ -146,7 +146,7 @@ class NotFinite:
         self._bad_steps = 0
 
     def see(self, step: int, n_steps: int, figures: Figures) -> str | None:
-        """See Symptom."""
+        """See AnomalyDetector."""
         seen = {name: figures[name] for name in ("loss", "grad_norm", "eval_loss") if name in figures}
         bad = [name for name, value in seen.items() if not math.isfinite(value)]
         words = ", ".join(f"{name} {value:.4g}" for name, value in seen.items())
@@ -176,7 +176,7 @@ class ExplodingGradient:
         self._recent: deque[bool] = deque(maxlen=5)
 
     def see(self, step: int, n_steps: int, figures: Figures) -> str | None:
-        """See Symptom."""
+        """See AnomalyDetector."""
         norm = figures.get("grad_norm", math.nan)
         if not math.isfinite(norm):
             return None
@@ -208,7 +208,7 @@ class ZeroGradient:
         self._count = 0
 
     def see(self, step: int, n_steps: int, figures: Figures) -> str | None:
-        """See Symptom."""
+        """See AnomalyDetector."""
         if "grad_norm" not in figures or "loss" not in figures:
             return None
         dead = figures["grad_norm"] == 0 and figures["loss"] > self.least_loss

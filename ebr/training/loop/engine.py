@@ -19,9 +19,9 @@ from ebr.model.compute.lora_linear import fused_lora
 from ebr.model.compute.serving import as_served
 from ebr.model.compute.unpadded import unpadded
 from ebr.model.encoder.text_reader import TextReader, asks_for_role
-from ebr.training.batches.collator import DOCUMENT, QUERY, BatchMaker, Noise
-from ebr.training.batches.gradient_cache import Embedder
-from ebr.training.batches.token_cache import TokenBook, cache_folder, sweep
+from ebr.training.batches.collator import DOCUMENT, QUERY, Collator, Noise
+from ebr.training.batches.gradient_cache import GradientCache
+from ebr.training.batches.token_cache import TokenCache, cache_folder, sweep
 from ebr.training.loss.batch_loss import BatchLoss
 from ebr.training.loss.named_losses import objective_from
 from ebr.training.resources.cost import KEPT_SHARE, token_budget_of
@@ -55,10 +55,10 @@ class Mixture:
 class Engine:
     """The parts that the trainer is built around."""
 
-    batches: BatchMaker
-    embedder: Embedder
+    batches: Collator
+    embedder: GradientCache
     loss: BatchLoss
-    books: list[dict[str, TokenBook]] = field(repr=False)
+    books: list[dict[str, TokenCache]] = field(repr=False)
 
     def lengths(self) -> list[int]:
         """Tokens of each training row, its query and its first positive; characters for a model that reads no plain tokens."""
@@ -93,13 +93,16 @@ def build_engine(
     if not processes.is_main:
         processes.wait()  # the first makes the files, the others read them
     books = [
-        {role: TokenBook(one[role], texts, cache_folder() if config.token_cache else None) for role, texts in of_source.items()}
+        {
+            role: TokenCache(one[role], texts, cache_folder() if config.token_cache else None)
+            for role, texts in of_source.items()
+        }
         for one, of_source in zip(readers, _texts(train, validation, mixture), strict=True)
     ]
     if processes.is_main:
         sweep(cache_folder(), at_least=2 * len(books))
         processes.wait()
-    batches = BatchMaker(
+    batches = Collator(
         train,
         validation,
         books,
@@ -110,7 +113,7 @@ def build_engine(
         by_role=asks_for_role(model),
     )
     memory = _memory(model, config, processes)
-    embedder = Embedder(model, readers, token_budget_of(model, config), memory, say)
+    embedder = GradientCache(model, readers, token_budget_of(model, config), memory, say)
     loss = BatchLoss(
         embedder,
         batches,

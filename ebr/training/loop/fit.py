@@ -33,12 +33,12 @@ from ebr.model.encoder.encoder import COSINE
 from ebr.model.encoder.prompts import set_prompts
 from ebr.model.files.identity import architecture, fingerprint, spelling_digest
 from ebr.model.files.quantization import check_bitsandbytes
-from ebr.training.batches.collator import BatchMaker
+from ebr.training.batches.collator import Collator
 from ebr.training.batches.sampling import EpochBatches, is_needed
 from ebr.training.loop import checkpoints
 from ebr.training.loop.arguments import steps_per_epoch, training_arguments
 from ebr.training.loop.engine import Engine, Mixture, Say, build_engine, made_fast, probe
-from ebr.training.loop.journal import Brake, EpochClock, EpochSaver, LogFile, ProgressBar, StepJournal, Tracker
+from ebr.training.loop.journal import EpochClock, EpochSaver, GracefulStop, LogFile, ProgressBar, StepJournal, Tracker
 from ebr.training.loop.layouts import HISTORY, TRACKING, WATCH
 from ebr.training.loop.recovery import Recovery
 from ebr.training.loop.trainer import EmbeddingTrainer, Evaluate, RetrievalEvaluator, evaluation_folder
@@ -159,10 +159,10 @@ def fine_tune(
     engine = build_engine(model, train, validation, config, processes=processes, mixture=mixture, say=say)
     watch = _watch(model, config, work, say)
     trainer = _build(engine, len(validation), config, work, record, evaluate, processes, mixture, watch, say)
-    with trainer.brake.armed(), made_fast(model, config), evaluation_folder(work) if evaluate else nullcontext():
+    with trainer.graceful_stop.listening(), made_fast(model, config), evaluation_folder(work) if evaluate else nullcontext():
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     state = trainer.state
-    if trainer.brake.pulled and state.global_step < state.max_steps:
+    if trainer.graceful_stop.asked and state.global_step < state.max_steps:
         raise Interrupted(_stopped(work, state.global_step))
     best = config.early_stopping_patience and state.best_global_step
     if best and not trainer.load_best():
@@ -184,7 +184,7 @@ def fine_tune(
 
 
 def _stopped(work: Path, step: int) -> str:
-    """What there is to go on from after the brake."""
+    """What there is to go on from after a graceful stop."""
     whole = checkpoints.whole_checkpoints(work)
     go_on = "go on with --resume_from_checkpoint true"
     if not whole:
@@ -245,7 +245,7 @@ def _build(
         checkpoints_kept=config.save_total_limit,
         journal=StepJournal(work, model_info(model, config), per_epoch, n_steps, processes, watch.log_unwritten),
         epoch_saver=EpochSaver(config.save_on_epoch_end),
-        brake=Brake(processes),
+        graceful_stop=GracefulStop(processes),
         processes=processes,
         recovery=Recovery(
             engine.embedder,
@@ -302,7 +302,7 @@ def model_info(model: SentenceTransformer, config: FinetuneConfig) -> dict[str, 
 def _callbacks(
     config: FinetuneConfig,
     work: Path,
-    batches: BatchMaker,
+    batches: Collator,
     sampler: EpochBatches | None,
     processes: Processes,
     watch: TrainingWatch,

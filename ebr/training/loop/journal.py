@@ -1,4 +1,4 @@
-"""What is seen of a training run while it runs: the bar, the log, the brake."""
+"""What is seen of a training run while it runs: the bar, the log, the graceful stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.integrations import TensorBoardCallback
 
 from ebr.data.files.write import read_json, reason_of, write_json
 from ebr.data.progress import progress_bar
-from ebr.training.batches.collator import BatchMaker
+from ebr.training.batches.collator import Collator
 from ebr.training.batches.sampling import EpochBatches
 from ebr.training.loop.layouts import EPOCHS, STEPS
 from ebr.training.resources.processes import Processes
@@ -45,7 +45,7 @@ def _write(path: Path, record: object, failed: Failed) -> None:
 class EpochClock(TrainerCallback):
     """Tells the batch maker, and the sampler if it is ours, which epoch it is: draws and noise depend on it."""
 
-    def __init__(self, batches: BatchMaker, sampler: EpochBatches | None = None) -> None:
+    def __init__(self, batches: Collator, sampler: EpochBatches | None = None) -> None:
         self.batches = batches
         self.sampler = sampler
 
@@ -250,41 +250,41 @@ class EpochSaver(TrainerCallback):
         """The epoch that the next checkpoint closes; None = it is one of the step series."""
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Only a whole epoch counts: max_steps and the brake may end one early."""
+        """Only a whole epoch counts: max_steps and a graceful stop may end one early."""
         epoch = round(state.epoch or 0)
         if self.every and epoch % self.every == 0 and abs((state.epoch or 0) - epoch) < _ROUND:
             self.due = epoch
             control.should_save = True
 
 
-class Brake(TrainerCallback):
+class GracefulStop(TrainerCallback):
     """Ctrl-C (or SIGTERM) ends the run after the step in hand, with a whole checkpoint; a second Ctrl-C ends it at once."""
 
     def __init__(self, processes: Processes) -> None:
-        self.pulled = False
+        self.asked = False
         self.processes = processes
 
     @contextmanager
-    def armed(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Listen for the signals; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        old = {number: signal.signal(number, self._pull) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _pull(self, number: int, frame: FrameType | None) -> None:
-        if self.pulled:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
             raise KeyboardInterrupt
-        self.pulled = True
+        self.asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Save, and stop: all processes at the same step, whichever heard the signal."""
-        self.pulled = self.processes.any(self.pulled)
-        if self.pulled:
+        self.asked = self.processes.any(self.asked)
+        if self.asked:
             control.should_save = True
             control.should_training_stop = True

@@ -11,7 +11,7 @@ import torch
 from ebr.errors import ModelError
 from ebr.model.compute.attention import is_out_of_memory
 from ebr.training.batches.collator import Batch
-from ebr.training.batches.gradient_cache import Embedder, OneTextTooLarge, RandomState
+from ebr.training.batches.gradient_cache import GradientCache, OneTextTooLarge, RandomState
 from ebr.training.resources.memory import HostWatch, out_of_memory_advice
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Recovery:
 
     def __init__(
         self,
-        embedder: Embedder,
+        embedder: GradientCache,
         watch: HostWatch,
         *,
         query_of: Callable[[int], str],

@@ -23,7 +23,7 @@ from ebr.model.encoder.encoder import quiet_files
 from ebr.training.batches.sampling import EpochBatches
 from ebr.training.loop import checkpoints
 from ebr.training.loop.anomalies import NO_BEST, NO_CHECKPOINT
-from ebr.training.loop.journal import Brake, EpochSaver, StepJournal
+from ebr.training.loop.journal import EpochSaver, GracefulStop, StepJournal
 from ebr.training.loop.layouts import PARTIAL
 from ebr.training.loop.recovery import Recovery
 from ebr.training.loop.watch import TrainingWatch
@@ -45,7 +45,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         checkpoints_kept: int,
         journal: StepJournal,
         epoch_saver: EpochSaver,
-        brake: Brake,
+        graceful_stop: GracefulStop,
         processes: Processes,
         recovery: Recovery,
         watch: TrainingWatch,
@@ -57,7 +57,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         self.checkpoints_kept = checkpoints_kept
         self.journal = journal
         self.epoch_saver = epoch_saver
-        self.brake = brake
+        self.graceful_stop = graceful_stop
         self.processes = processes
         self.recovery = recovery
         self.watch = watch
@@ -65,7 +65,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         self._bounds = torch.zeros(3, dtype=torch.float64)  # since the last log, by steps: floor, chance, and how many steps
         self._best: tuple[int, list[tuple[torch.Tensor, torch.Tensor]]] | None = None
         self._model_failure: OSError | None = None
-        super().__init__(callbacks=[*callbacks, watch, journal, epoch_saver, brake], **kwargs)
+        super().__init__(callbacks=[*callbacks, watch, journal, epoch_saver, graceful_stop], **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: making one encodes rows before training begins."""
@@ -128,7 +128,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         return loss * (n_examples * self.current_gradient_accumulation_steps / self._examples_in_step)
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[Any], Any]:
-        """The batch as BatchMaker made it, which the loss alone understands."""
+        """The batch as Collator made it, which the loss alone understands."""
         return [inputs["batch"]], inputs["label"]
 
     def override_model_in_loss(self, loss: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ebr.config.shared.objective import INFO_NCE, LOSSES
 from ebr.data.files.write import read_json, reason_of, write_json
 from ebr.training.loop import anomalies as symptoms
-from ebr.training.loop.anomalies import ExplodingGradient, LossAtZero, NotFinite, Overfitting, Symptom, ZeroGradient
+from ebr.training.loop.anomalies import AnomalyDetector, ExplodingGradient, LossAtZero, NotFinite, Overfitting, ZeroGradient
 
 _LEARNING_RATE, _DROPOUT = "lower {learning_rate}", "raise {lora_dropout}"
 _NOISE, _DECAY, _DATA = "turn {noise_enabled} on", "raise {weight_decay}", "add training data"
@@ -129,7 +129,7 @@ class TrainingWatch(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Look at the figures from before a resume as well; what they show was said then."""
-        self._symptoms: list[Symptom] = [
+        self._symptoms: list[AnomalyDetector] = [
             NotFinite(args.fp16), ExplodingGradient(), Overfitting(), ZeroGradient(), LossAtZero(),
         ]  # fmt: skip
         self._slow = symptoms.SlowSteps()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ebr.training.batches.collator import Batch, BatchMaker
-from ebr.training.batches.gradient_cache import Embedder
+from ebr.training.batches.collator import Batch, Collator
+from ebr.training.batches.gradient_cache import GradientCache
 from ebr.training.loss.objectives import Bounds, Objective, Targets
 from ebr.training.resources.processes import Processes, all_gather
 
@@ -23,7 +23,13 @@ class BatchLoss(nn.Module):
     """
 
     def __init__(
-        self, embedder: Embedder, batches: BatchMaker, objective: Objective, *, l1: float, gather_from: Processes | None = None
+        self,
+        embedder: GradientCache,
+        batches: Collator,
+        objective: Objective,
+        *,
+        l1: float,
+        gather_from: Processes | None = None,
     ) -> None:
         super().__init__()
         self.model = embedder.model

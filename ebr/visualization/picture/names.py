@@ -14,35 +14,35 @@ from matplotlib.transforms import Bbox
 from ebr.visualization.colours import LabelGroup, readable
 from ebr.visualization.figures import shortened
 from ebr.visualization.picture.label_placement import Box, densest_spot, place_names
-from ebr.visualization.picture.style import Look
+from ebr.visualization.picture.style import Style
 from ebr.visualization.project.projection import Projection
 
 _NAME_COLUMNS = 26
 
 
-def name_clusters(figure: Figure, panels: Sequence[Axes], projections: Sequence[Projection], look: Look) -> None:
+def name_clusters(figure: Figure, panels: Sequence[Axes], projections: Sequence[Projection], style: Style) -> None:
     """Write each label at its densest spot on every map, the largest first, as long as there is room; say how many had it."""
     lines: list[str] = []
-    grey = {group.kind: group.count for group in look.groups if group.kind != "label"}
+    grey = {group.kind: group.count for group in style.groups if group.kind != "label"}
     for word, kind in (("rest", "other"), ("none", "missing")):
-        lines += [look.words[word].format(n=grey[kind])] if kind in grey else []
+        lines += [style.words[word].format(n=grey[kind])] if kind in grey else []
     for axes in panels:  # room for the line below, before places are looked for
-        axes.set_xlabel("\n".join([axes.get_xlabel(), " · ".join([look.words["names"].format(shown=0, all=0), *lines])]))
+        axes.set_xlabel("\n".join([axes.get_xlabel(), " · ".join([style.words["names"].format(shown=0, all=0), *lines])]))
     for _ in range(2):  # a square panel moves once more when the layout has made room for what stands below it
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, projection in zip(panels, projections, strict=True):
-        shown = _name_panel(figure, axes, projection, look)
-        named = look.words["names"].format(shown=shown, all=len(look.labels))
+        shown = _name_panel(figure, axes, projection, style)
+        named = style.words["names"].format(shown=shown, all=len(style.labels))
         axes.set_xlabel("\n".join([*axes.get_xlabel().split("\n")[:-1], " · ".join([named, *lines])]))
 
 
-def _name_panel(figure: Figure, axes: Axes, projection: Projection, look: Look) -> int:
+def _name_panel(figure: Figure, axes: Axes, projection: Projection, style: Style) -> int:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     width = float(np.ptp(projection.coords, axis=0).max()) or 1.0
-    spots = np.array([densest_spot(projection.coords[group.rows], width) for group in look.labels])
+    spots = np.array([densest_spot(projection.coords[group.rows], width) for group in style.labels])
     anchors = [(float(x), float(y)) for x, y in axes.transData.transform(spots)]
-    texts = [_name(axes, group, look) for group in look.labels]
+    texts = [_name(axes, group, style) for group in style.labels]
     extents = [text.get_window_extent(renderer) for text in texts]
     inside = axes.get_window_extent(renderer)
     others = [*axes.lines, *(text for text in axes.texts if text not in texts)]  # rings, their numbers, a warning
@@ -60,12 +60,12 @@ def _name_panel(figure: Figure, axes: Axes, projection: Projection, look: Look) 
     return sum(place is not None for place in places)
 
 
-def _name(axes: Axes, group: LabelGroup, look: Look) -> Text:
+def _name(axes: Axes, group: LabelGroup, style: Style) -> Text:
     """In a readable shade of its points' colour, so that the eye finds which of the near clusters it names."""
-    halo = [withStroke(linewidth=2.6, foreground=look.ground.paper, alpha=0.85)]
+    halo = [withStroke(linewidth=2.6, foreground=style.ground.paper, alpha=0.85)]
     return axes.text(
         0.5, 0.5, shortened(group.text, _NAME_COLUMNS), transform=axes.transAxes, ha="center", va="center", fontsize=8,
-        color=readable(group.colour, look.ground.paper), path_effects=halo, parse_math=False,
+        color=readable(group.colour, style.ground.paper), path_effects=halo, parse_math=False,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from ebr.visualization.picture.captions import settings_text
 from ebr.visualization.picture.columns import MapColumn
 from ebr.visualization.picture.names import name_clusters
 from ebr.visualization.picture.points import Points
-from ebr.visualization.picture.style import SCALE, Language, Look, look_of, scale_of
+from ebr.visualization.picture.style import SCALE, Language, Style, scale_of, style_of
 from ebr.visualization.project.projection import Projection
 
 _PANEL_INCHES = 6.4
@@ -83,50 +83,50 @@ def map_figure(
     """
     if not projections or not column.texts or any(len(one.coords) != len(column.texts) for one in projections):
         raise ValueError(f"{[len(one.coords) for one in projections]} points on the maps but {len(column.texts)} labels")
-    look = look_of(projections, column, theme, language, seed, groups)
+    style = style_of(projections, column, theme, language, seed, groups)
     n_maps = len(projections)
     below, warned = [*notes, *[""] * n_maps][:n_maps], [*warnings, *[""] * n_maps][:n_maps]
     heads = [title or one.method for title, one in zip([*panel_titles, *[""] * n_maps], projections, strict=False)]
-    texts = [title, column.name, *below, *warned, *heads, *(text for _, text in marked), *(g.text for g in look.groups)]
-    fonts = choose_fonts([*texts, *look.words.values()], preferred_fonts)
-    with mpl.rc_context({"font.family": fonts.families, "text.color": look.ground.ink}), quiet_about_glyphs():
+    texts = [title, column.name, *below, *warned, *heads, *(text for _, text in marked), *(g.text for g in style.groups)]
+    fonts = choose_fonts([*texts, *style.words.values()], preferred_fonts)
+    with mpl.rc_context({"font.family": fonts.families, "text.color": style.ground.ink}), quiet_about_glyphs():
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
         size = (_PANEL_INCHES * n_maps, _PANEL_INCHES + 1.1)
-        figure = Figure(figsize=size, dpi=_DPI, layout=layout, facecolor=look.ground.paper)
+        figure = Figure(figsize=size, dpi=_DPI, layout=layout, facecolor=style.ground.paper)
         FigureCanvasAgg(figure)
         panels = list(figure.subplots(1, n_maps, squeeze=False)[0])
         for axes, one, head, note, warning in zip(panels, projections, heads, below, warned, strict=True):
-            _draw_panel(axes, one, look, head)
-            _write_below(axes, one, look, note, warning)
-            _mark(axes, one, look, marked)
-        _add_key(figure, panels, look)
+            _draw_panel(axes, one, style, head)
+            _write_below(axes, one, style, note, warning)
+            _mark(axes, one, style, marked)
+        _add_key(figure, panels, style)
         if marked:
-            _list_marked(figure, look, marked)
+            _list_marked(figure, style, marked)
         n_points = len(column.texts)
-        count = look.words["points" if n_all in (None, n_points) else "points_of"].format(n=n_points, all=n_all)
+        count = style.words["points" if n_all in (None, n_points) else "points_of"].format(n=n_points, all=n_all)
         _add_heading(figure, f"{shortened(title, _TITLE_COLUMNS_A_PANEL * n_maps)} · {count}")
-        if look.is_named_on_the_map:
-            name_clusters(figure, panels, projections, look)
+        if style.is_named_on_the_map:
+            name_clusters(figure, panels, projections, style)
     return figure
 
 
 # ---------------------------------------------------------------- a panel
 
 
-def _draw_panel(axes: Axes, projection: Projection, look: Look, head: str) -> None:
+def _draw_panel(axes: Axes, projection: Projection, style: Style, head: str) -> None:
     coords = projection.coords
     # One scale both ways: a map is read by its distances, never by its axes.
     centre = (coords.max(axis=0) + coords.min(axis=0)) / 2
     reach = float(np.ptp(coords, axis=0).max()) * 0.53 or 1.0
     diameter, opacity = _sizes(coords, centre, reach)
-    colours = np.column_stack([look.colours, opacity])[look.order]
-    Points(axes, coords[look.order], diameter, colours, rasterized=len(coords) > _RASTER_ABOVE)
+    colours = np.column_stack([style.colours, opacity])[style.order]
+    Points(axes, coords[style.order], diameter, colours, rasterized=len(coords) > _RASTER_ABOVE)
     axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), xticks=[], yticks=[])
     axes.set_box_aspect(1)
-    axes.set_facecolor(look.ground.paper)
+    axes.set_facecolor(style.ground.paper)
     for spine in axes.spines.values():
-        spine.set_color(look.ground.frame)
-    axes.set_title(shortened(head, _TITLE_COLUMNS_A_PANEL), fontsize=12, color=look.ground.ink, parse_math=False)
+        spine.set_color(style.ground.frame)
+    axes.set_title(shortened(head, _TITLE_COLUMNS_A_PANEL), fontsize=12, color=style.ground.ink, parse_math=False)
 
 
 def _sizes(coords: NDArray[np.float32], centre: NDArray[np.float32], reach: float) -> tuple[float, NDArray[np.float64]]:
@@ -146,10 +146,10 @@ def _sizes(coords: NDArray[np.float32], centre: NDArray[np.float32], reach: floa
     return diameter, np.clip(_FULL / np.sqrt(np.maximum(layers, 1)), _FAINTEST, _FULL)
 
 
-def _write_below(axes: Axes, projection: Projection, look: Look, note: str, warning: str) -> None:
+def _write_below(axes: Axes, projection: Projection, style: Style, note: str, warning: str) -> None:
     """What was set, how far to trust it, and the warning, in lines below the map."""
-    lines = [line for text in (settings_text(projection.settings, look.language), note) for line in _wrapped(text)]
-    axes.set_xlabel("\n".join(lines), fontsize=8.5, color=look.ground.faint, parse_math=False)
+    lines = [line for text in (settings_text(projection.settings, style.language), note) for line in _wrapped(text)]
+    axes.set_xlabel("\n".join(lines), fontsize=8.5, color=style.ground.faint, parse_math=False)
     if warning:
         axes.annotate(
             "\n".join(_wrapped(warning)),
@@ -158,11 +158,11 @@ def _write_below(axes: Axes, projection: Projection, look: Look, note: str, warn
             ha="center",
             va="top",
             fontsize=9,
-            color=_WARNING[look.theme],
+            color=_WARNING[style.theme],
             parse_math=False,
             bbox={
-                "facecolor": look.ground.paper,
-                "edgecolor": _WARNING[look.theme],
+                "facecolor": style.ground.paper,
+                "edgecolor": _WARNING[style.theme],
                 "boxstyle": "round,pad=0.4",
                 "alpha": 0.92,
             },
@@ -184,57 +184,57 @@ def _wrapped(text: str) -> list[str]:
     return lines
 
 
-def _mark(axes: Axes, projection: Projection, look: Look, marked: Sequence[tuple[int, str]]) -> None:
+def _mark(axes: Axes, projection: Projection, style: Style, marked: Sequence[tuple[int, str]]) -> None:
     for number, (row, _) in enumerate(marked, start=1):
         x, y = projection.coords[row]
         axes.plot(
-            [x], [y], marker="o", markersize=9, markerfacecolor="none", markeredgecolor=look.ground.ink, markeredgewidth=1.1
+            [x], [y], marker="o", markersize=9, markerfacecolor="none", markeredgecolor=style.ground.ink, markeredgewidth=1.1
         )
         text = axes.annotate(
             f"{number}", (x, y), (5, 5), textcoords="offset points", fontsize=8.5, fontweight="bold", clip_on=True,
             fontfamily=DEFAULT_FAMILY,  # a Chinese family without a bold face makes matplotlib say so
         )  # fmt: skip
-        text.set(color=look.ground.ink, path_effects=[withStroke(linewidth=2.5, foreground=look.ground.paper)])
+        text.set(color=style.ground.ink, path_effects=[withStroke(linewidth=2.5, foreground=style.ground.paper)])
 
 
 # ---------------------------------------------------------------- round the panels
 
 
-def _add_key(figure: Figure, panels: Sequence[Axes], look: Look) -> None:
+def _add_key(figure: Figure, panels: Sequence[Axes], style: Style) -> None:
     """What the colours mean: a legend, a colour bar, or a line that says what the names on the map leave out."""
-    if look.column.numbers is not None:
+    if style.column.numbers is not None:
         figure.set_figwidth(figure.get_figwidth() + _BAR_INCHES)
-        scale = ScalarMappable(scale_of(look.column.numbers), SCALE[look.theme])
+        scale = ScalarMappable(scale_of(style.column.numbers), SCALE[style.theme])
         bar = figure.colorbar(scale, ax=list(panels), shrink=0.6, aspect=30, pad=0.02)
         bar.outline.set_visible(False)  # type: ignore[operator]
-        bar.ax.tick_params(colors=look.ground.faint, labelsize=9)
-        bar.set_label(shortened(look.column.name, _LABEL_COLUMNS), color=look.ground.ink, parse_math=False)
-    elif look.groups and not look.is_named_on_the_map:
-        _add_legend(figure, look)
+        bar.ax.tick_params(colors=style.ground.faint, labelsize=9)
+        bar.set_label(shortened(style.column.name, _LABEL_COLUMNS), color=style.ground.ink, parse_math=False)
+    elif style.groups and not style.is_named_on_the_map:
+        _add_legend(figure, style)
 
 
-def _add_legend(figure: Figure, look: Look) -> None:
+def _add_legend(figure: Figure, style: Style) -> None:
     """Put the legend right of the panels and widen the figure by what it takes."""
-    dots = [Line2D([], [], marker="o", linestyle="", markersize=7, color=group.colour) for group in look.groups]
+    dots = [Line2D([], [], marker="o", linestyle="", markersize=7, color=group.colour) for group in style.groups]
     texts = [
         f"{shortened(group.text, _LABEL_COLUMNS)} ({group.count:,})"
         if group.kind == "label"
-        else look.words[group.kind].format(n=group.count)
-        for group in look.groups
+        else style.words[group.kind].format(n=group.count)
+        for group in style.groups
     ]
-    legend = figure.legend(dots, texts, loc="outside right center", frameon=False, fontsize=9.5, labelcolor=look.ground.ink)
+    legend = figure.legend(dots, texts, loc="outside right center", frameon=False, fontsize=9.5, labelcolor=style.ground.ink)
     for text in legend.get_texts():
         text.set_parse_math(False)
     figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi + 0.2)
 
 
-def _list_marked(figure: Figure, look: Look, marked: Sequence[tuple[int, str]]) -> None:
+def _list_marked(figure: Figure, style: Style, marked: Sequence[tuple[int, str]]) -> None:
     columns = int(_NOTE_COLUMNS * 1.6)
     lines = [
         f"{number}".rjust(2, _FIGURE_SPACE) + f"  {shortened(text, columns)}"
         for number, (_, text) in enumerate(marked, start=1)
     ]
-    text = figure.supxlabel("\n".join([look.words["moved"], *lines]), x=0.03, ha="left", fontsize=8.5, color=look.ground.ink)
+    text = figure.supxlabel("\n".join([style.words["moved"], *lines]), x=0.03, ha="left", fontsize=8.5, color=style.ground.ink)
     text.set_parse_math(False)
     _narrow(text, 0.92 * figure.bbox.width)
     figure.set_figheight(figure.get_figheight() + 0.165 * (len(lines) + 1))

@@ -24,7 +24,7 @@ SCALE = {"light": mpl.colormaps["viridis_r"].resampled(64), "dark": mpl.colormap
 
 
 @dataclass(frozen=True)
-class Ground:
+class ThemeColours:
     """Colours that are not data's."""
 
     paper: str
@@ -33,9 +33,9 @@ class Ground:
     frame: str
 
 
-GROUNDS = {
-    "light": Ground(PAPER["light"], "#1A1A1A", "#555555", "#D0D0D0"),
-    "dark": Ground(PAPER["dark"], "#F0F0F0", "#AAB0B8", "#3A4048"),
+THEMES = {
+    "light": ThemeColours(PAPER["light"], "#1A1A1A", "#555555", "#D0D0D0"),
+    "dark": ThemeColours(PAPER["dark"], "#F0F0F0", "#AAB0B8", "#3A4048"),
 }
 WORDS = {
     "en": {
@@ -62,7 +62,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """What all panels share: (N, 3) colours, the order of drawing, the groups (none for a column of numbers), language."""
 
     column: MapColumn
@@ -78,9 +78,9 @@ class Look:
         return WORDS[self.language]
 
     @property
-    def ground(self) -> Ground:
+    def ground(self) -> ThemeColours:
         """Paper and ink."""
-        return GROUNDS[self.theme]
+        return THEMES[self.theme]
 
     @property
     def labels(self) -> list[LabelGroup]:
@@ -93,14 +93,14 @@ class Look:
         return len(self.labels) > MOST_IN_LEGEND
 
 
-def look_of(
+def style_of(
     projections: Sequence[Projection],
     column: MapColumn,
     theme: Theme,
     language: Language,
     seed: int,
     groups: list[LabelGroup] | None = None,
-) -> Look:
+) -> Style:
     """The colour of each row, and the order in which to draw them: the same for equal input and seed.
 
     groups: what colour_groups makes of the column, if it is known already.
@@ -111,7 +111,7 @@ def look_of(
         colours = SCALE[theme](scale_of(numbers)(np.nan_to_num(numbers, nan=float(np.nanmin(numbers)))))[:, :3]
         given = np.isfinite(numbers)
         colours[~given] = to_rgb(GREYS[theme][1])
-        return Look(column, [], colours, _grey_first(shuffled, ~given), theme, language)
+        return Style(column, [], colours, _grey_first(shuffled, ~given), theme, language)
     groups = groups or colour_groups(column.texts, [one.coords for one in projections], theme=theme)
     colours = np.empty((n_rows, 3))
     is_grey = np.zeros(n_rows, dtype=bool)
@@ -120,7 +120,7 @@ def look_of(
         is_grey[group.rows] = group.kind != "label"
     if is_grey.all():  # no label at all: nothing to be grey beside
         colours[:], groups = to_rgb(palette(theme)[0]), []
-    return Look(column, groups, colours, _grey_first(shuffled, is_grey), theme, language)
+    return Style(column, groups, colours, _grey_first(shuffled, is_grey), theme, language)
 
 
 def _grey_first(shuffled: NDArray[np.int64], is_grey: NDArray[np.bool_]) -> NDArray[np.int64]:
