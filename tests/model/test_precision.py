@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from ebr.errors import ConfigError, ModelError
 from ebr.model.compute import precision
@@ -334,8 +333,8 @@ def test_other_weights_lengths_or_torch_are_found_anew(model, fake, monkeypatch)
     for change in (
         lambda: next(model.parameters()).data.add_(1),
         lambda: setattr(model, "max_seq_length", 12),
-        lambda: monkeypatch.setattr(torch, "__version__", "9.9"),
-        lambda: monkeypatch.setattr(transformers, "__version__", "9.9"),
+        lambda: monkeypatch.setattr(precision.torch, "__version__", "9.9"),
+        lambda: monkeypatch.setattr(precision.transformers, "__version__", "9.9"),
         lambda: monkeypatch.setattr(torch, "get_num_threads", lambda: 77),
         lambda: setattr(model[1], "pooling_mode", "cls"),
     ):

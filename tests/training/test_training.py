@@ -111,7 +111,7 @@ def test_a_diverged_run_is_refused_and_does_not_replace_the_finished_model(confi
     result, _ = run(config)
     before = weights(result.model_path)
     with pytest.raises(ModelError, match="lower learning_rate"):
-        run(config, learning_rate=1e38, max_grad_norm=0)
+        run(config, learning_rate=1e30, max_grad_norm=0)
     assert_same_weights(before, weights(result.model_path))
 
 

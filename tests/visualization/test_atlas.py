@@ -54,7 +54,8 @@ def test_the_atlas_reads_records_as_dictionaries_of_lists(path):
     frame = pytest.importorskip("pandas").read_parquet(path)
     first = frame["neighbors"][0]
     assert list(first["ids"]) == [1, 2] and list(first["distances"]) == [0.25, 0.5]
-    assert pa.Table.from_pandas(frame).schema.field("neighbors").type == RECORD
+    handed_on = pa.Table.from_pandas(frame).schema.field("neighbors").type
+    assert set(handed_on) == set(RECORD)  # an older pyarrow sorts them
 
 
 def test_neighbours_of_an_exact_search_are_row_numbers_from_zero_nearest_first(path):
