@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ebr.errors import DataError
-from ebr.model.compute.unfit import TOO_LARGE, UnfitTexts
+from ebr.model.compute.engine import TOO_LARGE, UnfitTexts
 
 DIM = 5
 LONGEST = 6

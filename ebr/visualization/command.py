@@ -215,7 +215,7 @@ def _compared(rows: MapRows, before: MapNumbers, after: MapNumbers, config: Visu
 
 def _begun_together(one: DrawnMap, coords: Coords) -> DrawnMap:
     """One of two maps as it is drawn, its settings telling where both began; a PCA began nowhere, and its axes were turned."""
-    from ebr.visualization.picture.captions import SHARED_START
+    from ebr.visualization.picture.plot import SHARED_START
 
     kept = {name: value for name, value in one.projection.settings.items() if not name.startswith("variance on")}
     settings = {name: SHARED_START if name == "start" else value for name, value in kept.items()}

@@ -196,7 +196,7 @@ CHANGES = {
         {f"args.{kind}_checkpointing{rest}" for kind in ("activation", "gradient") for rest in ("", "_kwargs")},
     ),
     "dataloader_num_workers": (1, {"args.dataloader_num_workers"}),
-    # Frozen weights are multiplied in bfloat16 then; see ebr.model.compute.bf16_base.
+    # Frozen weights are multiplied in bfloat16 then; see ebr.model.compute.serving.
     "bf16": (True, {"args.bf16", "steps.types"}),
     "seed": (7, {"args.seed", "batches.seed", "model.weights", "plan.train"}),
     "save_steps": (7, {"args.save_steps"}),

@@ -15,7 +15,7 @@ from ebr.inference.job import store as store_module
 from ebr.inference.job.dedup import Dedup, DistinctEncoder, RowDigests
 from ebr.inference.job.store import VectorStore, row_digest, text_digest
 from ebr.inference.job.worker import _Turns
-from ebr.model.compute.unfit import TOO_LARGE
+from ebr.model.compute.engine import TOO_LARGE
 from tests.embedding_runs import Run, everything, write_table
 from tests.shard_engines import FakeEngine, vectors_of
 

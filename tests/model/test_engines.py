@@ -18,9 +18,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from ebr.errors import DataError, ModelError
 from ebr.model.compute import local_engine as engines
 from ebr.model.compute import settings as compute_settings
+from ebr.model.compute.engine import TOO_LARGE, UnfitTexts
 from ebr.model.compute.local_engine import LocalEngine, RetrievalEncoder
 from ebr.model.compute.settings import ComputeSettings, apply_settings, copy_in, settings_of
-from ebr.model.compute.unfit import TOO_LARGE, UnfitTexts
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.lengths import set_lengths
 from ebr.model.encoder.prompts import Role

@@ -5,7 +5,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ebr.model.adapters.attach import attach_lora
-from ebr.model.compute.bf16_base import as_loaded, frozen_in_bfloat16
+from ebr.model.compute.serving import as_loaded, frozen_in_bfloat16
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ebr.model.compute.attention import PADDED, VARLEN, attention_of
-from ebr.model.compute.serving import as_served
-from ebr.model.compute.unpadded import unpadded
-from ebr.model.encoder.plain import plain_encoder
+from ebr.model.compute.serving import as_served, unpadded
+from ebr.model.encoder.pooling import plain_encoder
 from tests.model.test_attention import reference_kernel
 
 

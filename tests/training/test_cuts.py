@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebr.training.batches.cuts import least_padding_cuts
+from ebr.training.batches.gradient_cache import least_padding_cuts
 
 
 def cost(lengths, cuts, pass_cost):

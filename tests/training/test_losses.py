@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from ebr.training.loss.losses import grouped_divergence, masked_info_nce
+from ebr.training.loss.objectives import grouped_divergence, masked_info_nce
 
 
 def all_allowed(n_queries, n_candidates):

@@ -8,8 +8,7 @@ from torch.nn.functional import normalize
 
 from ebr.data.training.examples import Example
 from ebr.errors import DataError
-from ebr.training.loss.losses import masked_info_nce
-from ebr.training.loss.objectives import Bounds, Distillation, InfoNCE, Matryoshka, Targets, check_data
+from ebr.training.loss.objectives import Bounds, Distillation, InfoNCE, Matryoshka, Targets, check_data, masked_info_nce
 
 
 def vectors(rows, dim, seed):

@@ -166,7 +166,7 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
     """31 examples in batches of 2, four to a step: steps of 8, 8, 8 and 7 examples, the last batch a single one."""
     from ebr.training.loop import engine
     from ebr.training.loop import fit as module
-    from ebr.training.loss.losses import masked_info_nce
+    from ebr.training.loss.objectives import masked_info_nce
 
     seen = Seen()
 

@@ -13,7 +13,7 @@ from ebr.config import FinetuneConfig
 from ebr.config.train import TrainConfig
 from ebr.training.loop.anomalies import noise_of
 from ebr.training.loop.watch import ADVICE, TrainingWatch, Warned, advice_on
-from ebr.training.loss.losses import smoothed_floor
+from ebr.training.loss.objectives import smoothed_floor
 
 PEAK = 1e-4
 CHANCE = math.log(96)  # 32 queries, two negatives each

@@ -13,9 +13,8 @@ from matplotlib.text import Text
 
 from ebr.errors import ConfigError
 from ebr.visualization.colours import GREYS, PALETTE, readable
-from ebr.visualization.picture.captions import SHARED_START, method_text, settings_text
 from ebr.visualization.picture.columns import MapColumn
-from ebr.visualization.picture.plot import draw_maps, map_figure
+from ebr.visualization.picture.plot import SHARED_START, draw_maps, map_figure, method_text, settings_text
 from ebr.visualization.project.projection import Projection
 
 ODD_LABELS = ["$x_1$ and $y", "a_b_c", "🎉 party", "W" * 200, "中" * 60, "", "tab\tnew\nline"]

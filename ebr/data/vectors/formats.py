@@ -14,8 +14,7 @@ from ebr.data.vectors.arrow import columnar_layout, json_layout, read_columnar, 
 from ebr.data.vectors.batch import VectorBatch, Vectors, checked_vectors
 from ebr.data.vectors.delimited import join_text, read_text, text_layout, unfit_names, unfit_text_rows, write_text
 from ebr.data.vectors.layout import Layout
-from ebr.data.vectors.npy import ROWS_SUFFIX, join_npy, npy_layout, read_npy, rows_path, write_npy
-from ebr.data.vectors.npz import npz_layout, read_npz
+from ebr.data.vectors.npy import ROWS_SUFFIX, join_npy, npy_layout, npz_layout, read_npy, read_npz, rows_path, write_npy
 from ebr.data.vectors.parquet import join_parquet, parquet_layout, read_parquet, write_parquet
 from ebr.errors import ConfigError, DataError
 

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from ebr.data.vectors.batch import Vectors
 from ebr.inference.job.store import DIGEST_BYTES, Known, VectorStore, row_digest, text_digest
-from ebr.model.compute.engine import Engine, OnBatch
-from ebr.model.compute.unfit import UnfitTexts
+from ebr.model.compute.engine import Engine, OnBatch, UnfitTexts
 from ebr.model.encoder.batching import Bools
 
 

@@ -27,8 +27,7 @@ from ebr.errors import DataError, Interrupted
 from ebr.inference.job.dedup import Dedup, DistinctEncoder, EncodedRows, RowDigests
 from ebr.inference.job.parts import MEND_THE_ROW, PartOptions, PartRecord, ShardTask
 from ebr.inference.job.store import VectorStore
-from ebr.model.compute.engine import Engine, OnBatch
-from ebr.model.compute.unfit import NO_DIRECTION
+from ebr.model.compute.engine import NO_DIRECTION, Engine, OnBatch
 from ebr.model.encoder.batching import Bools
 
 OVERLAP = 3

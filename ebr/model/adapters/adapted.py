@@ -20,8 +20,7 @@ from ebr.model.adapters.files import LoraAdapter
 from ebr.model.adapters.foreign import attach_adapter
 from ebr.model.files.identity import fingerprint
 from ebr.model.files.peft_import import LoraModel
-from ebr.model.files.spelling import spelling_of
-from ebr.model.files.tokenizer import end_with_eos
+from ebr.model.files.tokenizer import end_with_eos, spelling_of
 from ebr.model.origin import (
     ADAPTER_CONFIG,
     ModelOrigin,

@@ -22,9 +22,8 @@ from ebr.data.text.cut_texts import CutTexts
 from ebr.data.vectors.batch import Vectors
 from ebr.errors import ModelError
 from ebr.model.compute.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
-from ebr.model.compute.engine import OnBatch
+from ebr.model.compute.engine import NO_DIRECTION, TOO_LARGE, OnBatch, UnfitTexts
 from ebr.model.compute.settings import ComputeSettings, apply_settings, settings_of
-from ebr.model.compute.unfit import NO_DIRECTION, TOO_LARGE, UnfitTexts
 from ebr.model.encoder.batching import Bools, Ints, cost_of, token_budget_batches
 from ebr.model.encoder.encoder import COSINE, similarity_of
 from ebr.model.encoder.lengths import kept_length

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,45 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 
+from ebr.data.files.write import cache_home, read_json, write_json
 from ebr.data.vectors.batch import Vectors
 from ebr.errors import ConfigError, first_line
 from ebr.model.compute.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
-from ebr.model.compute.choices import memory_path, read_memory, write_memory
+from ebr.model.compute.engine import UnfitTexts
 from ebr.model.compute.local_engine import LocalEngine
 from ebr.model.compute.settings import DTYPES, ComputeSettings, copy_in, settings_of
-from ebr.model.compute.unfit import UnfitTexts
 from ebr.model.encoder.batching import default_token_budget
 from ebr.model.encoder.pooling import pooling_name
 from ebr.model.encoder.prompts import Role, prompt_for
 from ebr.model.encoder.text_reader import Prepared
 from ebr.model.files.identity import architecture, fingerprint
 from ebr.model.files.quantization import is_quantized
+
+log = logging.getLogger(__name__)
+
+
+def memory_path() -> Path:
+    """Where choices are remembered: precision.json in $EBR_CACHE_DIR, or in ~/.cache/ebr."""
+    return cache_home() / "precision.json"
+
+
+def read_memory() -> dict[str, Any]:
+    """All records, by key; none where there is no such file."""
+    try:
+        record = read_json(memory_path())
+    except (OSError, ValueError) as error:  # absent, or not ours: it is written anew
+        log.debug("%s: %s", memory_path(), error)
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_memory(record: dict[str, Any]) -> None:
+    """Replace all records; a folder that cannot be written stops nothing."""
+    try:
+        write_json(memory_path(), record)
+    except OSError as error:
+        log.info("%s: the choice is not remembered (%s)", memory_path(), first_line(error))
+
 
 MOST_TEXTS = 128
 # A GPU that is given less is not busy, and every precision looks as fast as the other.

@@ -22,8 +22,7 @@ from ebr.errors import EBRError, ModelError, first_line
 from ebr.model.adapters.adapted import AdaptedEncoder, attach, base_source, other_base_note
 from ebr.model.adapters.files import ADAPTER_WEIGHTS, LoraAdapter, find_adapter
 from ebr.model.encoder.lengths import keep_within_positions, set_lengths
-from ebr.model.encoder.plain import plain_encoder
-from ebr.model.encoder.pooling import pool_by
+from ebr.model.encoder.pooling import plain_encoder, pool_by
 from ebr.model.files import quantization
 from ebr.model.files.identity import differences_from
 from ebr.model.files.kind import TRUST_HINT, check_trust, refuse_other_families, warn_of_unused_code

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from ebr.model.files.peft_import import LoraLayer
-from ebr.model.files.spelling import spelling_of
+from ebr.model.files.tokenizer import spelling_of
 
 # Of a configuration: where it lies, how it is computed or was trained, what is made beside a vector. All else counts.
 _NEITHER_HERE_NOR_THERE = {

@@ -17,9 +17,8 @@ from ebr.retrieval.measures.changes import Slice
 from ebr.retrieval.measures.compression import Compressed
 from ebr.retrieval.measures.measurement import UNJUDGED
 from ebr.retrieval.report import text as report_text
-from ebr.retrieval.report.facts import facts_to_show
 from ebr.retrieval.report.parts import MOST_CHARACTERS, Contrast, DatasetReport, Measured, Report
-from ebr.retrieval.report.text import Wording, isolated, score, signed
+from ebr.retrieval.report.text import Wording, facts_to_show, isolated, score, signed
 from ebr.visualization.report_plots import differences_svg, forest_svg, sizes_svg
 
 HEADLINE = "ndcg@10"

@@ -18,7 +18,7 @@ from ebr.data.progress import progress_bar
 from ebr.errors import ModelError, first_line
 from ebr.model.encoder.batching import Ints, Tokens
 from ebr.model.encoder.text_reader import Prepared, TextReader
-from ebr.model.files.spelling import spelling_of
+from ebr.model.files.tokenizer import spelling_of
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ebr.data.training.examples import Example
 from ebr.model.compute.attention import PADDED, attention_of
 from ebr.model.encoder.batching import Ints, cost_of
 from ebr.model.encoder.lengths import position_limit
-from ebr.training.batches.cuts import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
+from ebr.training.batches.gradient_cache import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,11 +13,9 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.data.training.examples import Example
-from ebr.model.compute.bf16_base import frozen_in_bfloat16
 from ebr.model.compute.dropout import light_dropout
 from ebr.model.compute.lora_linear import fused_lora
-from ebr.model.compute.serving import as_served
-from ebr.model.compute.unpadded import unpadded
+from ebr.model.compute.serving import as_served, frozen_in_bfloat16, unpadded
 from ebr.model.encoder.text_reader import TextReader, asks_for_role
 from ebr.training.batches.collator import DOCUMENT, QUERY, Collator, Noise
 from ebr.training.batches.gradient_cache import GradientCache

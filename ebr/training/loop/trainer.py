@@ -17,8 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from ebr.data.files.write import as_os_error, reason_of
 from ebr.model.adapters.attach import load_adapter_weights
 from ebr.model.adapters.files import ADAPTER_WEIGHTS
-from ebr.model.compute.bf16_base import as_loaded
-from ebr.model.compute.serving import as_served
+from ebr.model.compute.serving import as_loaded, as_served
 from ebr.model.encoder.encoder import quiet_files
 from ebr.training.batches.sampling import EpochBatches
 from ebr.training.loop import checkpoints

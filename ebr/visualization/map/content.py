@@ -70,7 +70,7 @@ class MapContent:
     @cached_property
     def panel_titles(self) -> list[str]:
         """What stands above each panel."""
-        from ebr.visualization.picture.captions import method_text
+        from ebr.visualization.picture.plot import method_text
 
         methods = [method_text(panel.map.projection.method, self.config.language) for panel in self.panels]
         return [
@@ -255,6 +255,6 @@ class MapContent:
 
 
 def _subtitle(drawn: DrawnMap, config: VisualizationConfig) -> str:
-    from ebr.visualization.picture.captions import settings_text
+    from ebr.visualization.picture.plot import settings_text
 
     return " · ".join([settings_text(drawn.projection.settings, config.language), drawn.trust.note(config.language)])
