@@ -743,7 +743,7 @@ def test_memory_budget_decides_what_auto_builds(home, monkeypatch):
 def test_free_memory_is_what_auto_counts_with(home, monkeypatch):
     from ebr.retrieval.index import plan as index_planning
 
-    monkeypatch.setattr(index_planning, "free_memory", lambda: 1234)
+    monkeypatch.setattr(index_planning, "free_host_bytes", lambda: 1234)
     home.write(clustered(20))
     assert plan_index(home.config(kind="flat")).budget == 617
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ebr.data import host_memory
 from ebr.training.resources import memory
 from ebr.training.resources.memory import HostWatch, Room, SavedBytes
 
@@ -15,7 +16,7 @@ GIB = 2**30
 @pytest.fixture
 def machine(monkeypatch):
     """A machine of 64 GiB, of which 24 are taken."""
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GIB, available=40 * GIB))
+    monkeypatch.setattr(host_memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GIB, available=40 * GIB))
 
 
 class Groups:
@@ -42,7 +43,7 @@ class Groups:
         return min(room.limit for room in (memory.machine_room(), *memory.container_rooms(self.top, self.own)))
 
     def available(self):
-        return memory.available_bytes(torch.device("cpu"), self.top, self.own)
+        return host_memory.free_host_bytes(self.top, self.own)
 
 
 @pytest.fixture

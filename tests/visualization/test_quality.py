@@ -20,9 +20,10 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from ebr.data.text.terminal_text import text_columns
+from ebr.data.vectors.batch import sample_rows
 from ebr.visualization.project import quality as quality_module
 from ebr.visualization.project import trust as trust_module
-from ebr.visualization.project.quality import ClusterQuality, Measure, cluster_quality, quality_lines, reason_text, sample_rows
+from ebr.visualization.project.quality import ClusterQuality, Measure, cluster_quality, quality_lines, reason_text
 from ebr.visualization.project.quality_words import MEANINGS, NAMES, REASONS
 from ebr.visualization.project.trust import MapTrust
 

@@ -92,3 +92,10 @@ def as_type(vectors: Vectors, dtype: str) -> npt.NDArray[np.floating[Any]]:
 def slices(n_rows: int, rows_a_slice: int) -> Iterator[slice]:
     """Consecutive slices that cover n_rows rows."""
     return (slice(start, min(start + rows_a_slice, n_rows)) for start in range(0, n_rows, rows_a_slice))
+
+
+def sample_rows(n_rows: int, at_most: int, seed: int | np.random.Generator) -> npt.NDArray[np.int64]:
+    """Rows of a seeded sample without repetition, sorted; all of them when they are few enough."""
+    if n_rows <= at_most:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng(seed).choice(n_rows, at_most, replace=False))

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.evaluation.evaluation_set import EvaluationSet
+from ebr.data.vectors.batch import Vectors
 from ebr.retrieval.measures.changes import most_changed, slices_by_query_length
 from ebr.retrieval.measures.compression import compress_table
 from ebr.retrieval.measures.lexical import LexicalIndex, reciprocal_rank_fusion
 from ebr.retrieval.measures.measurement import (
     Evaluation,
     TextEncoder,
-    Vectors,
     compare,
     evaluate_ranking,
     evaluate_vectors,

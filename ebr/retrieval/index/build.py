@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ebr.data.progress import progress_bar
-from ebr.data.vectors.batch import Vectors
+from ebr.data.vectors.batch import Vectors, sample_rows
 from ebr.retrieval.index.faiss_index import FaissIndex
 from ebr.retrieval.index.kinds import IndexSpec
 from ebr.retrieval.index.recall import ExactNeighbours, Queries
-from ebr.retrieval.index.source import Block, Gathered, SeenIds, VectorSource, sample_rows
+from ebr.retrieval.index.source import Block, Gathered, SeenIds, VectorSource
 from ebr.retrieval.index.store import RowsReader, RowsWriter
 
 

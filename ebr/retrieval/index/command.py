@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import IndexConfig
 from ebr.data.files.write import FOLDER_MANIFEST, hash_file, read_manifest, write_folder_aside, write_json
+from ebr.data.host_memory import resident_bytes
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
 from ebr.data.speech import Say, speak
 from ebr.data.text.counted import counted
@@ -95,13 +96,6 @@ class IndexResult(Shown):
         return facts
 
 
-def _resident() -> int:
-    """Bytes of memory that this process has."""
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.Process().memory_info().rss)
-
-
 def _most_resident() -> int:
     """The most bytes of memory that this process has had."""
     import resource
@@ -121,10 +115,10 @@ def build_index(config: IndexConfig, *, say: Say = speak) -> IndexResult:
     for line in plan.lines():
         say(line)
     with write_folder_aside(config.index_path) as aside:
-        resident, most = _resident(), _most_resident()
+        resident, most = resident_bytes(), _most_resident()
         index, exact = _filled(plan, aside)
         # faiss doubles its room as it fills: the peak lies above what is left at the end.
-        grown = (_most_resident() if _most_resident() > most else _resident()) - resident
+        grown = (_most_resident() if _most_resident() > most else resident_bytes()) - resident
         index.write(aside / INDEX_FILE)
         build_seconds = time.perf_counter() - started - (exact.seconds if exact else 0)
         quality, effort = _measured(index, exact, plan)
@@ -193,7 +187,8 @@ def _query_vectors(plan: IndexPlan) -> Any:  # noqa: ANN401
     """Vectors of real queries, a seeded sample in a seeded order; None where rows are to be the queries."""
     import numpy as np
 
-    from ebr.retrieval.index.source import Gathered, sample_rows
+    from ebr.data.vectors.batch import sample_rows
+    from ebr.retrieval.index.source import Gathered
 
     if plan.queries is None:
         return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ebr.config import IndexConfig
 from ebr.data.files.dialects import parse_delimiter
 from ebr.data.files.places import check_place
+from ebr.data.host_memory import free_host_bytes
 from ebr.data.text.counted import counted
 from ebr.errors import ConfigError, DataError, require_extra
 
@@ -76,7 +77,7 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     queries = open_source(_vector_files(config, "query_embeddings"), None, [], metric) if config.query_embeddings else None
     if queries:
         _check_queries(queries, source)
-    budget = int(config.memory_budget) if config.memory_budget is not None else free_memory() // 2
+    budget = int(config.memory_budget) if config.memory_budget is not None else free_host_bytes() // 2
     if before:
         _check_added(config, source, before, model)
         n_rows = before.n_rows + source.n_rows
@@ -120,13 +121,6 @@ def _model_facts(config: IndexConfig, source: VectorSource, before: Sidecar | No
     elif before and facts["pooling"] is None and facts["model_sha256"] is None:
         facts["pooling"] = before.facts.get("pooling")
     return facts
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or would be if something asked for them."""
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().available)
 
 
 def _check_queries(queries: VectorSource, source: VectorSource) -> None:

@@ -191,10 +191,3 @@ class Gathered:
         """Keep those of the chosen rows that are in this block."""
         start, stop = np.searchsorted(self.rows, [block.first_row, block.first_row + len(block.ids)])
         self.vectors[start:stop] = block.vectors[self.rows[start:stop] - block.first_row]
-
-
-def sample_rows(n_rows: int, at_most: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Rows of a sample without repetition, sorted; all when they are few enough."""
-    if n_rows <= at_most:
-        return np.arange(n_rows)
-    return np.sort(rng.choice(n_rows, size=at_most, replace=False))

@@ -12,15 +12,13 @@ import numpy.typing as npt
 from ebr.data.evaluation.comparison import CONFIDENCE, HEADLINES, Change, Comparison, Interval
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.result_tables import DataFrame, Table
+from ebr.data.vectors.batch import Vectors
 from ebr.data.vectors.exact_search import exact_search
 from ebr.retrieval.measures.metrics import METRICS, Scores, metrics_within, score_run, unjudged_share
 from ebr.retrieval.measures.significance import holm, paired_bootstrap, randomization_test
 
 UNJUDGED = "unjudged@10"
 """The metric that is no quality: which share of the first ten nobody has judged."""
-
-
-Vectors = npt.NDArray[np.float32]
 
 
 class TextEncoder(Protocol):

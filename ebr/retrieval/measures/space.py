@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from ebr.data.evaluation.evaluation_set import EvaluationSet
+from ebr.data.vectors.batch import sample_rows
 from ebr.data.vectors.exact_search import Rows, exact_search
 
 _Wide = npt.NDArray[np.float64]
@@ -64,7 +65,7 @@ def measure_space(
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise ValueError(f"queries {queries.shape} and documents {documents.shape} must be two matrices of the same width")
-    sample = np.asarray(documents[_sample(len(documents), max_documents, seed)])
+    sample = np.asarray(documents[sample_rows(len(documents), max_documents, seed)])
     counts = _occurrences(np.unique(sample, axis=0))
     wide = sample.astype(np.float64)
     return SpaceHealth(
@@ -76,12 +77,6 @@ def measure_space(
         orphans=float((counts == 0).mean()) if len(counts) > 1 else 0.0,
         n_documents=len(sample),
     )
-
-
-def _sample(n_documents: int, at_most: int, seed: int) -> npt.NDArray[np.int64]:
-    if n_documents <= at_most:
-        return np.arange(n_documents)
-    return np.sort(np.random.default_rng(seed).choice(n_documents, at_most, replace=False))
 
 
 def _alignment(queries: Rows, documents: Rows, positives: npt.NDArray[np.int64]) -> float:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ebr.data.files.write import naming
 from ebr.data.progress import progress_bar
 from ebr.data.text.normal_form import form_digest, normal_form, shingles
+from ebr.data.vectors.batch import Vectors
 
-Vectors = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 
 _MOST_KEPT = 1_000_000  # shingles, which with their set take some 150 bytes each

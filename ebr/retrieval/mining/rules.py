@@ -18,10 +18,11 @@ from ebr.data.records.documents import Document
 from ebr.data.records.texts import QUERIES
 from ebr.data.text.normal_form import form_digest, is_near, normal_form, shingles
 from ebr.data.training.files import Negative, Record
+from ebr.data.vectors.batch import Vectors
 from ebr.data.vectors.exact_search import exact_search
 from ebr.errors import DataError
 from ebr.retrieval.measures.measurement import TextEncoder
-from ebr.retrieval.mining.passages import Likenesses, Texts, Vectors, blocks, distinct, embed_to_disk
+from ebr.retrieval.mining.passages import Likenesses, Texts, blocks, distinct, embed_to_disk
 
 _BLOCK = 1024
 

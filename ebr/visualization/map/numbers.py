@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ebr.config import VisualizationConfig
 from ebr.data.speech import Say
-from ebr.visualization.map.vectors import MapVectors, Vectors
+from ebr.data.vectors.batch import Vectors
+from ebr.visualization.map.vectors import MapVectors
 
 if TYPE_CHECKING:
     from ebr.visualization.map.cache import MapCache

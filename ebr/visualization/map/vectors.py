@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ebr.data.vectors.batch import Columns
+from ebr.data.vectors.batch import Columns, Vectors
 from ebr.data.vectors.embeddings import EmbeddingFiles, find_embeddings
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
     from ebr.visualization.map.cache import MapCache
 
-Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 _MOST_KEPT_BYTES = 256 * 2**20

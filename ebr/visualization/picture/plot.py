@@ -19,13 +19,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from ebr.config.options import Language
 from ebr.visualization.colours import LabelGroup, Theme
 from ebr.visualization.figures import picture_format, quiet_about_glyphs, save_figure, shortened
 from ebr.visualization.fonts import DEFAULT_FAMILY, choose_fonts
 from ebr.visualization.picture.columns import MapColumn
 from ebr.visualization.picture.label_placement import name_clusters
 from ebr.visualization.picture.points import Points
-from ebr.visualization.picture.style import SCALE, Language, Style, scale_of, style_of
+from ebr.visualization.picture.style import SCALE, Style, scale_of, style_of
 from ebr.visualization.project.projection import Projection, Settings
 from ebr.visualization.project.quality_words import REASONS
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Normalize, to_rgb
 from numpy.typing import NDArray
 
+from ebr.config.options import Language
 from ebr.visualization.colours import GREYS, PAPER, LabelGroup, Theme, colour_groups, palette
 from ebr.visualization.picture.columns import MapColumn
 from ebr.visualization.project.projection import Projection
-
-Language = Literal["en", "zh"]
 
 MOST_IN_LEGEND = 12
 """Labels beyond this many are named at their clusters."""

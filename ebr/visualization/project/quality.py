@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebr.config.options import Language
 from ebr.data.result_tables import DataFrame, Table
 from ebr.data.text.terminal_text import pad_text, text_columns
+from ebr.data.vectors.batch import sample_rows
 from ebr.visualization.project.neighbours import neighbours_in, unit_rows
-from ebr.visualization.project.quality_words import HEADS, MEANINGS, NAMES, REASONS, Language
+from ebr.visualization.project.quality_words import HEADS, MEANINGS, NAMES, REASONS
 
 if TYPE_CHECKING:
     from ebr.visualization.project.trust import MapTrust
@@ -211,13 +213,6 @@ def _right(text: str, columns: int) -> str:
 
 
 # ---------------------------------------------------------------- measuring
-
-
-def sample_rows(n_rows: int, at_most: int, seed: int) -> NDArray[np.int64]:
-    """Sorted rows of a seeded sample; all of them when they are few enough."""
-    if n_rows <= at_most:
-        return np.arange(n_rows)
-    return np.sort(np.random.default_rng(seed).choice(n_rows, at_most, replace=False))
 
 
 def _measure(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-Language = Literal["en", "zh"]
+from ebr.config.options import Language
 
 MEANINGS: Mapping[Language, Mapping[str, str]] = {
     "en": {

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebr.config.options import Language
+from ebr.data.vectors.batch import sample_rows
 from ebr.visualization.project.neighbours import unit_rows
-from ebr.visualization.project.quality import Measure, reason_text, sample_rows, with_measures
-from ebr.visualization.project.quality_words import Language
+from ebr.visualization.project.quality import Measure, reason_text, with_measures
 
 LEAST_TRUSTWORTHINESS = 0.85
 LEAST_KEPT = 0.1
