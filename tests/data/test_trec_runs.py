@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebr.data.evaluation.trec_runs import read_run, write_run
+from ebr.data.evaluation.trec_runs import write_run
 from ebr.errors import DataError
 from ebr.retrieval.measures.metrics import score_run
+from tests.trec import read_run
 
 DOC_IDS = ["d0", "d1", "d2", "文三"]
 
@@ -98,34 +99,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write(path, [[1], [99]], [[1], [1]])
     assert read_run(path) == {"q0": {"d0": 1}}
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"q Q0 d 1 0.5 t\nq Q0 d2 2 0.5\n", ":2: expected six columns, query Q0 document rank score tag, but found 5"),
-        (b"q Q0 a doc 1 0.5 t\n", ":1: expected six columns, query Q0 document rank score tag, but found 7"),
-        (b"\nq Q0 d 1 high t\n", ":2: the score 'high' is not a finite number"),
-        (b"q Q0 d 1 nan t\n", ":1: the score 'nan' is not a finite number"),
-        (b"q Q0 d 1 1e999 t\n", ":1: the score '1e999' is not a finite number"),
-        (b"q Q0 d 1 2 t\np Q0 d 1 2 t\nq Q0 d 2 1 t\n", ":3: query 'q' ranks document 'd' twice"),
-        (b"q Q0 d 1 2 t\nq Q0 \xff 1 2 t\n", ":2: not UTF-8"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path, content, problem):
-    path = tmp_path / "run.trec"
-    path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        read_run(path)
-    assert str(caught.value).startswith(f"{path}{problem}")
-
-
-def test_a_run_from_elsewhere_may_have_tabs_blank_lines_a_mark_and_other_line_ends(tmp_path):
-    path = tmp_path / "run.trec"
-    path.write_bytes(b"\xef\xbb\xbfq\tQ0\td\t0\t-1.5e-3\tt\r\n\r\nq Q0  e 1 2 t")
-    assert read_run(path) == {"q": {"d": -0.0015, "e": 2}}
-
-
-def test_a_run_that_is_not_there_is_one_clear_error(tmp_path):
-    with pytest.raises(DataError, match=r"absent\.trec: cannot be read .* expected a TREC run file"):
-        read_run(tmp_path / "absent.trec")

@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 from ebr import cli
 from ebr.config import EvaluationConfig, FinetuneConfig, MergeConfig, TrainConfig
 from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
-from ebr.data.evaluation.trec_runs import read_run
 from ebr.data.files.write import hash_files, write_json
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.model.command import merge_adapter
@@ -25,6 +24,7 @@ from ebr.retrieval.evaluation.leak_check import Provenance, RecordedSource
 from ebr.retrieval.measures.metrics import METRICS, score_run
 from ebr.workflow.finetuning import train_sentence_transformer
 from tests.conftest import SHARED_DATA
+from tests.trec import read_run
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebr.data.evaluation.trec_runs import read_run, write_run
+from ebr.data.evaluation.trec_runs import write_run
 from ebr.retrieval.measures.metrics import METRICS, metrics_within, score_run, unjudged_share
+from tests.trec import read_run
 
 
 def ranking(*doc_ids):

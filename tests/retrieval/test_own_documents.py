@@ -10,7 +10,6 @@ import pytest
 
 from ebr.config import EvaluationConfig, FinetuneConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet
-from ebr.data.evaluation.trec_runs import read_run
 from ebr.retrieval.evaluation.command import evaluate_retrieval
 from ebr.retrieval.evaluation.evidence import measure_encoder, report_on
 from ebr.retrieval.measures.compression import compress_table
@@ -18,6 +17,7 @@ from ebr.retrieval.measures.measurement import compare, evaluate_encoder, evalua
 from ebr.retrieval.report.page import report_html
 from ebr.retrieval.report.write import Report, report_json
 from ebr.training.plan import plan_finetune
+from tests.trec import read_run
 
 # Eight documents d0 … d7, the even ones also the queries under the same ids, each judged with its neighbour.
 WORDS = ["red", "blue", "green", "lamp"]

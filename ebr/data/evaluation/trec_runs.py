@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,6 @@ import numpy.typing as npt
 
 from ebr.data.files.write import write_aside
 from ebr.errors import DataError
-
-_COLUMNS = ("query", "Q0", "document", "rank", "score", "tag")
 
 
 def write_run(
@@ -53,24 +49,6 @@ def check_run_ids(path: Path, query_ids: Sequence[str], doc_ids: Sequence[str]) 
     _refuse_white_space(path, "document id", doc_ids)
 
 
-def read_run(path: Path) -> dict[str, dict[str, float]]:
-    """Query id → document id → score, in the order of the file; ranks and tags are read past, as trec_eval does.
-
-    Raises DataError with the line when a line has not six columns, a score is no finite number, or a query names a document
-    twice.
-    """
-    run: dict[str, dict[str, float]] = {}
-    for line, columns in _lines(path):
-        if len(columns) != len(_COLUMNS):
-            raise DataError(f"{path}:{line}: expected six columns, {' '.join(_COLUMNS)}, but found {len(columns)}")
-        query_id, _, doc_id, _, score, _ = columns
-        ranking = run.setdefault(query_id, {})
-        if doc_id in ranking:
-            raise DataError(f"{path}:{line}: query '{query_id}' ranks document '{doc_id}' twice; keep one of the lines")
-        ranking[doc_id] = _finite(score, path, line)
-    return run
-
-
 def _refuse_white_space(path: Path, kind: str, names: Sequence[str]) -> None:
     for name in names:
         if name.encode().split() != [name.encode()]:
@@ -83,28 +61,3 @@ def _refuse_white_space(path: Path, kind: str, names: Sequence[str]) -> None:
 def _digits(score: np.float32) -> str:
     # The shortest digits that are this float32 and no other, as a plain number: str of a numpy scalar.
     return str(score)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number, columns) of each line that is not blank; numbers start at 1."""
-    try:
-        with path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                # Bytes split at ASCII white space alone, as in trec_eval: an id may hold a U+3000.
-                columns = [column.decode() for column in raw.removeprefix(codecs.BOM_UTF8 if line == 1 else b"").split()]
-                if columns:
-                    yield line, columns
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{line}: not UTF-8: {error.reason}; save the file as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected a TREC run file") from None
-
-
-def _finite(score: str, path: Path, line: int) -> float:
-    try:
-        value = float(score)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}:{line}: the score '{score}' is not a finite number")
-    return value
