@@ -55,7 +55,7 @@ browser:
 
 docs: $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q -e '.[docs]' $(CONSTRAINTS)
-	$(PY) -m ebr.workflow.pages docs/options.md docs/options.zh.md docs/api.md docs/api.zh.md ebr/__init__.pyi
+	$(PY) -m ebr.pages docs/options.md docs/options.zh.md docs/api.md docs/api.zh.md ebr/__init__.pyi
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 bench: $(VENV)/.installed

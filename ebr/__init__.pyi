@@ -1,4 +1,4 @@
-# Made by ebr.workflow.pages from the list of verbs.
+# Made by ebr.pages from the list of verbs.
 
 from ebr.config.evaluation import EvaluationConfig as EvaluationConfig
 from ebr.config.finetune import FinetuneConfig as FinetuneConfig
@@ -14,6 +14,7 @@ from ebr.data.sample.command import build_sample_corpus as build_sample_corpus
 from ebr.inference.command import run_batch_inference as run_batch_inference
 from ebr.model.command import merge_adapter as merge_adapter
 from ebr.model.command import plan_merge as plan_merge
+from ebr.notebook import notebook_configs as notebook_configs
 from ebr.retrieval.evaluation.command import compare_models as compare_models
 from ebr.retrieval.evaluation.command import evaluate_retrieval as evaluate_retrieval
 from ebr.retrieval.index.command import build_index as build_index
@@ -24,6 +25,5 @@ from ebr.retrieval.ranking import rank_texts as rank_texts
 from ebr.training.doctor.command import check_training as check_training
 from ebr.visualization.command import visualize_embeddings as visualize_embeddings
 from ebr.workflow.finetuning import train_sentence_transformer as train_sentence_transformer
-from ebr.workflow.notebook_configs import notebook_configs as notebook_configs
 
 __version__: str

@@ -1,19 +1,40 @@
-"""Run a notebook without a browser, its output shown as it comes: python -m ebr.notebook EBR_workflow.ipynb."""
+"""Notebooks: their dicts become configs, and they run without a browser: python -m ebr.notebook EBR_workflow.ipynb."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ebr.cli import guarded
+from ebr.config import Config
+from ebr.config.options import parse_overrides, unknown_option
 from ebr.errors import ConfigError, require_extra
+from ebr.workflow.verbs import VERBS
 
 _LIVE = "EBR_LIVE_PROGRESS"
 """As in ebr.data.progress: bars that move in this terminal, and of which the notebook keeps the last state."""
+CONFIGS: dict[str, type[Config]] = {verb.in_notebook: verb.config for verb in VERBS.values() if verb.in_notebook}
+"""Config classes by the name that the notebook gives them."""
+
+
+def notebook_configs(overrides: str, **literals: Mapping[str, Any]) -> list[Config]:
+    """Validate the notebook's dicts, in the order given.
+
+    overrides: a JSON object by config name, as EBR_CONFIG_OVERRIDES holds it: '{"FINETUNE_CONFIG": {"num_epochs": 2}}'; its
+    values win. Raises ConfigError that names what is unknown or out of range.
+    """
+    by_name = parse_overrides(overrides)
+    for name in [*literals, *by_name]:
+        if name not in CONFIGS:
+            raise ConfigError(unknown_option(name, CONFIGS))
+    for name, part in by_name.items():
+        if not isinstance(part, dict):
+            raise ConfigError(f"EBR_CONFIG_OVERRIDES: {name} must be a JSON object of options")
+    return [CONFIGS[name].from_dict(values, by_name.get(name)) for name, values in literals.items()]
 
 
 class _Streaming:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ebr"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = {"config", "data", "model", "training", "inference", "retrieval", "visualization", "workflow"}
-SHELL = {"ebr", "ebr.__main__", "ebr.cli", "ebr.notebook"}
+SHELL = {"ebr", "ebr.__main__", "ebr.cli", "ebr.notebook", "ebr.pages"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),

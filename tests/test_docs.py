@@ -9,7 +9,7 @@ import pytest
 
 from ebr.config.options import add_arguments, flag_to_name
 from ebr.config.shared.objective import LOSSES
-from ebr.workflow.pages import made_anew
+from ebr.pages import made_anew
 from ebr.workflow.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent

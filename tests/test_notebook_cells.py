@@ -7,8 +7,7 @@ import shutil
 import nbformat
 import pytest
 
-from ebr.notebook import run_notebook
-from ebr.workflow.notebook_configs import notebook_configs
+from ebr.notebook import notebook_configs, run_notebook
 from tests.conftest import REPO
 
 SECTIONS = {"docs/notebook.md": "## Cells of your own", "docs/notebook.zh.md": "## 追加自己的单元"}

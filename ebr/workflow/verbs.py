@@ -119,7 +119,7 @@ MORE_FUNCTIONS = (
     "ebr.retrieval.evaluation.command.compare_models",
     "ebr.retrieval.index.text_index.open_index",
     "ebr.retrieval.ranking.rank_texts",
-    "ebr.workflow.notebook_configs.notebook_configs",
+    "ebr.notebook.notebook_configs",
 )
 """What is public beside the verbs."""
 

@@ -1,6 +1,6 @@
 """Keeps what tells of the verbs in step with their list: the pages of options and of the API, and the stub of the package.
 
-python -m ebr.workflow.pages docs/options.md docs/options.zh.md docs/api.md docs/api.zh.md ebr/__init__.pyi
+python -m ebr.pages docs/options.md docs/options.zh.md docs/api.md docs/api.zh.md ebr/__init__.pyi
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def page(text: str, language: Language) -> str:
 
 def stub() -> str:
     """What type checkers and editors read of the package, whose names load on first use."""
-    lines = ["# Made by ebr.workflow.pages from the list of verbs.", ""]
+    lines = ["# Made by ebr.pages from the list of verbs.", ""]
     for path in sorted([*public_configs().values(), *public_functions().values()]):
         module, _, name = path.rpartition(".")
         lines.append(f"from {module} import {name} as {name}")
