@@ -316,6 +316,7 @@ def test_libraries_give_equal_shares_until_one_runs_out(fake_library, tmp_path):
     fake_library({"maps.py": "".join(function(f"draw_{n}", docstring_of(n)) for n in range(60, 65))}, library="small")
     corpus = build(tmp_path / "out", libraries=["big", "small", "absent"])
     assert corpus.objects_by_library == {"big": 20, "small": 5}
+    assert corpus._repr_html_().count("small") == 1  # a notebook is told once
 
 
 def test_both_sides_shrink_and_the_summary_says_so_when_too_little_is_found(forty_functions, tmp_path):

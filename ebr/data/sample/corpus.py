@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ebr.data.files.write import write_aside
 from ebr.data.progress import progress_bar
-from ebr.data.result_tables import Part, Shown, Table
+from ebr.data.result_tables import Part, Shown
 from ebr.data.sample.docstrings import ApiDoc, read_api_docs, source_files
 from ebr.data.text.counted import counted
 from ebr.data.text.near_duplicates import Groups
@@ -81,10 +81,8 @@ class SampleCorpus(Shown):
         return "\n".join(filter(None, lines))
 
     def parts(self) -> list[Part]:
-        """The same, and how many objects there are of each library."""
-        counts = self.objects_by_library
-        versions = [self.versions[name] for name in counts]
-        return [self.summary(), Table({"library": list(counts), "version": versions, "objects": list(counts.values())})]
+        """The same."""
+        return [self.summary()]
 
 
 def sample_places(output_root: Path) -> tuple[Path, Path, Path]:
