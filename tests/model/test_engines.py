@@ -419,6 +419,11 @@ def test_threads_are_set_where_it_computes_and_only_when_settings_ask(model):
     assert seen == [before + 1]
 
 
+def test_settings_in_words_count_one_thread_as_one(model):
+    here = replace(settings_of(model), token_budget=4096)
+    assert [replace(here, n_threads=n).describe().split(", ")[-1] for n in (1, 2)] == ["1 thread", "2 threads"]
+
+
 def test_settings_made_elsewhere_keep_padding_and_say_so(model, caplog):
     here = settings_of(model)
     made = replace(here, device="cuda", attention="varlen", precision="float16", token_budget=10**9)

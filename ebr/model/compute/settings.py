@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from ebr.data.text.counted import counted
 from ebr.errors import DataError, ModelError, first_line
 from ebr.model.compute.attention import (
     FLASH,
@@ -50,7 +51,7 @@ class ComputeSettings:
     def describe(self) -> str:
         """In words, for a summary."""
         compiled = ", compiled" if self.compiled else ""
-        threads = f", {self.n_threads} threads" if self.device == "cpu" else ""
+        threads = f", {counted(self.n_threads, 'thread')}" if self.device == "cpu" else ""
         attention = {"padded": "padded", "varlen": "unpadded", "flash_attention_2": "unpadded by flash-attn"}[self.attention]
         return f"{self.precision} on {self.device}, {attention}{compiled}, {self.token_budget:,} tokens a pass{threads}"
 
