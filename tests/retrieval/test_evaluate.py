@@ -107,6 +107,18 @@ def test_words_alone_and_words_with_vectors_are_rows_of_their_own(config, tiny_m
     assert run(config, baselines=False)[1]["baselines"] == {}
 
 
+def test_any_two_rows_of_the_table_are_compared_with_intervals(config, tiny_model, tmp_path, pairs_file):
+    tuned = tuned_model(tiny_model, pairs_file, tmp_path / "saved")
+    result, report, _ = run(config, models=[tiny_model, tuned])
+    change = result.compare("BM25", f"BM25 + {tuned}").change("ndcg@10")
+    assert (change.base, change.tuned) == (1, pytest.approx(report["baselines"][f"BM25 + {tuned}"]["ndcg@10"]))
+    assert change.interval.low <= change.tuned - change.base <= change.interval.high
+    # The pair that the report compares anyway, by the same draws.
+    assert result.compare(tiny_model, tuned).to_json()["metrics"] == report["comparisons"][0]["metrics"]
+    with pytest.raises(ConfigError, match=r"^compare: no 'bm25' was measured; there are .*'BM25', 'BM25 \+ "):
+        run(config)[0].compare("BM25", "bm25")
+
+
 def test_metrics_deeper_than_k_are_left_out(config, tiny_model):
     result, report, _ = run(config, k=20)
     assert "recall@100" not in report["models"][tiny_model]

@@ -11,8 +11,10 @@ from ebr.data.evaluation.leaks import leak_line
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.data.text.cut_texts import CutTexts, cut_lines
 from ebr.data.text.terminal_text import pad_text, text_columns
+from ebr.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ebr.data.evaluation.comparison import Comparison
     from ebr.retrieval.report.write import DatasetReport, Report
 
 
@@ -61,6 +63,18 @@ class EvaluationResult(Shown):
         return Table.of(
             {"model": name, **row} for name, ranking in self.report.main.rankings.items() for row in ranking.per_query.records()
         )
+
+    def compare(self, base: str, tuned: str) -> Comparison:
+        """Any two rows of the table against each other, BM25 and the hybrids too, on the queries of the evaluation set.
+
+        Raises ConfigError for a name that the table has not.
+        """
+        from ebr.retrieval.measures.measurement import compare
+
+        rankings = self.report.main.rankings
+        if unknown := next((name for name in (base, tuned) if name not in rankings), None):
+            raise ConfigError(f"compare: no {unknown!r} was measured; there are {', '.join(map(repr, rankings))}")
+        return compare(rankings[base], rankings[tuned], seed=self.report.facts["config"]["seed"])
 
     def _facts(self) -> list[Fact]:
         reports = filter(None, (self.report.main, self.report.forgetting))
