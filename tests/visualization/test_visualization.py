@@ -585,6 +585,15 @@ def test_a_notebook_shows_the_picture_and_the_table(here, monkeypatch, suffix):
     assert table["text/html"].count("<tr>") == 1 + len(result.to_frame()) + 2  # head, figures, picture and numbers
 
 
+def test_of_two_models_each_map_stands_with_the_vectors_that_it_is_of(here):
+    old, new = write(here / "old.parquet", blobs(20)), write(here / "new.parquet", np.roll(blobs(20), 3, axis=0))
+    result, _ = run(new, here, before_path=old, method="pca")
+    trust = result.to_frame().query("measure == 'trustworthiness'")
+    assert [map_name.split()[0] for map_name in trust["map"]] == trust["vectors"].tolist() == ["before", "after"]
+    printed = [line.split()[0] for line in result.lines if line.startswith(("before", "after", "trustworthiness"))]
+    assert printed == ["before", "trustworthiness,", "after", "trustworthiness,"]
+
+
 def test_a_map_has_in_its_frame_what_it_prints(here):
     result, _ = run(write(here / "v.parquet", blobs(20)), here)
     frame = result.to_frame()

@@ -133,11 +133,14 @@ class MapContent:
         measured = [(name, quality_head(quality, self.config.language)) for name, quality, _ in self._measured()]
         return [f"{name}: {head}" if name else head for name, head in measured]
 
-    def _measured(self) -> list[tuple[str, ClusterQuality, Mapping[str, MapTrust] | None]]:
-        """By the name of the vectors; how far the maps can be trusted stands with the last."""
-        trust = {title: panel.map.trust for title, panel in zip(self.panel_titles, self.panels, strict=True)}
-        last = list(self.qualities)[-1]
-        return [(name, quality, trust if name == last else None) for name, quality in self.qualities.items()]
+    def _measured(self) -> list[tuple[str, ClusterQuality, Mapping[str, MapTrust]]]:
+        """By the name of the vectors, with how far their maps can be trusted: all panels of one model, one each of two."""
+        trusts = [(title, panel.map.trust) for title, panel in zip(self.panel_titles, self.panels, strict=True)]
+        share = len(trusts) // len(self.qualities)
+        return [
+            (name, quality, dict(trusts[place * share : (place + 1) * share]))
+            for place, (name, quality) in enumerate(self.qualities.items())
+        ]
 
     def notes(self) -> list[str]:
         """What is to be said beside the figures: maps that are not to be trusted, rows that changed most."""
