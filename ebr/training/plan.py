@@ -12,8 +12,11 @@ import numpy as np
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.text.counted import counted
-from ebr.data.training.examples import Example, find_training_files, read_examples, rows_without_negatives, split_validation
+from ebr.data.training.answers import rows_without_negatives
+from ebr.data.training.examples import Example, find_training_files, read_examples
 from ebr.data.training.sources import TrainingSource, after_split, all_examples, all_files, prompts_of, read_sources, source_of
+from ebr.data.training.split import split_validation
+from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class FinetunePlan:
     files: list[Path]
     train: list[Example]
     validation: list[Example]
+    texts: TextTable
+    """Which texts of the records are the same."""
     dataset: EvaluationSet | None
     forgetting: EvaluationSet | None
     layout: Layout
@@ -75,13 +80,16 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
 
     config.check()
     files, examples, sources = read_records(config)
-    train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed))
-    sides = after_split(examples, source_of(sources), validation) if sources else ([], [])
+    texts = TextTable.of(examples)
+    train, validation = split_validation(examples, config.validation_split, np.random.default_rng(config.seed), texts)
+    sides = after_split(examples, source_of(sources), validation, texts) if sources else ([], [])
     of_each = rows_of_each(sources, sides[0])
-    check_data(train, validation, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=config.contrastive_weight)
+    check_data(
+        train, validation, texts, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=config.contrastive_weight
+    )
     if n_processes == 1 or not config.gather_negatives:
-        _refuse_batches_without_negatives(examples, config)
-        _refuse_what_the_split_left_alone(train, config)
+        _refuse_batches_without_negatives(examples, texts, config)
+        _refuse_what_the_split_left_alone(train, texts, config)
     dataset, forgetting = (
         read_evaluation_set(folder) if folder else None for folder in (config.eval_dataset, config.forgetting_dataset)
     )
@@ -91,11 +99,12 @@ def plan_finetune(config: FinetuneConfig, n_processes: int = 1) -> FinetunePlan:
     wanted = config.resume_from_checkpoint
     checkpoint = find_checkpoint(wanted, layout.work) if wanted else None
     n_steps = count_steps(len(train), config, n_processes, of_each=of_each)
-    warnings = plan_warnings(examples, train, validation, config, n_processes, sources, of_each)
+    warnings = plan_warnings(examples, train, validation, texts, config, n_processes, sources, of_each)
     return FinetunePlan(
         files,
         train,
         validation,
+        texts,
         dataset,
         forgetting,
         layout,
@@ -139,6 +148,7 @@ def plan_warnings(
     examples: list[Example],
     train: list[Example],
     validation: list[Example],
+    texts: TextTable,
     config: FinetuneConfig,
     n_processes: int,
     sources: Sequence[TrainingSource],
@@ -154,7 +164,7 @@ def plan_warnings(
     unused = ", ".join(source.name for source, (rows, _) in zip(sources, of_each, strict=True) if not rows)
     found = {
         "the last batch of each epoch is one record; without a negative of its own it teaches nothing": (
-            lonely_rest and bool(rows_without_negatives(train, 1, config.neg_nums))
+            lonely_rest and bool(rows_without_negatives(train, texts, 1, config.neg_nums))
         ),
         f"{counted(n_left_out, 'negative')} left out: their texts stand on the other side of the validation split": n_left_out
         > 0,
@@ -164,9 +174,9 @@ def plan_warnings(
     return tuple(text for text, holds in found.items() if holds)
 
 
-def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneConfig) -> None:
+def _refuse_batches_without_negatives(examples: list[Example], texts: TextTable, config: FinetuneConfig) -> None:
     """A batch of one record has only that record's negatives; without any its loss is zero, and it teaches nothing."""
-    rows = rows_without_negatives(examples, config.train_batch_size, config.neg_nums)
+    rows = rows_without_negatives(examples, texts, config.train_batch_size, config.neg_nums)
     if not rows:
         return
     shown = ", ".join(f"{row + 1} ({examples[row].query[:_QUERY_SHOWN]!r})" for row in rows[:_MOST_NAMED])
@@ -178,9 +188,9 @@ def _refuse_batches_without_negatives(examples: list[Example], config: FinetuneC
     )
 
 
-def _refuse_what_the_split_left_alone(train: list[Example], config: FinetuneConfig) -> None:
+def _refuse_what_the_split_left_alone(train: list[Example], texts: TextTable, config: FinetuneConfig) -> None:
     """The same for records whose negatives all stand on the other side of the validation split."""
-    if n_lonely := len(rows_without_negatives(train, config.train_batch_size, config.neg_nums)):
+    if n_lonely := len(rows_without_negatives(train, texts, config.train_batch_size, config.neg_nums)):
         size = config.spelling("train_batch_size")
         raise DataError(
             f"{size} 1: the negatives of {counted(n_lonely, 'record')} stand on the other side of the validation split, so the "

@@ -64,7 +64,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
-    leaks = find_leaks(plan.records(), plan.dataset) if plan.dataset and processes.is_main else None
+    leaks = find_leaks(plan.records(), plan.dataset, plan.texts) if plan.dataset and processes.is_main else None
     if leaks is not None:
         say(leak_line(leaks, ""))
     model, start = _made_trainable(plan, config, processes, say)
@@ -74,6 +74,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     if processes.is_main:
         check = _checked(plan, model, config, processes, leaks, disk, say)
         disk.check()
+    plan.texts.drop_forms()
     data_sha256 = hash_files(plan.files)
     run = run_record(model, config, data_sha256, processes)
     resume_from = _begin_or_go_on(plan, run, processes, say)
@@ -87,6 +88,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         plan.train,
         plan.validation,
         config,
+        ids=plan.texts.ids,
         work=plan.layout.work,
         record=run,
         resume_from=resume_from,

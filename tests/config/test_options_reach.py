@@ -58,7 +58,9 @@ def observe(config, processes=ALONE):
     model = finetuning.load_for_training(config)
     training.prepare_model(model, config)
     mixture = finetuning.mixture_of(plan, model)
-    parts = engine.build_engine(model, plan.train, plan.validation, config, processes=processes, mixture=mixture, say=print)
+    parts = engine.build_engine(
+        model, plan.train, plan.validation, config, ids=plan.texts.ids, processes=processes, mixture=mixture, say=print
+    )
     watch = training._watch(model, config, Path("work"), print)
     evaluate = (lambda *_: {}) if plan.dataset else None
     built = training._build(parts, len(plan.validation), config, Path("work"), {}, evaluate, processes, mixture, watch, print)
@@ -364,7 +366,7 @@ def test_two_processes_share_the_steps(base, plain):
 def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage):
     config = FinetuneConfig(**base, **options)
     plan, model = plan_finetune(config), finetuning.load_for_training(config)
-    parts = engine.build_engine(model, plan.train, [], config, processes=ALONE, mixture=None, say=print)
+    parts = engine.build_engine(model, plan.train, [], config, ids=plan.texts.ids, processes=ALONE, mixture=None, say=print)
     (group,) = parts.batches([{"row": 0}, {"row": 1}])["batch"].groups
     # Every text is longer: buy a small red shoe, the red small shoe! and [CLS], [SEP].
     lengths = group.prepared.lengths[np.argsort(group.places)]

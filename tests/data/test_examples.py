@@ -14,16 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebr.data.text.blank import is_blank
-from ebr.data.training.examples import (
-    Example,
-    connected_groups,
-    find_training_files,
-    read_examples,
-    rows_without_negatives,
-    split_validation,
-)
+from ebr.data.training.answers import rows_without_negatives
+from ebr.data.training.examples import Example, find_training_files, read_examples
+from ebr.data.training.split import connected_groups, split_validation
+from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
-from ebr.training.batches.collator import Collator, text_key
+from ebr.training.batches.collator import Collator
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +27,18 @@ QUICK = settings(deadline=None, max_examples=30, database=None)
 
 TWO = [Example("a", ("b",)), Example("c", ("d",), ("e", "f"))]
 RECORDS = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d", "negative": ["e", "f"]}]
+
+
+def split(examples, share, rng):
+    return split_validation(examples, share, rng, TextTable.of(examples))
+
+
+def groups_of(examples):
+    return connected_groups(TextTable.of(examples).records(examples))
+
+
+def lonely(examples, batch_size, neg_nums):
+    return rows_without_negatives(examples, TextTable.of(examples), batch_size, neg_nums)
 
 
 def write(path, text):
@@ -321,7 +329,7 @@ def test_wrong_score_of_a_pair_is_named_by_its_own_key(tmp_path):
 
 def test_negative_that_a_split_takes_away_takes_its_score_along():
     ring = [Example(f"q{i}", (f"p{i}",), (f"p{(i + 1) % 10}", f"n{i}"), (0.9,), (i / 10, -i / 10)) for i in range(10)]
-    sides = split_validation(ring, 0.3, rng())
+    sides = split(ring, 0.3, rng())
     assert all(sides)
     assert any(len(one.negatives) == 1 for side in sides for one in side)
     for one in (*sides[0], *sides[1]):
@@ -422,21 +430,21 @@ LONELY = [
 
 
 def test_row_is_lonely_when_every_negative_is_right_for_its_query():
-    assert rows_without_negatives(LONELY[:5], batch_size=1, neg_nums=2) == [1, 2, 3]
+    assert lonely(LONELY[:5], batch_size=1, neg_nums=2) == [1, 2, 3]
 
 
 def test_positive_of_another_record_with_the_query_makes_a_row_lonely_whatever_the_white_space():
-    assert rows_without_negatives(LONELY, batch_size=1, neg_nums=1) == [0, 1, 2, 3, 5]
+    assert lonely(LONELY, batch_size=1, neg_nums=1) == [0, 1, 2, 3, 5]
 
 
 def test_without_negatives_to_draw_every_row_is_lonely():
-    assert rows_without_negatives(LONELY, batch_size=1, neg_nums=0) == [0, 1, 2, 3, 4, 5]
+    assert lonely(LONELY, batch_size=1, neg_nums=0) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
 @pytest.mark.parametrize("neg_nums", [0, 2])
 def test_no_row_is_lonely_in_company(batch_size, neg_nums):
-    assert rows_without_negatives(LONELY, batch_size, neg_nums) == []
+    assert lonely(LONELY, batch_size, neg_nums) == []
 
 
 few = st.sampled_from(["a", "b", " B", "c"])
@@ -448,14 +456,14 @@ few = st.sampled_from(["a", "b", " B", "c"])
     st.sampled_from([0, 4]),
 )
 def test_lonely_rows_are_those_that_the_batch_maker_leaves_one_candidate(examples, neg_nums):
-    maker = Collator(examples, [], [], neg_nums, seed=0)
+    maker = Collator(examples, [], TextTable.of(examples).ids, [], neg_nums, seed=0)
     alone = []
     for row in range(len(examples)):
         drawn = maker.draw(row)
-        candidates = np.array([text_key(text) for text in (drawn.positive, *drawn.negatives)])
+        candidates = np.array([maker.ids[text] for text in (drawn.positive, *drawn.negatives)])
         if maker.allowed([row], candidates).sum() == 1:
             alone.append(row)
-    assert rows_without_negatives(examples, 1, neg_nums) == alone
+    assert lonely(examples, 1, neg_nums) == alone
 
 
 # ---------------------------------------------------------------- validation split
@@ -478,13 +486,13 @@ def test_a_file_that_is_still_being_written_is_passed_over(tmp_path):
 def test_groups_by_hand():
     examples = [
         Example("a", ("b",)),  # 0: with 3 by "b"
-        Example("c", ("d",)),  # 1: with 4, for white space at the ends does not make another text
+        Example("c", ("d",)),  # 1: with 4, for neither white space nor case makes another text
         Example("e", ("f",)),  # 2: alone
         Example("g", ("h",), ("b",)),  # 3: not with 0, whose "b" is only its negative; with 5 by "h"
-        Example(" d ", ("i",)),  # 4
+        Example(" D ", ("i",)),  # 4
         Example("j", ("h",)),  # 5: with 3
     ]
-    assert sorted(connected_groups(examples)) == [[0], [1, 4], [2], [3, 5]]
+    assert sorted(groups_of(examples)) == [[0], [1, 4], [2], [3, 5]]
 
 
 words = st.sampled_from("abcdefghijklmnopqrstuvwxyz")
@@ -501,7 +509,7 @@ def with_fewer_negatives(example):
 
 def test_negatives_that_are_others_positives_do_not_stand_in_the_way_of_a_split():
     ring = [Example(f"q{i}", (f"p{i}",), (f"p{(i + 1) % 10}", f"n{i}", "of all")) for i in range(10)]
-    train, validation = split_validation(ring, 0.2, rng())
+    train, validation = split(ring, 0.2, rng())
     assert (len(train), len(validation)) == (8, 2)
     held, kept = ({text for e in side for text in (e.query, *e.positives)} for side in (validation, train))
     for side, others in ((train, held), (validation, kept)):
@@ -514,14 +522,28 @@ def test_negatives_that_are_others_positives_do_not_stand_in_the_way_of_a_split(
             assert ("of all" in e.negatives) == (side is train)
 
 
+@pytest.mark.parametrize("again", [str.upper, str.title, lambda text: f" {text}\n", lambda text: text.replace("1", "１")])
+def test_texts_that_differ_in_case_width_or_white_space_stay_on_one_side(again):
+    whole = unrelated(20)
+    whole += [Example(again(one.query), ("another",)) for one in whole[:5]]
+    whole += [Example(f"r{i}", (f"s{i}",), (again(f"p{i}"),)) for i in range(20)]
+    train, validation = split(whole, 0.4, rng())
+    ids = TextTable.of(whole).ids
+    of_train, of_validation = ({ids[text] for one in side for text in one.texts()} for side in (train, validation))
+    assert of_train.isdisjoint(of_validation)
+    # Five queries stand twice, with one answer for all; only negatives are ever left out.
+    assert len(train) + len(validation) == len(whole)
+    assert any(not one.negatives for one in [*train, *validation] if one.query.startswith("r"))
+
+
 @QUICK
 @given(examples_of, st.floats(0, 0.99), st.integers(0, 9))
 def test_split_shares_no_text_and_loses_no_record(examples, share, seed):
     try:
-        train, validation = split_validation(examples, share, rng(seed))
+        train, validation = split(examples, share, rng(seed))
     except DataError:
         # Only where the smallest group is more than half of all.
-        assert min(map(len, connected_groups(examples))) > len(examples) / 2
+        assert min(map(len, groups_of(examples))) > len(examples) / 2
         return
     assert {text for e in train for text in e.texts()}.isdisjoint(text for e in validation for text in e.texts())
     # An example is what it was, less negatives of its own.
@@ -535,33 +557,33 @@ def test_split_shares_no_text_and_loses_no_record(examples, share, seed):
     ("n", "share", "wanted"), [(100, 0.1, 10), (100, 0.15, 15), (7, 0.5, 4), (5, 0.01, 1), (100, 0.6, 60), (2, 0.9, 1)]
 )
 def test_share_is_met_to_the_record_when_records_are_unrelated(n, share, wanted):
-    train, validation = split_validation(unrelated(n), share, rng())
+    train, validation = split(unrelated(n), share, rng())
     assert (len(train), len(validation)) == (n - wanted, wanted)
 
 
 def test_both_sides_keep_the_order_of_the_file():
     examples = unrelated(40)
-    for side in split_validation(examples, 0.5, rng()):
+    for side in split(examples, 0.5, rng()):
         assert side == sorted(side, key=examples.index)
 
 
 def test_share_zero_holds_nothing_out():
-    assert split_validation(unrelated(3), 0, rng()) == (unrelated(3), [])
+    assert split(unrelated(3), 0, rng()) == (unrelated(3), [])
 
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_records_that_all_hang_together_cannot_be_split(n):
     with pytest.raises(DataError, match=rf"validation_split 0.1: the {n} records hang together .* set validation_split to 0"):
-        split_validation([Example("same", (f"p{i}",)) for i in range(n)], 0.1, rng())
+        split([Example("same", (f"p{i}",)) for i in range(n)], 0.1, rng())
 
 
 def test_group_larger_than_wanted_is_held_out_when_none_is_smaller():
     pairs = [Example(f"q{i // 3}", (f"p{i}",)) for i in range(9)]
-    train, validation = split_validation(pairs, 0.1, rng())
+    train, validation = split(pairs, 0.1, rng())
     assert (len(train), len(validation)) == (6, 3)
 
 
 def test_same_generator_same_split_other_generator_another():
-    first, again, other = (split_validation(unrelated(50), 0.2, rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (split(unrelated(50), 0.2, rng(seed)) for seed in (1, 1, 2))
     assert first == again
     assert first != other

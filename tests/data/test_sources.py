@@ -13,8 +13,10 @@ from pydantic import Field
 from ebr.config.options import add_arguments, default_text
 from ebr.config.shared.sources import SourceOptions
 from ebr.config.shared.tuning import TuningOptions
-from ebr.data.training.examples import Example, split_validation
+from ebr.data.training.examples import Example
 from ebr.data.training.sources import after_split, all_examples, all_files, prompts_of, read_sources, source_of
+from ebr.data.training.split import split_validation
+from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError
 
 
@@ -147,16 +149,16 @@ def test_the_split_leaves_every_row_its_source():
     examples = [Example(f"q{index // 2}", (f"p{index}",), (f"p{(index + 5) % 40}",)) for index in range(40)]
     sources = [index % 3 for index in range(40)]
     by_positive = {example.positives: source for example, source in zip(examples, sources, strict=True)}
-    train, validation = split_validation(examples, 0.3, np.random.default_rng(1))
+    train, validation = split_validation(examples, 0.3, np.random.default_rng(1), TextTable.of(examples))
     assert len(validation) == 12
-    of_train, of_validation = after_split(examples, sources, validation)
+    of_train, of_validation = after_split(examples, sources, validation, TextTable.of(examples))
     assert of_train == [by_positive[example.positives] for example in train]
     assert of_validation == [by_positive[example.positives] for example in validation]
 
 
 def test_a_text_of_two_sources_stays_on_one_side():
     shared = [Example("same", ("a",)), Example("other", ("b",)), Example("same", ("c",))]
-    assert after_split(shared, [0, 0, 1], [shared[0], shared[2]]) == ([0], [0, 1])
+    assert after_split(shared, [0, 0, 1], [shared[0], shared[2]], TextTable.of(shared)) == ([0], [0, 1])
 
 
 def test_a_source_has_its_own_prompts_and_else_the_runs(folder):

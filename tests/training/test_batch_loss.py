@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import TextTable
 from ebr.training.batches.collator import Batch
 from ebr.training.loop.engine import build_engine
 from ebr.training.loss import batch_loss
@@ -146,7 +147,7 @@ def model(tiny_model):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_temperature_and_smoothing_reach_the_loss_of_the_engine(model, temperature, smoothing):
     config = FinetuneConfig(temperature=temperature, label_smoothing=smoothing)
-    engine = build_engine(model, PAIRS, [], config, processes=ALONE, mixture=None, say=print)
+    engine = build_engine(model, PAIRS, [], config, ids=TextTable.of(PAIRS).ids, processes=ALONE, mixture=None, say=print)
     model.eval()
     given = engine.batches([{"row": 0}, {"row": 1}])
     cost = engine.loss([given["batch"]], given["label"])["contrastive_loss"].item()

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import TextTable
 from ebr.model.encoder.batching import Tokens
 from ebr.model.encoder.text_reader import Prepared
-from ebr.training.batches.collator import Collator, Noise, text_key
+from ebr.training.batches.collator import Collator, Noise
 
 TRAIN = [
     Example("q0", ("p0", "p1", "p2"), ("n0", "n1", "n2", "n3", "n1")),
@@ -42,7 +43,8 @@ READERS = [{"query": Letters("Q "), "document": Letters("D ")}]
 
 
 def maker(train=TRAIN, validation=(), *, epoch=0, seed=7, n_negatives=2, noise=None, readers=READERS, source_of=None):
-    return Collator(train, validation, readers, n_negatives, seed, noise, epoch, source_of)
+    ids = TextTable.of([*train, *validation]).ids
+    return Collator(train, validation, ids, readers, n_negatives, seed, noise, epoch, source_of)
 
 
 def made(batches, rows):
@@ -220,10 +222,11 @@ def test_scores_follow_the_texts_and_are_nan_where_the_data_has_none(epoch):
 
 def test_keys_of_candidates_are_of_the_texts_before_noise():
     everything = Noise("random_delete", 1.0, frozenset({"anchor", "positive", "negative"}))
-    batch = made(maker(NOISY, noise=everything), [3, 9])
+    batches = maker(NOISY, noise=everything)
+    batch = made(batches, [3, 9])
     plain = [*(NOISY[row].positives[0] for row in (3, 9)), *(NOISY[row].negatives[0] for row in (3, 9))]
     assert batch.candidates.dtype == np.int64
-    assert batch.candidates.tolist() == [text_key(text) for text in plain]
+    assert batch.candidates.tolist() == [batches.ids[text] for text in plain]
     assert not {f"D {text}" for text in plain} & set(read(batch))
 
 
@@ -407,10 +410,9 @@ def test_neither_spaces_nor_case_nor_width_hide_that_a_text_is_right():
     ]
 
 
-def test_texts_that_differ_by_more_than_that_have_keys_of_their_own():
+def test_texts_that_differ_by_more_than_that_have_numbers_of_their_own():
     texts = ["red shoe", "redshoe", "red shoes", "red-shoe", "shoe red", "rêd shoe", "红鞋", ""]
-    assert len({text_key(text) for text in texts}) == len(texts)
-    assert all(-(2**63) <= text_key(text) < 2**63 for text in texts)
+    assert TextTable(texts).ids == {text: number for number, text in enumerate(texts)}
 
 
 def test_mask_of_validation_rows_is_of_the_texts_that_epoch_0_draws_and_that_of_training_rows_changes():

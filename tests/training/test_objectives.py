@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 from ebr.training.loss.objectives import Bounds, Distillation, InfoNCE, Matryoshka, Targets, check_data, masked_info_nce
 
@@ -237,15 +238,19 @@ TAUGHT = Example("r", ("s",), ("n",))
 SCORED = Example("t", ("u",), ("v",), (0.9,), (0.1,))
 
 
+def check(train, validation, **options):
+    check_data(train, validation, TextTable.of([*train, *validation]), **options)
+
+
 def refusal(train, loss, validation=(), neg_nums=2, **more):
     with pytest.raises(DataError) as caught:
-        check_data(train, validation, loss=loss, neg_nums=neg_nums, **more)
+        check(train, validation, loss=loss, neg_nums=neg_nums, **more)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "MultipleNegativesRankingLoss"])
 def test_in_batch_losses_take_any_records(loss):
-    check_data([PAIR, TAUGHT, SCORED], [PAIR], loss=loss, neg_nums=0)
+    check([PAIR, TAUGHT, SCORED], [PAIR], loss=loss, neg_nums=0)
 
 
 @pytest.mark.parametrize("loss", ["distillation", "MarginMSELoss", "DistillKLDivLoss"])
@@ -254,21 +259,21 @@ def test_record_without_scores_is_named_where_scores_are_needed(loss):
     assert said.startswith(f"loss {loss}: 1 of 3 records is without teacher scores: 'r'; give each record pos_scores and neg_s")
     half = Example("half", ("u",), ("v",), (0.9,))
     assert "1 of 2 records is without teacher scores: 'half'" in refusal([SCORED], loss, [half])
-    check_data([SCORED], [SCORED], loss=loss, neg_nums=1)
+    check([SCORED], [SCORED], loss=loss, neg_nums=1)
 
 
 @pytest.mark.parametrize("loss", ["CoSENTLoss", "AnglELoss", "CosineSimilarityLoss"])
 def test_scores_are_in_all_records_or_in_none_where_they_may_be(loss):
     assert "1 of 2 records is without teacher scores while others have them: 'r'" in refusal([SCORED, TAUGHT], loss)
-    check_data([SCORED, Example("q", ("p",), (), (0.3,))], [], loss=loss, neg_nums=0)
-    check_data([TAUGHT], [TAUGHT], loss=loss, neg_nums=1)
+    check([SCORED, Example("q", ("p",), (), (0.3,))], [], loss=loss, neg_nums=0)
+    check([TAUGHT], [TAUGHT], loss=loss, neg_nums=1)
     assert f"loss {loss}: 1 of 2 records is without a negative of its own: 'q'" in refusal([TAUGHT, PAIR], loss)
 
 
 def test_score_that_no_cosine_reaches_is_refused_for_the_loss_that_compares_them():
     high = Example("t", ("u",), ("v",), (8.5,), (0.1,))
     assert "1 of 2 records is with a score beyond -1 to 1" in refusal([SCORED, high], "CosineSimilarityLoss")
-    check_data([SCORED, high], [], loss="CoSENTLoss", neg_nums=1)
+    check([SCORED, high], [], loss="CoSENTLoss", neg_nums=1)
 
 
 @pytest.mark.parametrize("loss", ["TripletLoss", "ContrastiveLoss", "OnlineContrastiveLoss"])
@@ -277,7 +282,7 @@ def test_record_without_a_negative_is_named_where_each_needs_one(loss):
     said = refusal([TAUGHT, *right_elsewhere], loss)
     named = f"'r', '{('long' * 30)[:59]}…', 'R', …"
     assert said.startswith(f"loss {loss}: 4 of 5 records are without a negative of its own: {named}; mine some with `ebr mine`")
-    check_data([TAUGHT], [TAUGHT, PAIR], loss=loss, neg_nums=1)
+    check([TAUGHT], [TAUGHT, PAIR], loss=loss, neg_nums=1)
     assert "(neg_nums is 0: none is drawn)" in refusal([TAUGHT], loss, neg_nums=0)
 
 
@@ -291,7 +296,7 @@ def test_validation_split_in_which_nothing_is_left_to_judge_is_refused(loss):
 
 def test_distillation_goes_without_negatives_here_and_there_but_not_everywhere():
     alone = Example("q", ("p",), (), (0.9,))
-    check_data([SCORED, alone], [alone], loss="distillation", neg_nums=1)
+    check([SCORED, alone], [alone], loss="distillation", neg_nums=1)
     assert "2 of 2 records are without a negative of its own" in refusal([alone, alone], "distillation")
     assert refusal([SCORED], "distillation", [alone], contrastive_weight=0.0).startswith(
         "validation_split: none of the 1 records"
@@ -299,4 +304,4 @@ def test_distillation_goes_without_negatives_here_and_there_but_not_everywhere()
 
 
 def test_teachers_list_may_hold_what_is_right_by_another_record():
-    check_data([Example("r", ("s", "t"), ("t",), (0.9, 0.8), (0.8,))], [], loss="MarginMSELoss", neg_nums=1)
+    check([Example("r", ("s", "t"), ("t",), (0.9, 0.8), (0.8,))], [], loss="MarginMSELoss", neg_nums=1)

@@ -11,6 +11,7 @@ from transformers import BertModel
 
 from ebr.config import FinetuneConfig
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import TextTable
 from ebr.errors import ModelError
 from ebr.model.adapters.attach import train_every_weight
 from ebr.model.encoder.encoder import load_encoder
@@ -348,7 +349,8 @@ def tuned(bare, tmp_path):
             Example(f"buy {size} {thing}", (f"the {thing}, {size}",)) for size in ("red", "blue", "green") for thing in WORDS
         ]
         lines = []
-        record = fine_tune(model, train, [], config, work=tmp_path / name, record={}, say=lines.append)
+        ids = TextTable.of(train).ids
+        record = fine_tune(model, train, [], config, ids=ids, work=tmp_path / name, record={}, say=lines.append)
         return {name: one for name, one in model.named_parameters() if one.requires_grad}, record, lines
 
     return tune

@@ -14,8 +14,9 @@ from itertools import islice
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.progress import progress_bar
 from ebr.data.text.near_duplicates import jaccard, rarest
-from ebr.data.text.normal_form import each_shingle, form_digest, normal_form
+from ebr.data.text.normal_form import each_shingle, normal_form
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import RecordIds, TextTable
 
 _EXAMPLES_SHOWN = 10
 _LONG_S = 3.0
@@ -58,10 +59,12 @@ class LeakCheck:
         return self.queries > 0 or self.answered > 0 or self.near_queries > 0
 
 
-def find_leaks(examples: Iterable[Example], dataset: EvaluationSet, *, near_duplicate: float = 0.9) -> LeakCheck:
+def find_leaks(
+    examples: Iterable[Example], dataset: EvaluationSet, texts: TextTable, *, near_duplicate: float = 0.9
+) -> LeakCheck:
     """Count the texts of an evaluation set that training has seen.
 
-    examples: read once, in a stream; of each distinct text a hash of 16 bytes is kept.
+    texts: a table of those of the examples.
     n_train_texts: texts of the examples, repeats included. queries: evaluation queries that equal any training text.
     answered: those of them that were also trained on as a query with one of their relevant documents as a positive.
     near_queries: those that equal none, but whose words (of Chinese: character bigrams) have a Jaccard similarity of
@@ -71,7 +74,7 @@ def find_leaks(examples: Iterable[Example], dataset: EvaluationSet, *, near_dupl
     """
     if not 0 < near_duplicate <= 1:
         raise ValueError(f"near_duplicate is {near_duplicate}; it must lie above 0 and be at most 1")
-    seen = _Training([normal_form(query) for query in dataset.queries], near_duplicate)
+    seen = _Training([normal_form(query) for query in dataset.queries], texts, near_duplicate)
     for example in progress_bar(examples, desc="leak check", unit="example", delay=_LONG_S):
         seen.add(example)
     leaked_documents = _leaked_documents(dataset, seen)
@@ -81,32 +84,39 @@ def find_leaks(examples: Iterable[Example], dataset: EvaluationSet, *, near_dupl
 class _Training:
     """What training has seen, as far as the evaluation queries want to know it."""
 
-    def __init__(self, queries: Sequence[str], threshold: float) -> None:
+    def __init__(self, queries: Sequence[str], texts: TextTable, threshold: float) -> None:
         self.queries = queries
         self.n_texts = 0
-        self.hashes: set[bytes] = set()
+        self.ids: set[int] = set()
         self.tails: set[int] = set()
         """Of each text a hash of its last characters: most documents end like none, and need no search for a title."""
-        self.positives: dict[str, set[bytes]] = {query: set() for query in queries}
-        """By evaluation query, the hashes of what training gave it as positives."""
+        self.positives: dict[int, set[int]] = {texts.forms[query]: set() for query in queries if query in texts.forms}
+        """By evaluation query, the ids of what training gave it as positives."""
         self.nearest: dict[int, tuple[float, str]] = {}
         """By place of a query, the most similar training text that reaches the threshold, and how similar it is."""
         self._near = _NearQueries(queries, threshold)
+        self._texts = texts
+        self._form_of = list(texts.forms)
 
     def add(self, example: Example) -> None:
-        positives = self.positives.get(normal_form(example.query))
-        if positives is not None:
-            positives.update(form_digest(normal_form(text)) for text in example.positives)
+        record = RecordIds.of(example, self._texts.ids)
+        if record.query in self.positives:
+            self.positives[record.query].update(record.positives)
         for text in example.texts():
             self._add_text(text)
 
+    def id_of(self, form: str) -> int | None:
+        """The id of a normal form that training has seen; None = it has not."""
+        found = self._texts.forms.get(form)
+        return found if found in self.ids else None
+
     def _add_text(self, text: str) -> None:
         self.n_texts += 1
-        norm = normal_form(text)
-        key = form_digest(norm)
-        if key in self.hashes:
+        number = self._texts.ids[text]
+        if number in self.ids:
             return
-        self.hashes.add(key)
+        self.ids.add(number)
+        norm = self._form_of[number]
         self.tails.add(hash(norm[-_TAIL:]))
         for place, similarity in self._near.similar_to(norm):
             if similarity > self.nearest.get(place, (0.0, ""))[0]:
@@ -152,17 +162,17 @@ class _NearQueries:
         return frozenset(found)
 
 
-def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list[bytes]]:
-    """By id, the hashes under which training has seen a document: as a whole, or without its title."""
+def _leaked_documents(dataset: EvaluationSet, seen: _Training) -> dict[str, list[int]]:
+    """By id of a document, the ids of the texts as which training has seen a document: as a whole, or without its title."""
     leaked = {}
     pairs = zip(dataset.doc_ids, dataset.documents, strict=True)
     bar = progress_bar(pairs, total=len(dataset.doc_ids), desc="leak check", unit="document", delay=_LONG_S)
     for doc_id, document in bar:
         norm = normal_form(document)
         forms = _forms(norm) if hash(norm[-_TAIL:]) in seen.tails else ()
-        keys = [key for key in map(form_digest, forms) if key in seen.hashes]
-        if keys:
-            leaked[doc_id] = keys
+        found = [number for number in map(seen.id_of, forms) if number is not None]
+        if found:
+            leaked[doc_id] = found
     return leaked
 
 
@@ -179,20 +189,20 @@ def _forms(document: str) -> Iterator[str]:
         start = document.find(" ", start) + 1
 
 
-def _leak_check(dataset: EvaluationSet, seen: _Training, leaked_documents: dict[str, list[bytes]]) -> LeakCheck:
+def _leak_check(dataset: EvaluationSet, seen: _Training, leaked_documents: dict[str, list[int]]) -> LeakCheck:
     text_of = dict(zip(dataset.doc_ids, dataset.documents, strict=True)) if leaked_documents else {}
     relevant = {doc_id for grades in dataset.qrels.values() for doc_id, grade in grades.items() if grade > 0}
     answered, asked, near = [], [], []
     for place, (query_id, query) in enumerate(zip(dataset.query_ids, dataset.queries, strict=True)):
-        norm = seen.queries[place]
-        if form_digest(norm) not in seen.hashes:
+        number = seen.id_of(seen.queries[place])
+        if number is None:
             if place in seen.nearest:
                 near.append(LeakedText("near query", query, seen.nearest[place][1]))
             continue
         answers = [
             doc_id
             for doc_id, grade in dataset.qrels[query_id].items()
-            if grade > 0 and not seen.positives[norm].isdisjoint(leaked_documents.get(doc_id, ()))
+            if grade > 0 and not seen.positives[number].isdisjoint(leaked_documents.get(doc_id, ()))
         ]
         if answers:
             answered.append(LeakedText("answered", query, text_of[answers[0]]))

@@ -1,19 +1,20 @@
 """Training records that repeat or contradict each other, counted by the texts alone.
 
-Texts are compared in their normal form (ebr.data.text.normal_form), as the loss compares them when it hides right answers.
+Texts are compared by their ids (ebr.data.training.text_table), as the loss compares them when it hides right answers.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ebr.data.text.near_duplicates import rarest
-from ebr.data.text.normal_form import form_digest, is_near, normal_form, shingles
-from ebr.data.training.examples import Example
+from ebr.data.text.normal_form import each_shingle, is_near
+from ebr.data.training.answers import right_answers
+from ebr.data.training.text_table import RecordIds, TextTable
 
 _NEAR = 0.9
 _MOST_COMPARED = 5_000
@@ -52,23 +53,7 @@ class RecordFaults:
     answers_elsewhere: Fault
 
 
-@dataclass(frozen=True)
-class RecordDigests:
-    """The texts of one record in their normal form, each as 16 bytes."""
-
-    query: bytes
-    positives: tuple[bytes, ...]
-    negatives: tuple[bytes, ...]
-
-    @classmethod
-    def of(cls, example: Example) -> RecordDigests:
-        """Those of an example: made once, for normal forms are most of the work."""
-        query, *rest = (form_digest(normal_form(text)) for text in example.texts())
-        n_positives = len(example.positives)
-        return cls(query, tuple(rest[:n_positives]), tuple(rest[n_positives:]))
-
-
-def find_faults(records: Sequence[RecordDigests]) -> RecordFaults:
+def find_faults(records: Sequence[RecordIds]) -> RecordFaults:
     """Count what no training needs, over every record.
 
     repeated: records of whose query-positive pairs all stand in earlier records, and that bring no new negative for their query
@@ -77,10 +62,10 @@ def find_faults(records: Sequence[RecordDigests]) -> RecordFaults:
     as negative. answers_elsewhere: negatives that another record of the same query gives as a positive (not those of
     `contradicting`).
     """
-    right = _right(records)
+    right = right_answers(records)
     repeated = to_join = asked = refused = contradicting = elsewhere = Fault()
-    pairs: set[tuple[bytes, bytes]] = set()
-    refusals: set[tuple[bytes, bytes]] = set()
+    pairs: set[tuple[int, int]] = set()
+    refusals: set[tuple[int, int]] = set()
     n_distinct = 0
     for row, one in enumerate(records):
         answers, own = right[one.query], set(one.positives)
@@ -111,14 +96,6 @@ def find_faults(records: Sequence[RecordDigests]) -> RecordFaults:
     )
 
 
-def _right(records: Iterable[RecordDigests]) -> dict[bytes, set[bytes]]:
-    """By query, the positives of every record with that query, as ebr.data.training.examples.right_answers has them."""
-    right: dict[bytes, set[bytes]] = {}
-    for one in records:
-        right.setdefault(one.query, set()).update(one.positives)
-    return right
-
-
 @dataclass(frozen=True)
 class NearDuplicates:
     """Of n_compared records, how many nearly repeat an earlier one; first: rows of the first such record and its like."""
@@ -129,8 +106,8 @@ class NearDuplicates:
 
 
 def find_near_duplicates(
-    examples: Sequence[Example],
-    records: Sequence[RecordDigests],
+    records: Sequence[RecordIds],
+    texts: TextTable,
     rng: np.random.Generator,
     *,
     threshold: float = _NEAR,
@@ -139,14 +116,15 @@ def find_near_duplicates(
     """Records that are not equal, but whose query and first positive have a Jaccard similarity >= threshold with another's.
 
     Compared are the words, of Chinese the character bigrams, so records that differ in punctuation or the order of words are
-    near; of a long text its first 2,000 characters. records: the examples' digests. most: of more records that many are drawn,
-    and only the likes among them are found: the share is then too low.
+    near; of a long text its first 2,000 characters. texts: the table that numbered the records. most: of more records that many
+    are drawn, and only the likes among them are found: the share is then too low.
     """
     rows = _distinct_rows(records)
     if len(rows) > most:
         rows = sorted(rng.choice(rows, size=most, replace=False).tolist())
-    queries = [shingles(examples[row].query[:_MOST_CHARACTERS]) for row in rows]
-    positives = [shingles(examples[row].positives[0][:_MOST_CHARACTERS]) for row in rows]
+    forms = list(texts.forms)
+    queries = [_shingles(forms[records[row].query]) for row in rows]
+    positives = [_shingles(forms[records[row].positives[0]]) for row in rows]
     count, first = 0, None
     for place, others in enumerate(_neighbours(queries, threshold)):
         alike = (
@@ -160,9 +138,13 @@ def find_near_duplicates(
     return NearDuplicates(len(rows), count, first)
 
 
-def _distinct_rows(records: Sequence[RecordDigests]) -> list[int]:
+def _shingles(form: str) -> frozenset[str]:
+    return frozenset(each_shingle(form[:_MOST_CHARACTERS]))
+
+
+def _distinct_rows(records: Sequence[RecordIds]) -> list[int]:
     """The first row of each query with its first positive: equal records are counted elsewhere."""
-    first: dict[tuple[bytes, bytes], int] = {}
+    first: dict[tuple[int, int], int] = {}
     for row, one in enumerate(records):
         first.setdefault((one.query, one.positives[0]), row)
     return list(first.values())
@@ -180,14 +162,14 @@ def _neighbours(features: Sequence[frozenset[str]], threshold: float) -> Iterato
 
 
 def share_without_negatives(
-    records: Sequence[RecordDigests], batch_size: int, neg_nums: int, rng: np.random.Generator
+    records: Sequence[RecordIds], batch_size: int, neg_nums: int, rng: np.random.Generator
 ) -> tuple[float, int]:
     """The share of records whose loss is zero from the start, in random batches, and the row of the first (-1 = none).
 
     Such a record has no wrong candidate in its batch: it is alone there, or every candidate is a right answer to its query, or
     the query itself, and hidden by the loss. Up to 50 batches of an epoch are looked at; neg_nums: negatives drawn a record.
     """
-    right = _right(records)
+    right = right_answers(records)
     order = rng.permutation(len(records))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][:_MOST_BATCHES]
     idle = [row for batch in batches for row in _rows_without_negatives(batch.tolist(), records, right, neg_nums)]
@@ -196,9 +178,9 @@ def share_without_negatives(
 
 
 def _rows_without_negatives(
-    rows: Sequence[int], records: Sequence[RecordDigests], right: dict[bytes, set[bytes]], neg_nums: int
+    rows: Sequence[int], records: Sequence[RecordIds], right: dict[int, set[int]], neg_nums: int
 ) -> Iterator[int]:
-    candidates: set[bytes] = {records[row].positives[0] for row in rows}
+    candidates: set[int] = {records[row].positives[0] for row in rows}
     for row in rows:
         candidates.update(list(dict.fromkeys(records[row].negatives))[:neg_nums])
     for row in rows:
@@ -206,12 +188,3 @@ def _rows_without_negatives(
         # Most rows meet a wrong candidate at once; a set of a query's many answers is not made for each of its records.
         if all(candidate == query or candidate in answers for candidate in candidates):
             yield row
-
-
-def shared_records(records: Iterable[RecordDigests], others: Iterable[RecordDigests]) -> Fault:
-    """Those of `others` whose query or a positive equals a query or positive of the records."""
-    texts = {text for one in records for text in (one.query, *one.positives)}
-    found = Fault()
-    for row, other in enumerate(others):
-        found = found.plus(row, not texts.isdisjoint((other.query, *other.positives)))
-    return found

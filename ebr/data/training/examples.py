@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ebr.data.records.files import SUFFIXES, each_record, is_named_like_records
 from ebr.data.records.layouts import layout_of
-from ebr.data.text.near_duplicates import Groups
-from ebr.data.text.normal_form import normal_form
 from ebr.errors import DataError
 
 Parsed = TypeVar("Parsed")
@@ -134,107 +130,3 @@ class _Problems:
         head = f"{self._n_found} wrong record{'s' if self._n_found > 1 else ''}; nothing was read:"
         n_hidden = self._n_found - len(self._shown)
         raise DataError("\n  ".join([head, *self._shown, *([f"… and {n_hidden} more"] if n_hidden else [])]))
-
-
-# ---------------------------------------------------------------- right answers
-
-
-def right_answers(examples: Iterable[Example]) -> dict[str, set[str]]:
-    """By query, the query itself and the positives of every record with it: right in whatever batch they meet it.
-
-    All in their normal form, as Collator compares texts.
-    """
-    right: dict[str, set[str]] = {}
-    for example in examples:
-        query = normal_form(example.query)
-        right.setdefault(query, {query}).update(map(normal_form, example.positives))
-    return right
-
-
-def is_taught_by_negatives(example: Example, right: Mapping[str, set[str]]) -> bool:
-    """Whether one of its negatives is no right answer; right: see right_answers."""
-    return not {normal_form(text) for text in example.negatives} <= right[normal_form(example.query)]
-
-
-def rows_without_negatives(examples: Sequence[Example], batch_size: int, neg_nums: int) -> list[int]:
-    """Indices of the examples that teach nothing: alone in their batch, with no negative to tell the positive from.
-
-    neg_nums: negatives drawn a record. A negative that is, by its text, a positive of any record with the same query does
-    not count: Collator masks it. In a batch of two or more the others' positives are negatives, and no row is lonely.
-    """
-    if batch_size > 1:
-        return []
-    right = right_answers(examples)
-    return [row for row, one in enumerate(examples) if neg_nums == 0 or not is_taught_by_negatives(one, right)]
-
-
-# ---------------------------------------------------------------- validation split
-
-
-def split_validation(
-    examples: Sequence[Example], share: float, rng: np.random.Generator
-) -> tuple[list[Example], list[Example]]:
-    """Split into training and validation examples that have no text in common.
-
-    Examples that share a query or a positive stay on one side. A negative may be anyone's text, a mined one is always another
-    example's positive: one whose text stands on the other side is left out of its example, and the example stays.
-    share: wanted part of the examples in the validation split, 0 to 1; the groups decide how near it can be met.
-    Raises DataError when one connected group is so large that no split is left.
-    """
-    if share == 0:
-        return list(examples), []
-    groups = connected_groups(examples)
-    wanted = min(max(1, round(share * len(examples))), len(examples) - 1)
-    held_out: list[int] = []
-    for index in rng.permutation(len(groups)):
-        if len(held_out) + len(groups[index]) <= wanted:
-            held_out.extend(groups[index])
-    if not held_out:
-        held_out = list(sorted(groups, key=len)[0])
-        if len(held_out) > len(examples) / 2:
-            raise DataError(
-                f"validation_split {share}: the {len(examples)} records hang together by shared queries and positives, so none "
-                "can be held out; set validation_split to 0 or add unrelated records"
-            )
-    held = set(held_out)
-    train = [example for index, example in enumerate(examples) if index not in held]
-    validation = [examples[index] for index in sorted(held)]
-    # Training keeps every negative that is nobody's answer on the other side: validation has only a loss to tell.
-    train = _without_negatives(train, {text.strip() for example in validation for text in _core(example)})
-    validation = _without_negatives(validation, {text.strip() for example in train for text in example.texts()})
-    return train, validation
-
-
-def _without_negatives(examples: Sequence[Example], texts: set[str]) -> list[Example]:
-    """The examples, less those of their negatives that are among the (stripped) texts, and the scores of these."""
-    without = []
-    for example in examples:
-        kept = [place for place, text in enumerate(example.negatives) if text.strip() not in texts]
-        negatives, scores = example.negatives, example.negative_scores
-        without.append(
-            replace(
-                example,
-                negatives=tuple(negatives[place] for place in kept),
-                negative_scores=tuple(scores[place] for place in kept) if scores else (),
-            )
-        )
-    return without
-
-
-def _core(example: Example) -> Iterator[str]:
-    """The texts that make an example what it is: its query and its positives."""
-    yield example.query
-    yield from example.positives
-
-
-def connected_groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices of examples, grouped so that two examples with a query or a positive in common are in one group."""
-    together = Groups(len(examples))
-    first_with: dict[str, int] = {}
-    for index, example in enumerate(examples):
-        for text in _core(example):
-            together.join(first_with.setdefault(text.strip(), index), index)
-    groups: dict[int, list[int]] = {}
-    for index in range(len(examples)):
-        groups.setdefault(together.root(index), []).append(index)
-    return list(groups.values())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ebr.data.training.examples import Example, find_training_files, read_examples
+from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 
 Given = Path | Sequence[Mapping[str, Any]]
@@ -157,16 +158,16 @@ def all_files(given: Given, sources: Sequence[TrainingSource]) -> list[Path]:
 
 
 def after_split(
-    examples: Sequence[Example], sources: Sequence[int], validation: Sequence[Example]
+    examples: Sequence[Example], sources: Sequence[int], validation: Sequence[Example], texts: TextTable
 ) -> tuple[list[int], list[int]]:
     """The source of each training row, and of each validation row, after split_validation(examples).
 
     sources: the source of each example. The split keeps the order, and all examples that share a query on one side.
     """
-    held_out = {example.query.strip() for example in validation}
+    held_out = {texts.ids[example.query] for example in validation}
     sides: tuple[list[int], list[int]] = ([], [])
     for example, source in zip(examples, sources, strict=True):
-        sides[example.query.strip() in held_out].append(source)
+        sides[texts.ids[example.query] in held_out].append(source)
     return sides
 
 

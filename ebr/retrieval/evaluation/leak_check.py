@@ -110,6 +110,7 @@ def check_leaks(known: Provenance, dataset: EvaluationSet) -> tuple[LeakCheck | 
     None when there are no records to look at. Raises DataError when the user named some that cannot be read.
     """
     from ebr.data.evaluation.leaks import find_leaks
+    from ebr.data.training.text_table import TextTable
 
     examples: list[Example] = []
     said: list[tuple[str, dict[str, str]]] = []
@@ -126,4 +127,5 @@ def check_leaks(known: Provenance, dataset: EvaluationSet) -> tuple[LeakCheck | 
             said.append(("changed", {"data_path": source.data_path}))
     if known.unknown:
         said.append(("unknown", {"models": ", ".join(known.unknown)}))
-    return find_leaks(examples, dataset) if examples else None, Notes(tuple(said))
+    found_leaks = find_leaks(examples, dataset, TextTable.of(examples)) if examples else None
+    return found_leaks, Notes(tuple(said))

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ebr.data.text.normal_form import form_digest, normal_form
+from ebr.data.training.answers import right_answers
 from ebr.data.training.examples import Example
 from ebr.data.training.noise import NOISE
+from ebr.data.training.text_table import RecordIds
 from ebr.model.encoder.batching import Ints
 from ebr.model.encoder.text_reader import Prepared
 from ebr.training.batches.token_cache import pooled
@@ -69,7 +70,7 @@ class TextGroup:
 class Batch:
     """B queries and their C candidates: the B positives, then the negatives.
 
-    candidates: (C,) int64, text_key of each candidate, before noise. owners: (C,) int64, the query each was drawn for.
+    candidates: (C,) int64, the id of each candidate, before noise. owners: (C,) int64, the query each was drawn for.
     scores: (C,) float32, the teacher's, nan where there is none.
     """
 
@@ -80,14 +81,6 @@ class Batch:
     scores: np.ndarray[Any, np.dtype[np.float32]]
 
 
-def text_key(text: str) -> int:
-    """A number of 64 bits that stands for a text: white space, case and width do not tell two texts apart.
-
-    Two of a hundred million texts have the same one with a chance of 3 in 10,000.
-    """
-    return int.from_bytes(form_digest(normal_form(text))[:8], "little", signed=True)
-
-
 @dataclass
 class Collator:
     """The trainer's collator: rows of the example list → the tokens of a batch, and what its candidates are.
@@ -95,11 +88,13 @@ class Collator:
     A draw is a pure function of seed, epoch and row: the same in every process, in any order, and after a resume.
     `epoch` is set by the trainer at the start of each. Rows from len(train) on are the validation split, which is always
     drawn as in epoch 0 and without noise: the trainer has one collator for both.
-    readers: for each source, by role. source_of: the source of each row; None = all are of the first.
+    ids: the number of each text, see TextTable. readers: for each source, by role. source_of: the source of each row; None =
+    all are of the first.
     """
 
     train: Sequence[Example]
     validation: Sequence[Example]
+    ids: Mapping[str, int]
     readers: Sequence[Mapping[str, Reader]]
     n_negatives: int
     seed: int
@@ -109,11 +104,14 @@ class Collator:
     by_role: bool = False
     """Whether the model treats queries and documents differently, so that they never share a pass."""
     _right: dict[int, set[int]] = field(init=False, repr=False)
+    """By query, every text that is right for it, the query itself too."""
     valid_label_columns: list[str] = field(default_factory=list)
     """sentence-transformers asks each collator for it; there is no label column."""
 
     def __post_init__(self) -> None:
-        self._right = _right_answers((*self.train, *self.validation))
+        self._right = right_answers(RecordIds.of(example, self.ids) for example in (*self.train, *self.validation))
+        for query, texts in self._right.items():
+            texts.add(query)
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """[{"row": 3}, …] → `batch`, see Batch, and `label`, the rows (B,)."""
@@ -125,7 +123,7 @@ class Collator:
         batch = Batch(
             indices,
             self._groups(indices, noisy, owners),
-            np.array([text_key(text) for text in _candidates(plain)], dtype=np.int64),
+            np.array([self.ids[text] for text in _candidates(plain)], dtype=np.int64),
             np.array(owners, dtype=np.int64),
             np.array(scores, dtype=np.float32),
         )
@@ -181,28 +179,20 @@ class Collator:
         """(B, C) bool: False where a candidate is, by its text, right for the query although it stands in another place.
 
         A candidate is right that any record with this query calls so, and one that is the query itself.
-        candidates: (C,) text_key of each, the rows' own positives first. Judged by the texts before noise: noise does not make
+        candidates: (C,) the id of each, the rows' own positives first. Judged by the texts before noise: noise does not make
         a right answer wrong.
         """
         places: dict[int, list[int]] = {}
-        for place, key in enumerate(candidates.tolist()):
-            places.setdefault(key, []).append(place)
-        allowed = torch.ones(len(rows), len(candidates), dtype=torch.bool)
+        for place, text in enumerate(candidates.tolist()):
+            places.setdefault(text, []).append(place)
+        allowed = np.ones((len(rows), len(candidates)), dtype=np.bool_)
         for place, row in enumerate(rows):
-            query = text_key(self._example(row).query)
-            right = self._right[query]
+            right = self._right[self.ids[self._example(row).query]]
             # Whichever is fewer is gone through: a large batch has millions of pairs, a label as a query a million answers.
             found = right & places.keys() if len(right) < len(places) else places.keys() & right
-            allowed[place, [one for key in (query, *found) for one in places.get(key, ())]] = False
-        return allowed.logical_or_(torch.eye(len(rows), len(candidates), dtype=torch.bool))
-
-
-def _right_answers(examples: Sequence[Example]) -> dict[int, set[int]]:
-    """By the key of a query, the keys of every text that some record with this query calls right."""
-    right: dict[int, set[int]] = {}
-    for example in examples:
-        right.setdefault(text_key(example.query), set()).update(map(text_key, example.positives))
-    return right
+            allowed[place, [one for text in found for one in places[text]]] = False
+        np.fill_diagonal(allowed, True)
+        return torch.from_numpy(allowed)
 
 
 def _candidates(drawn: Sequence[Drawn]) -> list[str]:

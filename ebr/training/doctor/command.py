@@ -11,8 +11,10 @@ import numpy as np
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.speech import Say, speak
-from ebr.data.training.examples import Example, split_validation
+from ebr.data.training.examples import Example
 from ebr.data.training.sources import after_split, source_of
+from ebr.data.training.split import split_validation
+from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 from ebr.training.doctor.diagnosis import diagnose, save_check
 from ebr.training.plan import layout_of, load_for_training, plan_warnings, read_records, rows_of_each
@@ -27,6 +29,7 @@ class _Material:
 
     train: list[Example]
     validation: list[Example]
+    texts: TextTable
     dataset: EvaluationSet | None
     n_steps: int
 
@@ -45,8 +48,9 @@ def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
 
     config.check()
     _, examples, sources = read_records(config)
-    train, validation, more = _split(examples, config)
-    more += _loss_findings(train, validation, config)
+    texts = TextTable.of(examples)
+    train, validation, more = _split(examples, texts, config)
+    more += _loss_findings(train, validation, texts, config)
     dataset = read_evaluation_set(config.eval_dataset) if config.eval_dataset else None
     if config.forgetting_dataset:
         read_evaluation_set(config.forgetting_dataset)
@@ -56,12 +60,12 @@ def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
     model = load_for_training(config)
     layout.check_base(config.model_name, fingerprint(model), is_adapter=config.finetune_type != "full")
     prepare_model(model, config)
-    of_train = after_split(examples, source_of(sources), validation)[0] if sources else []
+    of_train = after_split(examples, source_of(sources), validation, texts)[0] if sources else []
     of_each = rows_of_each(sources, of_train)
-    for text in plan_warnings(examples, train, validation, config, 1, sources, of_each):
+    for text in plan_warnings(examples, train, validation, texts, config, 1, sources, of_each):
         say(f"warning: {text}")
     n_steps = count_steps(len(train), config, of_each=of_each)
-    material = _Material(train, validation, dataset, n_steps)
+    material = _Material(train, validation, texts, dataset, n_steps)
     disk = disk_needs(model, config, layout, n_train=len(train), n_steps=n_steps, of_each=of_each)
     report = diagnose(material, model, config, disk=disk)
     report = CheckReport.of([*more, *report.findings], report.facts)
@@ -69,26 +73,30 @@ def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
     return report
 
 
-def _split(examples: list[Example], config: FinetuneConfig) -> tuple[list[Example], list[Example], list[Finding]]:
+def _split(
+    examples: list[Example], texts: TextTable, config: FinetuneConfig
+) -> tuple[list[Example], list[Example], list[Finding]]:
     """The split as a run makes it; a set that cannot be split is one more finding here."""
     from ebr.training.doctor.report import Finding, Severity
 
     try:
-        return *split_validation(examples, config.validation_split, np.random.default_rng(config.seed)), []
+        return *split_validation(examples, config.validation_split, np.random.default_rng(config.seed), texts), []
     except DataError as error:
         why = "a run would not begin: the validation loss must not be of texts that are trained on"
         advice = f"{config.spelling('validation_split')} 0, or add unrelated records"
         return examples, [], [Finding("no-validation-split", Severity.CRITICAL, str(error), why, advice)]
 
 
-def _loss_findings(train: Sequence[Example], validation: Sequence[Example], config: FinetuneConfig) -> list[Finding]:
+def _loss_findings(
+    train: Sequence[Example], validation: Sequence[Example], texts: TextTable, config: FinetuneConfig
+) -> list[Finding]:
     """Records that cannot teach what the chosen loss asks: a finding here, where a run would end."""
     from ebr.training.doctor.report import Finding, Severity
     from ebr.training.loss.objectives import check_data
 
     weight = config.contrastive_weight
     try:
-        check_data(train, validation, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=weight)
+        check_data(train, validation, texts, loss=config.loss, neg_nums=config.neg_nums, contrastive_weight=weight)
     except DataError as error:
         why = "a run would not begin: the loss would have nothing to compare"
         advice = f"{config.spelling('loss')} info_nce, which needs neither negatives nor scores"

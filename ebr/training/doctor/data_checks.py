@@ -23,16 +23,11 @@ _MANY_LEAKED = 0.1
 
 @dataclass(frozen=True)
 class RecordFigures:
-    """What was counted of the training records. idle: the share whose loss is zero from the start, and the row of the first.
-
-    n_validation: records held out; shared: those of them that share a query or a positive with the training records.
-    """
+    """What was counted of the training records. idle: the share whose loss is zero from the start, and the row of the first."""
 
     faults: RecordFaults
     near: NearDuplicates
     idle: tuple[float, int]
-    shared: Fault
-    n_validation: int
     leaks: LeakCheck | None
 
 
@@ -212,15 +207,6 @@ def _contradictions(faults: RecordFaults, examples: Sequence[Example], config: F
 
 
 def _leaks(figures: RecordFigures, config: FinetuneConfig) -> Iterator[Finding]:
-    share = figures.shared.count / max(1, figures.n_validation)
-    if severity := _graded(share):
-        yield Finding(
-            "validation-leak",
-            severity,
-            f"validation records with a query or positive that training has too: {figures.shared.count:,} ({percent(share)})",
-            "the validation loss then falls by learning by heart, and early stopping stops too late",
-            f"remove the repeats from {data_option(config)} (they differ in case, width or white space)",
-        )
     leaks = figures.leaks
     if leaks is None or not leaks.is_leak:
         return

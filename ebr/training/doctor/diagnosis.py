@@ -13,14 +13,9 @@ from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.leaks import find_leaks
 from ebr.data.files.write import write_aside, write_json
 from ebr.data.text.counted import counted
-from ebr.data.training.duplicates import (
-    RecordDigests,
-    find_faults,
-    find_near_duplicates,
-    share_without_negatives,
-    shared_records,
-)
+from ebr.data.training.duplicates import find_faults, find_near_duplicates, share_without_negatives
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import TextTable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -48,6 +43,11 @@ class Material(Protocol):
     @property
     def validation(self) -> Sequence[Example]:
         """The records held out."""
+        ...
+
+    @property
+    def texts(self) -> TextTable:
+        """Which texts of the records are the same."""
         ...
 
     @property
@@ -84,7 +84,7 @@ def diagnose(
     from ebr.training.resources.cost import estimate_cost, token_budget_of
 
     if leaks is None and plan.dataset is not None:
-        leaks = find_leaks([*plan.train, *plan.validation], plan.dataset)
+        leaks = find_leaks([*plan.train, *plan.validation], plan.dataset, plan.texts)
     counted = _count(plan, config, n_processes, leaks)
     run = RunFigures.of(len(plan.train), plan.n_steps, config, n_processes)
     findings = [*judge_records(counted, plan.train, config), *judge_options(run, config)]
@@ -121,14 +121,12 @@ def _rng(config: FinetuneConfig) -> np.random.Generator:
 def _count(plan: Material, config: FinetuneConfig, n_processes: int, leaks: LeakCheck | None) -> RecordFigures:
     from ebr.training.doctor.data_checks import RecordFigures
 
-    train, rng = [RecordDigests.of(example) for example in plan.train], _rng(config)
+    train, rng = plan.texts.records(plan.train), _rng(config)
     in_sight = config.train_batch_size * (n_processes if config.gather_negatives else 1)
     return RecordFigures(
         faults=find_faults(train),
-        near=find_near_duplicates(plan.train, train, rng),
+        near=find_near_duplicates(train, plan.texts, rng),
         idle=share_without_negatives(train, in_sight, config.neg_nums, rng),
-        shared=shared_records(train, map(RecordDigests.of, plan.validation)),
-        n_validation=len(plan.validation),
         leaks=leaks,
     )
 

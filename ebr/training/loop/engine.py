@@ -81,11 +81,12 @@ def build_engine(
     validation: Sequence[Example],
     config: FinetuneConfig,
     *,
+    ids: Mapping[str, int],
     processes: Processes,
     mixture: Mixture | None,
     say: Say,
 ) -> Engine:
-    """Tokenise the texts, once for all processes, and put the parts together."""
+    """Tokenise the texts, once for all processes, and put the parts together. ids: the number of each text, see TextTable."""
     mixture = mixture or Mixture([0] * (len(train) + len(validation)), [1.0], [model.prompts])
     readers = [{role: TextReader(model, role, prompts[role]) for role in (QUERY, DOCUMENT)} for prompts in mixture.prompts]
     if not processes.is_main:
@@ -103,6 +104,7 @@ def build_engine(
     batches = Collator(
         train,
         validation,
+        ids,
         books,
         config.neg_nums,
         config.seed,

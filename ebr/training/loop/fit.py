@@ -139,6 +139,7 @@ def fine_tune(
     validation: Sequence[Example],
     config: FinetuneConfig,
     *,
+    ids: Mapping[str, int],
     work: Path,
     record: Mapping[str, Any],
     resume_from: Path | None = None,
@@ -149,14 +150,14 @@ def fine_tune(
 ) -> TrainingRecord:
     """Train a prepared model in place, with checkpoints and logs in `work`.
 
-    record: see run_record. resume_from: a whole checkpoint of the same run, in `work`. evaluate: judged beside the validation
-    loss, every eval_steps and at the end; it decides early stopping where given. mixture: where rows come from, None = one
-    source. say: hears what goes wrong on the way, and what is done about it.
+    ids: the number of each text, see TextTable. record: see run_record. resume_from: a whole checkpoint of the same run, in
+    `work`. evaluate: judged beside the validation loss, every eval_steps and at the end; it decides early stopping where given.
+    mixture: where rows come from, None = one source. say: hears what goes wrong on the way, and what is done about it.
     Raises Interrupted after Ctrl-C, once a whole checkpoint is written; ModelError when the weights diverged to nan, or a text
     does not fit in memory even alone.
     """
     started = time.monotonic()
-    engine = build_engine(model, train, validation, config, processes=processes, mixture=mixture, say=say)
+    engine = build_engine(model, train, validation, config, ids=ids, processes=processes, mixture=mixture, say=say)
     watch = _watch(model, config, work, say)
     trainer = _build(engine, len(validation), config, work, record, evaluate, processes, mixture, watch, say)
     with trainer.graceful_stop.listening(), made_fast(model, config), evaluation_folder(work) if evaluate else nullcontext():

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ebr.config.shared.objective import DISTILLATION, LOSSES, Need
-from ebr.data.training.examples import Example, is_taught_by_negatives, right_answers
+from ebr.data.training.answers import is_taught_by_negatives, right_answers
+from ebr.data.training.examples import Example
+from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 
 
@@ -211,7 +213,13 @@ def own_places(targets: Targets) -> Tensor:
 
 
 def check_data(
-    train: Sequence[Example], validation: Sequence[Example], *, loss: str, neg_nums: int, contrastive_weight: float = 1.0
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    texts: TextTable,
+    *,
+    loss: str,
+    neg_nums: int,
+    contrastive_weight: float = 1.0,
 ) -> None:
     """Refuse examples that cannot teach what a loss asks. loss: a name of LOSSES; neg_nums: negatives drawn a record.
 
@@ -228,7 +236,7 @@ def check_data(
     learns_from_negatives = traits.negatives is Need.ALWAYS or (traits.scores is Need.WHERE_GIVEN and not is_scored)
     if learns_from_negatives or loss == DISTILLATION:
         # What the teacher has scored need not be wrong, only another text.
-        useful = _with_negatives(everyone, neg_nums, any_will_do=traits.scores is Need.ALWAYS)
+        useful = _with_negatives(everyone, texts, neg_nums, any_will_do=traits.scores is Need.ALWAYS)
         _check_train_negatives(train, useful, loss, neg_nums)
         if loss != DISTILLATION or contrastive_weight == 0:
             _check_validation_negatives(validation, useful, loss)
@@ -263,14 +271,15 @@ def _check_cosines(examples: Sequence[Example]) -> None:
         )
 
 
-def _with_negatives(examples: Sequence[Example], neg_nums: int, *, any_will_do: bool) -> set[int]:
+def _with_negatives(examples: Sequence[Example], texts: TextTable, neg_nums: int, *, any_will_do: bool) -> set[int]:
     """The ids of the examples that have a negative to draw; any_will_do: even one that is right by another record."""
     if neg_nums == 0:
         return set()
     if any_will_do:
         return {id(one) for one in examples if one.negatives}
-    right = right_answers(examples)
-    return {id(one) for one in examples if is_taught_by_negatives(one, right)}
+    records = texts.records(examples)
+    right = right_answers(records)
+    return {id(one) for one, record in zip(examples, records, strict=True) if is_taught_by_negatives(record, right)}
 
 
 def _check_train_negatives(train: Sequence[Example], useful: set[int], loss: str, neg_nums: int) -> None:
