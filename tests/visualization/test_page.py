@@ -9,8 +9,10 @@ import pytest
 
 from ebr.visualization.colours import LabelGroup
 from ebr.visualization.page.page import MOST_CHARACTERS, PageContent, PagePanel, escaped_json, map_page, write_map_page
-from ebr.visualization.page.words import CHINESE, ENGLISH
 from ebr.visualization.picture.columns import MapColumn
+from ebr.visualization.words import words
+
+ENGLISH, CHINESE = words("page", "en"), words("page", "zh")
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#9E9E9E"
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <b>bold</b> \u2028\u2029"

@@ -24,8 +24,8 @@ from ebr.data.vectors.batch import sample_rows
 from ebr.visualization.project import quality as quality_module
 from ebr.visualization.project import trust as trust_module
 from ebr.visualization.project.quality import ClusterQuality, Measure, cluster_quality, quality_lines, reason_text
-from ebr.visualization.project.quality_words import MEANINGS, NAMES, REASONS
 from ebr.visualization.project.trust import MapTrust
+from ebr.visualization.words import words
 
 METRICS = tuple(field.name for field in fields(ClusterQuality) if field.type == "Measure")
 
@@ -217,7 +217,7 @@ def _table():
 def test_lines_are_aligned_and_every_metric_has_its_meaning(language):
     quality, trust = _table()
     head, columns, *lines = quality_lines(quality, trust, language)
-    meanings = list(MEANINGS[language].values())
+    meanings = list(words("metric_meanings", language).values())
     assert len(meanings) == 11 and len(lines) == 7 + 2 * 4
     # A Chinese character takes two columns of a terminal.
     starts = {text_columns(line[: line.index(meaning)]) for line, meaning in zip(lines, meanings, strict=False)}
@@ -242,13 +242,14 @@ def test_lines_say_the_value_the_rows_and_why_there_is_none():
 
 def test_words_of_both_languages_cover_every_number_and_every_reason():
     numbers = [field.name for record in (ClusterQuality, MapTrust) for field in fields(record) if field.type == "Measure"]
-    for words in (MEANINGS, NAMES):
-        assert list(words["en"]) == list(words["zh"]) == numbers
+    for section in ("metric_meanings", "metric_names"):
+        assert list(words(section, "en")) == list(words(section, "zh")) == numbers
     sources = "".join(Path(module.__file__).read_text("utf-8") for module in (quality_module, trust_module))
-    said = {reason for reason in REASONS if f'"{reason}"' in sources} | {quality_module._TOO_MANY}
-    assert said == set(REASONS)
-    assert {reason_text(Measure(None, 0, reason), "en") for reason in REASONS} == set(REASONS)
-    assert all(reason_text(Measure(None, 0, reason), "zh") == REASONS[reason] for reason in REASONS)
+    chinese = words("undefined", "zh")
+    said = {reason for reason in chinese if f'"{reason}"' in sources} | {quality_module._TOO_MANY}
+    assert said == set(chinese)
+    assert {reason_text(Measure(None, 0, reason), "en") for reason in chinese} == set(chinese)
+    assert all(reason_text(Measure(None, 0, reason), "zh") == chinese[reason] for reason in chinese)
 
 
 def test_a_map_from_the_cache_needs_no_scikit_learn():

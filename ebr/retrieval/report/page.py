@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from ebr.config.options import Language
 from ebr.data.evaluation.comparison import CONFIDENCE, Change, Interval, Outcome
 from ebr.retrieval.measures.changes import Slice
 from ebr.retrieval.measures.compression import Compressed
@@ -95,7 +96,7 @@ class SizePart:
     picture: Picture
 
 
-def report_html(report: Report, language: str) -> str:
+def report_html(report: Report, language: Language) -> str:
     """The whole page. language: "en" or "zh".
 
     Everything from data is escaped; characters that UTF-8 or HTML cannot hold become U+FFFD. Equal reports give equal pages.

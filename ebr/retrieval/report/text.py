@@ -10,13 +10,23 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from ebr.config.options import Language
 from ebr.data.text.terminal_text import in_order
-from ebr.retrieval.report.words import METRIC_NAMES, WORDS
+from ebr.visualization.words import words
 
 MISSING = "–"
 SHOWN_CHARACTERS = 300
 
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1f\x85]")
+METRIC_NAMES = {
+    "ndcg@10": "nDCG@10",
+    "mrr@10": "MRR@10",
+    "recall@1": "Recall@1",
+    "recall@10": "Recall@10",
+    "recall@100": "Recall@100",
+    "map": "MAP",
+}
+"""As papers write them, in every language."""
 # HTML forbids control characters, and half a surrogate pair cannot be encoded.
 _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
@@ -24,9 +34,9 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 class Wording:
     """The words of one language, "en" or "zh", as templates use them. Values are escaped unless they are Markup."""
 
-    def __init__(self, language: str) -> None:
+    def __init__(self, language: Language) -> None:
         self.language = language
-        self._words = WORDS[language]
+        self._words = words("report", language)
 
     def __call__(self, key: str, **values: object) -> Markup:
         """The words of a key, with its placeholders filled."""
@@ -136,12 +146,12 @@ class Fact:
     inner: tuple[Fact, ...] = ()
 
 
-def facts_to_show(facts: Mapping[str, Any], language: str) -> tuple[Fact, ...]:
+def facts_to_show(facts: Mapping[str, Any], language: Language) -> tuple[Fact, ...]:
     """One Fact for each entry, in their order; entries of entries become inner facts."""
     return tuple(_fact(str(name), value, language) for name, value in facts.items())
 
 
-def _fact(name: str, value: Any, language: str) -> Fact:  # noqa: ANN401
+def _fact(name: str, value: Any, language: Language) -> Fact:  # noqa: ANN401
     names = _NAMES.get(name)
     label = names[language == "zh"] if names else name
     if isinstance(value, Mapping) and value:
@@ -149,13 +159,13 @@ def _fact(name: str, value: Any, language: str) -> Fact:  # noqa: ANN401
     return Fact(label, names is not None, _text(value, language))
 
 
-def _text(value: Any, language: str) -> str:  # noqa: ANN401
+def _text(value: Any, language: Language) -> str:  # noqa: ANN401
     if value is None:
-        return WORDS[language]["unset"]
+        return words("report", language)["unset"]
     if value == "" or (isinstance(value, Mapping | Sequence) and not value):
-        return WORDS[language]["none"]
+        return words("report", language)["none"]
     if isinstance(value, bool):
-        return WORDS[language]["yes" if value else "no"]
+        return words("report", language)["yes" if value else "no"]
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ebr.config.options import Language
 from ebr.data.evaluation.comparison import REPORT_JSON
 from ebr.data.files.write import write_aside, write_json
 from ebr.errors import MissingPackageError, require_extra
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 REPORT_HTML = "report.html"
 
 
-def write_report(folder: Path, report: Report, language: str) -> tuple[Path | None, Path]:
+def write_report(folder: Path, report: Report, language: Language) -> tuple[Path | None, Path]:
     """Write report.html and report.json into folder, each whole or not at all, the JSON last; returns both paths.
 
     language: "en" or "zh", of the page; the JSON's names are English. Neither file stands when the other cannot be made.

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from ebr.data.files.write import write_aside
 from ebr.data.text.terminal_text import in_order
 from ebr.visualization.colours import GREYS, PAPER, LabelGroup, palette, readable
-from ebr.visualization.page.words import WORDS
 from ebr.visualization.picture.columns import MapColumn
+from ebr.visualization.words import words
 
 MOST_CHARACTERS = 300
 """Of a text, or of a value of a column: what is longer is cut, ends in an ellipsis, and the page says so."""
@@ -113,7 +113,7 @@ def map_page(content: PageContent) -> str:
         language={"en": "en", "zh": "zh-CN"}[content.language],
         theme=content.theme,
         title=_FORBIDDEN_IN_HTML.sub("\ufffd", in_order(content.title)),
-        t=WORDS[content.language],
+        t=words("page", content.language),
         hashes=[plotly_hash, _csp_hash(script)],
         plotly=Markup(plotly),
         script=Markup(script),
@@ -163,7 +163,7 @@ def _csp_hash(script: str) -> str:
 
 def _page_data(content: PageContent) -> dict[str, Any]:
     data: dict[str, Any] = {
-        "words": WORDS[content.language],
+        "words": words("page", content.language),
         "language": content.language,
         "title": in_order(content.title),
         "n": len(content.ids),

@@ -28,7 +28,7 @@ from ebr.visualization.picture.label_placement import name_clusters
 from ebr.visualization.picture.points import Points
 from ebr.visualization.picture.style import SCALE, Style, scale_of, style_of
 from ebr.visualization.project.projection import Projection, Settings
-from ebr.visualization.project.quality_words import REASONS
+from ebr.visualization.words import words
 
 SHARED_START = "PCA of before"
 """Where both maps of a comparison begin."""
@@ -49,7 +49,7 @@ _CHINESE = {
 }
 _CHINESE_VALUES = {
     "one point is too few": "只有一个点",
-    "all vectors point the same way": REASONS["all vectors point the same way"],
+    "all vectors point the same way": words("undefined", "zh")["all vectors point the same way"],
     "reproducible": "可复现",
     "fast": "快速",
     "none": "无",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -14,6 +14,7 @@ from ebr.config.options import Language
 from ebr.visualization.colours import GREYS, PAPER, LabelGroup, Theme, colour_groups, palette
 from ebr.visualization.picture.columns import MapColumn
 from ebr.visualization.project.projection import Projection
+from ebr.visualization.words import words
 
 MOST_IN_LEGEND = 12
 """Labels beyond this many are named at their clusters."""
@@ -35,28 +36,6 @@ THEMES = {
     "light": ThemeColours(PAPER["light"], "#1A1A1A", "#555555", "#D0D0D0"),
     "dark": ThemeColours(PAPER["dark"], "#F0F0F0", "#AAB0B8", "#3A4048"),
 }
-WORDS = {
-    "en": {
-        "points": "{n:,} points",
-        "points_of": "{n:,} of {all:,} points",
-        "names": "{shown} of {all} names shown",
-        "other": "other ({n:,})",
-        "missing": "(no label) ({n:,})",
-        "rest": "in grey: {n:,} rows of smaller labels",
-        "none": "in pale grey: {n:,} rows without a label",
-        "moved": "neighbours changed most",
-    },
-    "zh": {
-        "points": "{n:,} 个点",
-        "points_of": "{all:,} 个点中的 {n:,} 个",
-        "names": "显示 {all} 个名称中的 {shown} 个",
-        "other": "其他（{n:,}）",
-        "missing": "（无标签）（{n:,}）",
-        "rest": "灰色：较小标签的 {n:,} 行",
-        "none": "浅灰：{n:,} 行没有标签",
-        "moved": "邻居变化最大的行",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -71,9 +50,9 @@ class Style:
     language: Language
 
     @property
-    def words(self) -> dict[str, str]:
+    def words(self) -> Mapping[str, str]:
         """What stands on the map beside data's own words."""
-        return WORDS[self.language]
+        return words("map", self.language)
 
     @property
     def ground(self) -> ThemeColours:

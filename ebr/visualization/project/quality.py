@@ -20,7 +20,7 @@ from ebr.data.result_tables import DataFrame, Table
 from ebr.data.text.terminal_text import pad_text, text_columns
 from ebr.data.vectors.batch import sample_rows
 from ebr.visualization.project.neighbours import neighbours_in, unit_rows
-from ebr.visualization.project.quality_words import HEADS, MEANINGS, NAMES, REASONS
+from ebr.visualization.words import words
 
 if TYPE_CHECKING:
     from ebr.visualization.project.trust import MapTrust
@@ -151,7 +151,7 @@ def quality_lines(quality: ClusterQuality, trust: Mapping[str, MapTrust] | None 
 
     trust: how far each map can be trusted, by the map's name.
     """
-    table = [HEADS[language]]
+    table = [tuple(words("metric_table", language).values())]
     for row in quality_records(quality, trust, language):
         name = f"{row['name']}{', ' if language == 'en' else '，'}{row['map']}" if row["map"] else row["name"]
         value = "-" if row["value"] is None else f"{row['value']:,.3f}"
@@ -173,7 +173,7 @@ def quality_records(
     return [
         {
             "measure": field,
-            "name": NAMES[language][field].format(k=k),
+            "name": words("metric_names", language)[field].format(k=k),
             "map": map_name,
             "value": measure.value,
             "n_rows": measure.n_rows,
@@ -198,14 +198,14 @@ def quality_head(quality: ClusterQuality, language: Language) -> str:
 
 def _meaning(field: str, measure: Measure, language: Language) -> str:
     if measure.value is not None:
-        return MEANINGS[language][field]
+        return words("metric_meanings", language)[field]
     reason = reason_text(measure, language)
     return f"undefined: {reason}" if language == "en" else f"无定义：{reason}"
 
 
 def reason_text(measure: Measure, language: Language) -> str:
     """Why a number is undefined, in a language."""
-    return measure.reason if language == "en" else REASONS.get(measure.reason, measure.reason)
+    return words("undefined", language).get(measure.reason, measure.reason)
 
 
 def _right(text: str, columns: int) -> str:
