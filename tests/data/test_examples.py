@@ -461,7 +461,7 @@ def test_lonely_rows_are_those_that_the_batch_maker_leaves_one_candidate(example
     for row in range(len(examples)):
         drawn = maker.draw(row)
         candidates = np.array([maker.ids[text] for text in (drawn.positive, *drawn.negatives)])
-        if maker.allowed([row], candidates).sum() == 1:
+        if maker.false_negative_mask([row], candidates).sum() == 1:
             alone.append(row)
     assert lonely(examples, 1, neg_nums) == alone
 

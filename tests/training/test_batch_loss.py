@@ -44,13 +44,13 @@ class Mask:
     def __init__(self, hidden=None):
         self.hidden, self.asked = hidden, []
 
-    def allowed(self, rows, candidates):
+    def false_negative_mask(self, rows, candidates):
         assert candidates.dtype == np.int64
         self.asked.append((rows, candidates.tolist()))
-        allowed = torch.ones(len(rows), len(candidates), dtype=torch.bool)
+        mask = torch.ones(len(rows), len(candidates), dtype=torch.bool)
         if self.hidden is not None:
-            allowed[0, self.hidden] = False
-        return allowed
+            mask[0, self.hidden] = False
+        return mask
 
 
 class Noting:
@@ -244,7 +244,7 @@ def test_other_processes_candidates_are_nobodys_here_and_have_no_score(monkeypat
     assert targets.owners.dtype == torch.int64
     assert targets.scores.isnan().tolist() == [True, False, True, True, True, True, True]
     assert (targets.scores[1], targets.scores.dtype) == (0.75, torch.float32)
-    assert targets.allowed.shape == (2, 7)
+    assert targets.mask.shape == (2, 7)
 
 
 def test_the_gradient_of_a_gathered_loss_reaches_the_own_vectors_through_queries_and_candidates(monkeypatch):

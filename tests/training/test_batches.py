@@ -270,9 +270,9 @@ def mask(*examples, noise=None):
 
 def mask_of(batches, rows, others=()):
     """The mask of a batch of rows beside the candidates of other batches, each a list of rows."""
-    allowed = batches.allowed(rows, np.concatenate([made(batches, group).candidates for group in (rows, *others)]))
-    assert allowed.dtype == torch.bool
-    return allowed.int().tolist()
+    mask = batches.false_negative_mask(rows, np.concatenate([made(batches, group).candidates for group in (rows, *others)]))
+    assert mask.dtype == torch.bool
+    return mask.int().tolist()
 
 
 def test_strangers_may_all_repel():

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from ebr.training.loss.objectives import grouped_divergence, masked_info_nce
 
 
-def all_allowed(n_queries, n_candidates):
+def all_visible(n_queries, n_candidates):
     return torch.ones(n_queries, n_candidates, dtype=torch.bool)
 
 
@@ -25,29 +25,29 @@ def logits_of(queries, candidates, temperature):
     ]
 
 
-def cost_of(logits, allowed, smoothing):
+def cost_of(logits, mask, smoothing):
     """Loops and logarithms, no tensor algebra."""
     total = 0.0
     for i, row in enumerate(logits):
-        visible = [j for j in range(len(row)) if allowed[i, j]]
+        visible = [j for j in range(len(row)) if mask[i, j]]
         log_sum = math.log(sum(math.exp(row[j]) for j in visible))
         costs = {j: log_sum - row[j] for j in visible}
         total += (1 - smoothing) * costs[i] + smoothing * sum(costs.values()) / len(costs)
     return total / len(logits)
 
 
-def reference(queries, candidates, allowed, temperature, smoothing):
+def reference(queries, candidates, mask, temperature, smoothing):
     """The loss."""
-    return cost_of(logits_of(queries, candidates, temperature), allowed, smoothing)
+    return cost_of(logits_of(queries, candidates, temperature), mask, smoothing)
 
 
-def reference_gradients(queries, candidates, allowed, temperature, smoothing):
+def reference_gradients(queries, candidates, mask, temperature, smoothing):
     """(dL/dqueries, dL/dcandidates) as lists of rows, by hand: dL/dlogit = (softmax − target) / B, dlogit/dq_i = c_j / T."""
     logits, queries, candidates = logits_of(queries, candidates, temperature), queries.tolist(), candidates.tolist()
     of_queries = [[0.0] * len(row) for row in queries]
     of_candidates = [[0.0] * len(row) for row in candidates]
     for i, row in enumerate(logits):
-        visible = [j for j in range(len(row)) if allowed[i, j]]
+        visible = [j for j in range(len(row)) if mask[i, j]]
         whole = sum(math.exp(row[j]) for j in visible)
         for j in visible:
             target = (1 - smoothing) * (i == j) + smoothing / len(visible)
@@ -60,7 +60,7 @@ def reference_gradients(queries, candidates, allowed, temperature, smoothing):
 
 def test_loss_is_log_of_candidate_count_when_all_tie():
     same = normalize(torch.ones(3, 4), dim=1)
-    assert masked_info_nce(same, same, all_allowed(3, 3), temperature=0.02).item() == pytest.approx(math.log(3))
+    assert masked_info_nce(same, same, all_visible(3, 3), temperature=0.02).item() == pytest.approx(math.log(3))
 
 
 def test_hiding_every_other_candidate_leaves_nothing_to_lose():
@@ -70,16 +70,16 @@ def test_hiding_every_other_candidate_leaves_nothing_to_lose():
 
 def test_two_orthogonal_pairs_cost_log_one_plus_exp_of_minus_the_inverse_temperature():
     axes = torch.eye(2)
-    loss = masked_info_nce(axes, axes, all_allowed(2, 2), temperature=0.5).item()
+    loss = masked_info_nce(axes, axes, all_visible(2, 2), temperature=0.5).item()
     assert loss == pytest.approx(math.log(1 + math.exp(-2)))
 
 
 def small_case():
     """Four queries, seven candidates in six dimensions; seven cells hidden, five of them in one row."""
-    allowed = all_allowed(4, 7)
-    allowed[0, 1] = allowed[2, 6] = False
-    allowed[3] = torch.tensor([0, 0, 0, 1, 0, 1, 0], dtype=torch.bool)
-    return unit(4, 6, 1), unit(7, 6, 2), allowed
+    mask = all_visible(4, 7)
+    mask[0, 1] = mask[2, 6] = False
+    mask[3] = torch.tensor([0, 0, 0, 1, 0, 1, 0], dtype=torch.bool)
+    return unit(4, 6, 1), unit(7, 6, 2), mask
 
 
 CASES = [(temperature, smoothing) for temperature in (0.05, 0.2, 1.0) for smoothing in (0.0, 0.1, 0.5)]
@@ -87,27 +87,27 @@ CASES = [(temperature, smoothing) for temperature in (0.05, 0.2, 1.0) for smooth
 
 @pytest.mark.parametrize(("temperature", "smoothing"), CASES)
 def test_loss_equals_the_plain_reference_in_float64(temperature, smoothing):
-    queries, candidates, allowed = small_case()
-    loss = masked_info_nce(queries, candidates, allowed, temperature=temperature, label_smoothing=smoothing)
+    queries, candidates, mask = small_case()
+    loss = masked_info_nce(queries, candidates, mask, temperature=temperature, label_smoothing=smoothing)
     assert loss.dtype == torch.float64
-    assert loss.item() == pytest.approx(reference(queries, candidates, allowed, temperature, smoothing), rel=1e-12)
+    assert loss.item() == pytest.approx(reference(queries, candidates, mask, temperature, smoothing), rel=1e-12)
 
 
 @pytest.mark.parametrize(("temperature", "smoothing"), CASES)
 def test_gradient_equals_softmax_minus_target_chained_by_hand(temperature, smoothing):
-    queries, candidates, allowed = small_case()
+    queries, candidates, mask = small_case()
     leaves = queries.clone().requires_grad_(), candidates.clone().requires_grad_()
-    masked_info_nce(*leaves, allowed, temperature=temperature, label_smoothing=smoothing).backward()
-    by_hand = reference_gradients(queries, candidates, allowed, temperature, smoothing)
+    masked_info_nce(*leaves, mask, temperature=temperature, label_smoothing=smoothing).backward()
+    by_hand = reference_gradients(queries, candidates, mask, temperature, smoothing)
     for leaf, wanted in zip(leaves, by_hand, strict=True):
         torch.testing.assert_close(leaf.grad, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_equals_the_central_differences_of_the_plain_reference(smoothing):
-    queries, candidates, allowed = small_case()
+    queries, candidates, mask = small_case()
     leaves = queries.clone().requires_grad_(), candidates.clone().requires_grad_()
-    masked_info_nce(*leaves, allowed, temperature=0.2, label_smoothing=smoothing).backward()
+    masked_info_nce(*leaves, mask, temperature=0.2, label_smoothing=smoothing).backward()
     step = 1e-5
     for which, leaf in enumerate(leaves):
         for cell in range(leaf.numel()):
@@ -115,45 +115,45 @@ def test_gradient_equals_the_central_differences_of_the_plain_reference(smoothin
             for sign in (1, -1):
                 moved = [queries.clone(), candidates.clone()]
                 moved[which].view(-1)[cell] += sign * step
-                costs.append(reference(*moved, allowed, 0.2, smoothing))
+                costs.append(reference(*moved, mask, 0.2, smoothing))
             # Wrong by step² times the third derivative, here at most about 1 / 0.2³ = 125.
             assert leaf.grad.view(-1)[cell].item() == pytest.approx((costs[0] - costs[1]) / (2 * step), abs=1e-7)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_torchs_own_gradient_check_agrees(smoothing):
-    queries, candidates, allowed = small_case()
+    queries, candidates, mask = small_case()
 
     def loss(q, c):
-        return masked_info_nce(q, c, allowed, temperature=0.2, label_smoothing=smoothing)
+        return masked_info_nce(q, c, mask, temperature=0.2, label_smoothing=smoothing)
 
     assert torch.autograd.gradcheck(loss, (queries.requires_grad_(), candidates.requires_grad_()), atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_what_is_less_exact_than_float32_is_summed_up_in_float32(dtype):
-    queries, candidates, allowed = small_case()
+    queries, candidates, mask = small_case()
     queries, candidates = queries.to(dtype), candidates.to(dtype)
-    loss = masked_info_nce(queries, candidates, allowed, temperature=0.05)
+    loss = masked_info_nce(queries, candidates, mask, temperature=0.05)
     assert loss.dtype == torch.float32
     # The product rounds to its type; what comes after must not round to it again.
     logits = [[cosine / 0.05 for cosine in row] for row in (queries @ candidates.T).tolist()]
-    assert loss.item() == pytest.approx(cost_of(logits, allowed, 0.0), rel=1e-5)
+    assert loss.item() == pytest.approx(cost_of(logits, mask, 0.0), rel=1e-5)
 
 
 def test_smoothing_costs_the_share_of_the_mean_distance_to_the_others():
     # Logits 2 and 0, log-sum log(e² + 1): the right one costs log_sum − 2, the other log_sum; even is their mean.
     axes = torch.eye(2, dtype=torch.float64)
-    loss = masked_info_nce(axes, axes, all_allowed(2, 2), temperature=0.5, label_smoothing=0.3).item()
+    loss = masked_info_nce(axes, axes, all_visible(2, 2), temperature=0.5, label_smoothing=0.3).item()
     log_sum = math.log(math.exp(2) + 1)
     assert loss == pytest.approx(0.7 * (log_sum - 2) + 0.3 * (log_sum - 1), rel=1e-12)
 
 
 def test_a_hidden_candidate_gets_no_gradient():
     queries, candidates = unit(2, 3, 1), unit(3, 3, 2).requires_grad_()
-    allowed = all_allowed(2, 3)
-    allowed[:, 2] = False
-    masked_info_nce(queries, candidates, allowed, temperature=0.1, label_smoothing=0.1).backward()
+    mask = all_visible(2, 3)
+    mask[:, 2] = False
+    masked_info_nce(queries, candidates, mask, temperature=0.1, label_smoothing=0.1).backward()
     assert candidates.grad[2].abs().max() == 0
     assert candidates.grad[0].abs().max() > 0
 
@@ -161,7 +161,7 @@ def test_a_hidden_candidate_gets_no_gradient():
 def test_shapes_that_disagree_and_a_hidden_positive_are_refused():
     rows = unit(3, 4, 1)
     with pytest.raises(ValueError, match="shapes disagree"):
-        masked_info_nce(rows, rows, all_allowed(3, 2), temperature=0.1)
+        masked_info_nce(rows, rows, all_visible(3, 2), temperature=0.1)
     with pytest.raises(ValueError, match="own positive"):
         masked_info_nce(rows, rows, ~torch.eye(3, dtype=torch.bool), temperature=0.1)
 

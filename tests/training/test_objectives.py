@@ -18,10 +18,10 @@ def vectors(rows, dim, seed):
 
 def targets(n_queries, owners, scores=None, hidden=()):
     """hidden: (query, place) pairs."""
-    allowed = torch.ones(n_queries, len(owners), dtype=torch.bool)
+    mask = torch.ones(n_queries, len(owners), dtype=torch.bool)
     for cell in hidden:
-        allowed[cell] = False
-    return Targets(allowed, torch.tensor(owners), torch.tensor(scores or [math.nan] * len(owners)))
+        mask[cell] = False
+    return Targets(mask, torch.tensor(owners), torch.tensor(scores or [math.nan] * len(owners)))
 
 
 OWNERS = [0, 1, 2, 0, 0, 2, -1]
@@ -39,7 +39,7 @@ def case():
 def test_info_nce_is_the_masked_loss_of_normalised_vectors():
     queries, candidates, wanted = case()
     plain = masked_info_nce(
-        normalize(queries, dim=1), normalize(candidates, dim=1), wanted.allowed, temperature=0.1, label_smoothing=0.2
+        normalize(queries, dim=1), normalize(candidates, dim=1), wanted.mask, temperature=0.1, label_smoothing=0.2
     )
     found = InfoNCE(0.1, 0.2)(queries * 3, candidates * 7, wanted)
     assert list(found) == ["contrastive_loss"]
@@ -61,7 +61,7 @@ def test_both_directions_by_hand():
 def test_both_directions_are_the_same_whichever_side_is_called_the_queries():
     queries, positives = vectors(4, 6, 1), vectors(4, 6, 2)
     wanted = targets(4, [0, 1, 2, 3], hidden=[(0, 2), (3, 1)])
-    turned = Targets(wanted.allowed.T, wanted.owners, wanted.scores)
+    turned = Targets(wanted.mask.T, wanted.owners, wanted.scores)
     objective = InfoNCE(0.1, 0.1, bidirectional=True)
     there = objective(queries, positives, wanted)["contrastive_loss"].item()
     assert objective(positives, queries, turned)["contrastive_loss"].item() == pytest.approx(there, rel=1e-12)
@@ -118,7 +118,7 @@ def test_no_loss_gets_below_its_floor_and_the_best_logits_reach_it():
     star = torch.stack([angles.cos(), angles.sin()], dim=1)
     objective = InfoNCE(1.5 / math.log(8), 0.3)
     wanted = targets(3, [0, 1, 2])
-    floor = objective.bounds(wanted.allowed).floor
+    floor = objective.bounds(wanted.mask).floor
     assert objective(star, star, wanted)["contrastive_loss"].item() == pytest.approx(floor, rel=1e-12)
     for seed in range(5):
         assert objective(vectors(3, 2, seed), vectors(3, 2, seed + 9), wanted)["contrastive_loss"].item() > floor

@@ -206,7 +206,9 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
                 for task, texts in (("query", [one.query for one in drawn]), ("document", passages))
             )
             # Negatives come from each batch alone; each example costs the same, whatever the size of its batch.
-            mean = masked_info_nce(queries, candidates, seen.maker.allowed(rows, keys), temperature=config.temperature)
+            mean = masked_info_nce(
+                queries, candidates, seen.maker.false_negative_mask(rows, keys), temperature=config.temperature
+            )
             costs.append(mean * len(rows))
         (sum(costs) / sum(map(len, groups))).backward()
         assert len(seen.gradients[step]) > 10
@@ -227,8 +229,8 @@ def test_a_run_at_the_lowest_loss_that_label_smoothing_leaves_is_told_so(options
 
     sizes = set()
 
-    def nothing_left(queries, candidates, allowed, *, temperature, label_smoothing):
-        counts = allowed.sum(dim=1).tolist()
+    def nothing_left(queries, candidates, mask, *, temperature, label_smoothing):
+        counts = mask.sum(dim=1).tolist()
         sizes.update(counts)
         cost = sum(lowest(count, label_smoothing) for count in counts) / len(counts)
         return cost + 0.001 + 0.001 * (queries[:, 0].mean() - queries[:, 0].mean().detach())  # a gradient, and no change

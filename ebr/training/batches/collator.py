@@ -175,7 +175,7 @@ class Collator:
     def _example(self, row: int) -> Example:
         return self.train[row] if row < len(self.train) else self.validation[row - len(self.train)]
 
-    def allowed(self, rows: Sequence[int], candidates: Ints) -> torch.Tensor:
+    def false_negative_mask(self, rows: Sequence[int], candidates: Ints) -> torch.Tensor:
         """(B, C) bool: False where a candidate is, by its text, right for the query although it stands in another place.
 
         A candidate is right that any record with this query calls so, and one that is the query itself.
@@ -185,14 +185,14 @@ class Collator:
         places: dict[int, list[int]] = {}
         for place, text in enumerate(candidates.tolist()):
             places.setdefault(text, []).append(place)
-        allowed = np.ones((len(rows), len(candidates)), dtype=np.bool_)
+        mask = np.ones((len(rows), len(candidates)), dtype=np.bool_)
         for place, row in enumerate(rows):
             right = self._right[self.ids[self._example(row).query]]
             # Whichever is fewer is gone through: a large batch has millions of pairs, a label as a query a million answers.
             found = right & places.keys() if len(right) < len(places) else places.keys() & right
-            allowed[place, [one for text in found for one in places[text]]] = False
-        np.fill_diagonal(allowed, True)
-        return torch.from_numpy(allowed)
+            mask[place, [one for text in found for one in places[text]]] = False
+        np.fill_diagonal(mask, True)
+        return torch.from_numpy(mask)
 
 
 def _candidates(drawn: Sequence[Drawn]) -> list[str]:

@@ -56,10 +56,10 @@ class BatchLoss(nn.Module):
             candidates, keys = _gathered(candidates, keys, self.gather_from)
             owners, scores = _padded(owners, len(keys), _ANOTHERS), _padded(scores, len(keys), torch.nan)
         device = queries.device
-        allowed = self.batches.allowed(batch.rows, keys.numpy())
+        mask = self.batches.false_negative_mask(batch.rows, keys.numpy())
         if is_training:
-            self.bounds = self.objective.bounds(allowed)  # before it moves: no wait for the device
-        targets = Targets(allowed.to(device), owners.to(device), scores.to(device))
+            self.bounds = self.objective.bounds(mask)  # before it moves: no wait for the device
+        targets = Targets(mask.to(device), owners.to(device), scores.to(device))
         with torch.autocast(device.type, enabled=False):  # or cosines would be rounded before they are divided by a temperature
             parts = self.objective(queries, candidates, targets)
         if self.l1 and is_training:

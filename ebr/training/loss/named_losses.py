@@ -53,7 +53,7 @@ class NamedLoss:
             total = total + columns.share * self.loss.compute_loss_from_embeddings(columns.vectors, columns.labels)
         return {self.name: total}
 
-    def bounds(self, allowed: Tensor) -> None:
+    def bounds(self, mask: Tensor) -> None:
         """See Objective: its formula is another's, and so is what it is measured in."""
 
 
@@ -63,7 +63,7 @@ class NamedLoss:
 def in_batch(queries: Tensor, candidates: Tensor, targets: Targets) -> list[Columns]:
     """Queries, positives, then every other candidate, be it a negative or another process's.
 
-    These losses know no mask: what `allowed` hides from info_nce stands among their negatives.
+    These losses know no mask: what the mask hides from info_nce stands among their negatives.
     """
     n_queries = len(queries)
     rest = [candidates[n_queries:]] if len(candidates) > n_queries else []
@@ -73,7 +73,7 @@ def in_batch(queries: Tensor, candidates: Tensor, targets: Targets) -> list[Colu
 def triplets(queries: Tensor, candidates: Tensor, targets: Targets) -> list[Columns]:
     """One row for each negative of a query: the query, its positive, the negative. Right answers in disguise are left out."""
     owners, places = _negatives(targets)
-    is_negative = targets.allowed[owners, places]
+    is_negative = targets.mask[owners, places]
     return _triplets(queries, candidates, owners[is_negative], places[is_negative], targets.owners)
 
 
@@ -87,7 +87,7 @@ def margins(queries: Tensor, candidates: Tensor, targets: Targets) -> list[Colum
 def labelled_pairs(queries: Tensor, candidates: Tensor, targets: Targets) -> list[Columns]:
     """A query with each of its own candidates: 1 for the positive, 0 for a negative. Right answers in disguise are left out."""
     places = own_places(targets)
-    places = places[targets.allowed[targets.owners[places], places]]
+    places = places[targets.mask[targets.owners[places], places]]
     labels = (places < len(queries)).to(torch.float32)
     return [Columns([queries[targets.owners[places]], candidates[places]], labels)]
 
@@ -124,7 +124,7 @@ def scored_lists(queries: Tensor, candidates: Tensor, targets: Targets) -> list[
 def _negatives(targets: Targets) -> tuple[Tensor, Tensor]:
     """(N,) owners and (N,) places of the candidates that are some query's negatives."""
     places = own_places(targets)
-    places = places[places >= len(targets.allowed)]
+    places = places[places >= len(targets.mask)]
     return targets.owners[places], places
 
 

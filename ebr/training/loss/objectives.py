@@ -19,27 +19,27 @@ from ebr.errors import DataError
 
 
 def masked_info_nce(
-    queries: Tensor, candidates: Tensor, allowed: Tensor, *, temperature: float, label_smoothing: float = 0.0
+    queries: Tensor, candidates: Tensor, mask: Tensor, *, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cost, in nats, of picking each query's own positive among the allowed candidates.
+    """Mean cost, in nats, of picking each query's own positive among the visible candidates.
 
     queries: (B, D) unit rows. candidates: (C, D) unit rows, C >= B; row i of the first B is query i's positive.
-    allowed: (B, C) bool; False hides a candidate that is a positive in disguise.
+    mask: (B, C) bool; False hides a candidate that is a positive in disguise.
     temperature > 0: logits are cosine / temperature.
-    label_smoothing: share of the target that is spread evenly over the allowed candidates (Szegedy et al. 2016).
+    label_smoothing: share of the target that is spread evenly over the visible candidates (Szegedy et al. 2016).
     Raises ValueError when the shapes disagree or a query's own positive is hidden. van den Oord et al. 2018, eq. 4.
     """
     n_queries, n_candidates = len(queries), len(candidates)
-    if n_candidates < n_queries or allowed.shape != (n_queries, n_candidates):
-        raise ValueError(f"{n_queries} queries, {n_candidates} candidates, mask {tuple(allowed.shape)}: shapes disagree")
-    if not allowed.diagonal().all():
+    if n_candidates < n_queries or mask.shape != (n_queries, n_candidates):
+        raise ValueError(f"{n_queries} queries, {n_candidates} candidates, mask {tuple(mask.shape)}: shapes disagree")
+    if not mask.diagonal().all():
         raise ValueError("a query's own positive is hidden by the mask")
     logits = queries @ candidates.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    log_odds = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=1)
+    log_odds = logits.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
     cost = -log_odds.diagonal()
     if label_smoothing:
-        even = -log_odds.masked_fill(~allowed, 0.0).sum(dim=1) / allowed.sum(dim=1)
+        even = -log_odds.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
         cost = (1 - label_smoothing) * cost + label_smoothing * even
     return cost.mean()
 
@@ -78,12 +78,12 @@ def _group_log_softmax(logits: Tensor, groups: Tensor, n_groups: int) -> Tensor:
 class Targets:
     """What an objective is told of B queries and C candidates: their positives, their negatives, then other processes' own.
 
-    allowed: (B, C) bool; False hides a candidate that is right for the query although it stands in another place.
+    mask: (B, C) bool; False hides a candidate that is right for the query although it stands in another place.
     owners: (C,) int64, the query that a candidate was drawn for: owners[:B] is 0..B-1, query i's positive being candidate i;
     -1 = another process's. scores: (C,) float32, the teacher's score of a candidate for its owner; nan = none given.
     """
 
-    allowed: Tensor
+    mask: Tensor
     owners: Tensor
     scores: Tensor
 
@@ -106,8 +106,8 @@ class Objective(Protocol):
         """queries: (B, D), candidates: (C, D), as the model gives them: not normalised."""
         ...
 
-    def bounds(self, allowed: Tensor) -> Bounds | None:
-        """The loss's bounds over the allowed candidates, (B, C) on the CPU; None where it is not measured in such nats."""
+    def bounds(self, mask: Tensor) -> Bounds | None:
+        """The loss's bounds over the visible candidates, (B, C) on the CPU; None where it is not measured in such nats."""
         ...
 
 
@@ -126,23 +126,23 @@ class InfoNCE:
     def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See Objective."""
         queries, candidates = normalize(queries, dim=1), normalize(candidates, dim=1)
-        cost = self._cost(queries, candidates, targets.allowed)
+        cost = self._cost(queries, candidates, targets.mask)
         if self.bidirectional:
             positives = candidates[: len(queries)]
-            cost = (cost + self._cost(positives, queries, targets.allowed[:, : len(queries)].T)) / 2
+            cost = (cost + self._cost(positives, queries, targets.mask[:, : len(queries)].T)) / 2
         return {"contrastive_loss": cost}
 
-    def bounds(self, allowed: Tensor) -> Bounds:
+    def bounds(self, mask: Tensor) -> Bounds:
         """See Objective."""
-        mask = allowed.numpy()  # sums a wide mask ten times as fast as torch does
-        n_candidates = [mask.sum(axis=1)]
+        visible = mask.numpy()  # sums a wide mask ten times as fast as torch does
+        n_candidates = [visible.sum(axis=1)]
         if self.bidirectional:
-            n_candidates.append(mask[:, : len(mask)].sum(axis=0))
+            n_candidates.append(visible[:, : len(visible)].sum(axis=0))
         each = torch.from_numpy(np.stack(n_candidates)).double()
         return Bounds(smoothed_floor(self.label_smoothing, each).mean().item(), each.log().mean().item())
 
-    def _cost(self, rows: Tensor, columns: Tensor, allowed: Tensor) -> Tensor:
-        return masked_info_nce(rows, columns, allowed, temperature=self.temperature, label_smoothing=self.label_smoothing)
+    def _cost(self, rows: Tensor, columns: Tensor, mask: Tensor) -> Tensor:
+        return masked_info_nce(rows, columns, mask, temperature=self.temperature, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Distillation:
                 parts[name] = self.contrastive_weight * part
         return parts
 
-    def bounds(self, allowed: Tensor) -> None:
+    def bounds(self, mask: Tensor) -> None:
         """See Objective: one softmax cannot agree with two targets, so how low their sum gets is not known."""
 
 
@@ -199,9 +199,9 @@ class Matryoshka:
                 parts[name] = parts[name] + part / len(self.dims) if name in parts else part / len(self.dims)
         return parts
 
-    def bounds(self, allowed: Tensor) -> Bounds | None:
+    def bounds(self, mask: Tensor) -> Bounds | None:
         """See Objective: each length of the vectors picks among the same candidates."""
-        return self.objective.bounds(allowed)
+        return self.objective.bounds(mask)
 
 
 def own_places(targets: Targets) -> Tensor:
