@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ebr.data.evaluation.comparison import Change, Comparison
 
 CARD = "README.md"
+TRAINING_CONFIG = "training_config.json"
 Facts = Mapping[str, Any]
 
 _TUNING = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}

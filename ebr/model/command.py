@@ -13,7 +13,7 @@ from ebr.data.files.write import FOLDER_MANIFEST, hash_file, read_json, read_man
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
 from ebr.data.speech import Say, speak
 from ebr.errors import ConfigError, DataError, ModelError, first_line
-from ebr.model.card import read_report, write_card
+from ebr.model.card import TRAINING_CONFIG, read_report, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,8 +121,6 @@ def check_output(output: Path, folders: Mapping[str, Path]) -> None:
 
 def _options_beside(folder: Path) -> dict[str, Any]:
     """Options of the run that made an adapter, as a training_config.json beside it tells them."""
-    from ebr.model.facts import TRAINING_CONFIG
-
     path = folder / TRAINING_CONFIG
     if not path.is_file():
         return {}
@@ -240,7 +238,7 @@ def _quantised_cosine(plan: MergePlan, merged: NDArray[np.float32], say: Say) ->
 
 def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str | None) -> dict[str, Any]:
     from ebr.model.base_card import base_card
-    from ebr.model.facts import encoder_facts
+    from ebr.model.encoder.loaded import LoadedModel
 
     return {
         "kind": "model",
@@ -252,5 +250,5 @@ def _manifest(plan: MergePlan, saved: SentenceTransformer, base_sha256: str | No
         "adapter_sha256": hash_file(plan.adapter.weights),
         "training_precision": plan.precision,
         "finetune_type": plan.training.get("finetune_type"),
-        **encoder_facts(saved),
+        **LoadedModel.of(saved).facts(),
     }

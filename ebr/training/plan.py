@@ -22,6 +22,7 @@ from ebr.errors import DataError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.training.loop.disk import DiskNeeds
     from ebr.training.loop.engine import Mixture
     from ebr.training.loop.layouts import Layout
@@ -198,11 +199,13 @@ def _refuse_what_the_split_left_alone(train: list[Example], texts: TextTable, co
         )
 
 
-def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
+def load_for_training(config: FinetuneConfig) -> LoadedModel:
     """The base model, quantised for qlora, with the pooling and at the lengths that it is tuned with."""
     from ebr.model.encoder.encoder import load_encoder, require_transformer
     from ebr.model.encoder.lengths import set_lengths
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.model.files.quantization import compute_dtype
+    from ebr.model.origin import resolve_model
 
     model = load_encoder(
         config.model_name,
@@ -216,7 +219,7 @@ def load_for_training(config: FinetuneConfig) -> SentenceTransformer:
     )
     require_transformer(model, config.spelling("model_name"), config.model_name)
     set_lengths(model, config.max_seq_length, query=config.query_max_len, passage=config.passage_max_len)
-    return model
+    return LoadedModel.of(model, resolve_model(config.model_name))
 
 
 def needs_of_disk(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ebr.data.evaluation.leaks import LeakCheck
     from ebr.model.compute.local_engine import RetrievalEncoder
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.report.write import Measured, Report
     from ebr.training.doctor.report import CheckReport
     from ebr.training.loop.disk import DiskNeeds
@@ -67,7 +68,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     leaks = find_leaks(plan.records(), plan.dataset, plan.texts) if plan.dataset and processes.is_main else None
     if leaks is not None:
         say(leak_line(leaks, ""))
-    model, start = _made_trainable(plan, config, processes, say)
+    start, facts = _made_trainable(plan, config, processes, say)
+    model = start.model
     mixture = mixture_of(plan, model)
     disk = needs_of_disk(plan, model, config, processes, mixture)
     check = None
@@ -76,8 +78,8 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         disk.check()
     plan.texts.drop_forms()
     data_sha256 = hash_files(plan.files)
-    run = run_record(model, config, data_sha256, processes)
-    resume_from = _begin_or_go_on(plan, run, processes, say)
+    run = run_record(start, config, data_sha256, processes)
+    resume_from = _begin_or_go_on(plan, model, run, processes, say)
     if check:
         save_check(check, plan.layout.work)
     judge = _Judge(plan, config, say) if plan.dataset else None
@@ -100,7 +102,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     try:
         if processes.is_main:
-            manifest = model_manifest(model, config, plan, start.facts, data_sha256, record)
+            manifest = model_manifest(model, config, plan, facts, data_sha256, record)
             trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
             make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
             result, failure = trained.finish(make_report, ask or terminal(), say)
@@ -112,34 +114,24 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     return result
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What a model is before it is tuned: its fingerprint, what it was made to be compared by, and its start_facts."""
-
-    sha256: str
-    similarity: str
-    facts: Mapping[str, Any]
-    """Of the process that saves the model; empty in the others."""
-
-
 def _made_trainable(
     plan: FinetunePlan, config: FinetuneConfig, processes: Processes, say: Say
-) -> tuple[SentenceTransformer, _Start]:
-    """The base made trainable, and what it was before. Raises ConfigError where the result of another would be replaced."""
-    from ebr.model.encoder.encoder import similarity_of
-    from ebr.model.files.identity import fingerprint
+) -> tuple[LoadedModel, dict[str, Any]]:
+    """The base made trainable, as what it was before, and its start_facts, in the process that saves the model.
+
+    Raises ConfigError where the result of another would be replaced.
+    """
     from ebr.training.loop.fit import model_info, prepare_model
 
-    model = load_for_training(config)
-    sha256 = fingerprint(model)
-    plan.layout.check_base(config.model_name, sha256, is_adapter=config.finetune_type != "full")
+    start = load_for_training(config)
+    plan.layout.check_base(config.model_name, start.sha256, is_adapter=config.finetune_type != "full")
     # At once, for its files may have been moved by the end.
-    start = _Start(sha256, similarity_of(model), start_facts(model, config, sha256) if processes.is_main else {})
-    prepare_model(model, config)
-    info = model_info(model, config)
+    facts = start_facts(start, config) if processes.is_main else {}
+    prepare_model(start.model, config)
+    info = model_info(start.model, config)
     trainable, total = info["trainable_parameters"], info["total_parameters"]
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    return model, start
+    return start, facts
 
 
 def _checked(
@@ -181,12 +173,18 @@ def _silence(line: str) -> None:
     """What the processes other than the first have to say."""
 
 
-def _begin_or_go_on(plan: FinetunePlan, record: Mapping[str, Any], processes: Processes, say: Say) -> Path | None:
-    """Make room for a new run, or take up the one that the plan's checkpoint belongs to; returns where to resume from."""
+def _begin_or_go_on(
+    plan: FinetunePlan, model: SentenceTransformer, record: Mapping[str, Any], processes: Processes, say: Say
+) -> Path | None:
+    """Make room for a new run, or take up the one that the plan's checkpoint belongs to; returns where to resume from.
+
+    model: as it is prepared for training.
+    """
+    from ebr.model.files.identity import fingerprint
     from ebr.training.loop.checkpoints import check_same_run
 
     if plan.checkpoint:
-        check_same_run(plan.checkpoint, record)
+        check_same_run(plan.checkpoint, record, prepared_sha256=lambda: fingerprint(model))
     processes.wait()  # every process has found its checkpoint before the first moves anything
     if processes.is_main and plan.checkpoint:
         plan.layout.go_on(plan.checkpoint)

@@ -12,13 +12,14 @@ from ebr.config import FinetuneConfig
 from ebr.data.files.write import FOLDER_MANIFEST, write_folder_aside, write_json
 from ebr.data.training.languages import writing_of
 from ebr.errors import MissingPackageError, require_extra
-from ebr.model.card import CARD, read_report, write_card
+from ebr.model.card import CARD, TRAINING_CONFIG, read_report, write_card
 from ebr.training.plan import FinetunePlan
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.data.evaluation.comparison import Comparison
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.report.write import Report
     from ebr.training.loop.fit import TrainingRecord
 
@@ -28,21 +29,21 @@ REPORT = "report.html"
 LOSS_CURVE = "loss_curve.png"
 
 
-def start_facts(model: SentenceTransformer, config: FinetuneConfig, start_sha256: str) -> dict[str, Any]:
-    """What a model is before it is tuned, for the manifest of what it becomes. start_sha256: its fingerprint."""
+def start_facts(start: LoadedModel, config: FinetuneConfig) -> dict[str, Any]:
+    """What a model is before it is tuned, for the manifest of what it becomes."""
     from ebr.model.adapters.adapted import base_of
     from ebr.model.base_card import base_card
     from ebr.model.origin import resolve_model, weight_files_digest
 
-    base = base_of(model)  # under an adapter that is tuned further
-    name = base.name if base else config.model_name
-    source, quantised = resolve_model(name), config.finetune_type == "qlora"
+    base = base_of(start.model)  # under an adapter that is tuned further
+    source = base.source if base else start.source or resolve_model(config.model_name)
+    quantised = config.finetune_type == "qlora"
     return {
-        "base_model": name,
+        "base_model": source.name,
         "base_card": base_card(source),
-        "base_sha256": base.sha256 if base else start_sha256,
+        "base_sha256": base.sha256 if base else start.sha256,
         **({"base_files_sha256": weight_files_digest(source)} if quantised else {}),
-        **({"start_model": config.model_name, "start_sha256": start_sha256} if base else {}),
+        **({"start_model": config.model_name, "start_sha256": start.sha256} if base else {}),
     }
 
 
@@ -55,7 +56,7 @@ def model_manifest(
     record: TrainingRecord,
 ) -> dict[str, Any]:
     """Where a tuned model comes from, and what whoever uses it must know. start: see start_facts."""
-    from ebr.model.facts import encoder_facts
+    from ebr.model.encoder.loaded import LoadedModel
 
     return {
         "kind": "model",
@@ -70,7 +71,7 @@ def model_manifest(
         "weights_step": record.weights_step,
         "trainable_parameters": record.trainable_parameters,
         "total_parameters": record.all_parameters,
-        **encoder_facts(model),
+        **LoadedModel.of(model).facts(),
     }
 
 
@@ -101,7 +102,6 @@ def save_model(
     Raises OSError when the model itself cannot be written.
     """
     from ebr.model.encoder.encoder import save_encoder
-    from ebr.model.facts import TRAINING_CONFIG
     from ebr.model.origin import public_name
     from ebr.retrieval.report.write import write_report
     from ebr.training.loop.layouts import HISTORY

@@ -11,6 +11,7 @@ import pytest
 from ebr.config import FinetuneConfig, VisualizationConfig
 from ebr.data.vectors.embeddings import write_embeddings
 from ebr.model.encoder.pooling import pooling_name
+from ebr.model.files.identity import fingerprint
 from ebr.training.loop import arguments, engine
 from ebr.training.loop import fit as training
 from ebr.training.plan import plan_finetune
@@ -55,7 +56,7 @@ def flat(prefix, record):
 def observe(config, processes=ALONE):
     """Everything that a run is made of, by name, without training."""
     plan = plan_finetune(config, processes.count)
-    model = finetuning.load_for_training(config)
+    model = finetuning.load_for_training(config).model
     training.prepare_model(model, config)
     mixture = finetuning.mixture_of(plan, model)
     parts = engine.build_engine(
@@ -68,7 +69,7 @@ def observe(config, processes=ALONE):
 
 
 def of_model(model):
-    seen = flat("model", {"length": model.max_seq_length, "weights": training.fingerprint(model), "modules": len(model)})
+    seen = flat("model", {"length": model.max_seq_length, "weights": fingerprint(model), "modules": len(model)})
     seen |= flat("model", {"query_length": model[0].query_length, "passage_length": model[0].document_length})
     seen |= flat("model", {"pooling": pooling_name(model), "attention": model[0].model.config._attn_implementation})
     seen |= flat("model", {"trained": [name for name, weight in model.named_parameters() if weight.requires_grad]})
@@ -365,7 +366,7 @@ def test_two_processes_share_the_steps(base, plain):
 )
 def test_lengths_reach_the_tokens_of_a_batch(base, options, query, passage):
     config = FinetuneConfig(**base, **options)
-    plan, model = plan_finetune(config), finetuning.load_for_training(config)
+    plan, model = plan_finetune(config), finetuning.load_for_training(config).model
     parts = engine.build_engine(model, plan.train, [], config, ids=plan.texts.ids, processes=ALONE, mixture=None, say=print)
     (group,) = parts.batches([{"row": 0}, {"row": 1}])["batch"].groups
     # Every text is longer: buy a small red shoe, the red small shoe! and [CLS], [SEP].

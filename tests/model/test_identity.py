@@ -18,7 +18,7 @@ from ebr.data.files.write import read_manifest, write_json
 from ebr.errors import ConfigError, ModelError
 from ebr.inference.command import run_batch_inference
 from ebr.model.encoder.encoder import load_encoder, save_encoder
-from ebr.model.facts import encoder_facts
+from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.origin import resolve_model, weight_files_digest
 from ebr.retrieval.index.command import build_index
 from ebr.retrieval.index.text_index import open_index
@@ -176,7 +176,7 @@ CASES = {
 def seen(folder):
     """What a manifest records of a model, and the vectors of the texts."""
     model = load_encoder(str(folder), trust_remote_code=True)
-    facts = {name: value for name, value in encoder_facts(model).items() if name != "versions"}
+    facts = {name: value for name, value in LoadedModel.of(model).facts().items() if name != "versions"}
     return facts, model.encode([*TEXTS, "Red SHOE"])
 
 

@@ -189,7 +189,7 @@ def test_lengths_of_a_static_model_and_of_a_router_are_told(static, router):
 def test_an_evaluation_cuts_a_static_model_and_a_router(static, router, evaluation_folder, tmp_path):
     for model in (static, router):
         config = EvaluationConfig(models=[model], eval_dataset=evaluation_folder, output_dir=tmp_path / "r", max_seq_length=5)
-        assert kept_length(load_for_evaluation(config, model)) == 5
+        assert kept_length(load_for_evaluation(config, model).model) == 5
         evaluate_retrieval(config, say=lambda _: None)
 
 
@@ -212,7 +212,7 @@ def test_one_length_said_twice_cuts_a_static_model(static, evaluation_folder, tm
     config = EvaluationConfig(
         models=[static], eval_dataset=evaluation_folder, output_dir=tmp_path / "r", query_max_len=5, passage_max_len=5
     )
-    assert kept_length(load_for_evaluation(config, static)) == 5
+    assert kept_length(load_for_evaluation(config, static).model) == 5
 
 
 def test_static_routes_have_each_its_own_length_unless_they_are_one(static):

@@ -191,16 +191,16 @@ ENCODING = {
 @pytest.mark.parametrize("name", ENCODING)
 def test_prompts_and_lengths_reach_the_model(config, tiny_model, name):
     value, look, expected = ENCODING[name]
-    model = evaluation.load_for_evaluation(config.model_copy(update={name: value}), tiny_model)
+    model = evaluation.load_for_evaluation(config.model_copy(update={name: value}), tiny_model).model
     assert look(model) == expected
-    assert look(evaluation.load_for_evaluation(config, tiny_model)) != expected
+    assert look(evaluation.load_for_evaluation(config, tiny_model).model) != expected
 
 
 def test_saved_lengths_stay_when_only_one_of_them_is_given(config, tiny_model, tmp_path, pairs_file):
     tuned = tuned_model(tiny_model, pairs_file, tmp_path / "saved", max_seq_length=256, query_max_len=12, passage_max_len=20)
-    model = evaluation.load_for_evaluation(config.model_copy(update={"query_max_len": 9}), tuned)
+    model = evaluation.load_for_evaluation(config.model_copy(update={"query_max_len": 9}), tuned).model
     assert (model[0].query_length, model[0].document_length) == (9, 20)
-    model = evaluation.load_for_evaluation(config.model_copy(update={"max_seq_length": 30}), tuned)
+    model = evaluation.load_for_evaluation(config.model_copy(update={"max_seq_length": 30}), tuned).model
     assert (model[0].query_length, model[0].document_length, model.max_seq_length) == (None, None, 30)
 
 
@@ -388,9 +388,9 @@ def test_a_model_is_let_go_before_the_next_is_loaded(config, tiny_model, monkeyp
     def load(*arguments):
         gc.collect()
         alive.append(sum(one() is not None for one in loaded))
-        model = real(*arguments)
-        loaded.append(weakref.ref(model))
-        return model
+        found = real(*arguments)
+        loaded.append(weakref.ref(found.model))
+        return found
 
     monkeypatch.setattr(evaluation, "load_for_evaluation", load)
     run(config, models=[tiny_model] * 3)

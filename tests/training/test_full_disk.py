@@ -126,7 +126,7 @@ def test_sizes_are_those_of_what_is_written(config, finetune_type):
     from ebr.training.plan import load_for_training
 
     config.finetune_type = finetune_type
-    model = load_for_training(config)
+    model = load_for_training(config).model
     prepare_model(model, config)
     needs = disk_needs(model, config, pair_layout(config.output_dir, "tiny", "lora"), n_train=27, n_steps=10)
     result, _ = run(config, max_steps=2)

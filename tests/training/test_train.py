@@ -187,7 +187,7 @@ def test_a_step_is_the_mean_over_its_examples_also_for_a_short_last_group(option
 
     from ebr.training.plan import load_for_training
 
-    model = load_for_training(config)
+    model = load_for_training(config).model
     module.prepare_model(model, config)
     for step, groups in enumerate(seen.rows[start : start + 4] for start in (0, 4, 8, 12)):
         named = dict(model.named_parameters())

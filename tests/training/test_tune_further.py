@@ -158,7 +158,7 @@ def test_the_check_looks_at_an_adapter_and_dropout_is_the_runs(first, pairs_file
     from ebr.training.loop.fit import prepare_model
 
     again = config(first, pairs_file, tmp_path / "third", lora_dropout=0.25)
-    model = load_for_training(again)
+    model = load_for_training(again).model
     prepare_model(model, again)
     dropouts = {module.p for name, module in model.named_modules() if "lora_dropout" in name and hasattr(module, "p")}
     assert dropouts == {0.25}

@@ -25,12 +25,11 @@ from ebr.inference.workers.ray import RayWorkers
 from ebr.inference.workers.spec import EngineSpec
 from ebr.model.compute.precision import choose_settings
 from ebr.model.compute.settings import ComputeSettings
-from ebr.model.encoder.encoder import DOT, similarity_of
+from ebr.model.encoder.encoder import DOT
 from ebr.model.encoder.lengths import kept_length
-from ebr.model.encoder.pooling import pooling_name
+from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.encoder.prompts import Role, prompt_for
-from ebr.model.files.identity import architecture, fingerprint, spelling_digest
-from ebr.model.origin import absolute_name
+from ebr.model.origin import absolute_name, resolve_model
 
 Say = Callable[[str], None]
 
@@ -39,15 +38,15 @@ _CALIBRATION_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class ReadyModel:
     """A model that is ready to embed, and everything about it that its vectors depend on."""
 
-    model: SentenceTransformer
+    loaded: LoadedModel
     spec: EngineSpec
     facts: dict[str, Any]
 
 
-def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
+def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
     """Load the model as it will embed documents. Raises ModelError when it cannot be found or loaded."""
     spec = EngineSpec(
         absolute_name(config.model_path),
@@ -60,9 +59,10 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
         truncate_dim=config.truncate_dim,
     )
     model = spec.load()
+    loaded = LoadedModel.of(model, resolve_model(spec.model_path))
     if read_manifest(Path(config.model_path)) is None:
-        say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
-    if config.normalize_embeddings and similarity_of(model) == DOT:
+        say(f"{config.model_path} was not made by ebr: its pooling ({loaded.pooling}) and prompts are taken as they are")
+    if config.normalize_embeddings and loaded.similarity == DOT:
         say(
             f"{config.model_path} was made for inner products: unit vectors make cosines of them; --no_normalize_embeddings, "
             "and ebr index --metric inner_product, keep its own"
@@ -72,10 +72,10 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
     facts = {
         "model": spec.model_path,
         "base_model_path": spec.base_model_path,
-        "model_sha256": fingerprint(model),
-        "architecture": architecture(model),
-        "spelling_sha256": spelling_digest(model),
-        "pooling": pooling_name(model),
+        "model_sha256": loaded.sha256,
+        "architecture": loaded.architecture,
+        "spelling_sha256": loaded.spelling_sha256,
+        "pooling": loaded.pooling,
         "prompt": spec.prompt,
         "query_prompt": prompt_for(model, Role.QUERY),
         "max_seq_length": length,
@@ -83,7 +83,7 @@ def load_for_inference(config: InferenceConfig, say: Say) -> LoadedModel:
         "passage_max_len": None if of_document == length else of_document,
         "normalized": config.normalize_embeddings,
     }
-    return LoadedModel(model, spec, facts)
+    return ReadyModel(loaded, spec, facts)
 
 
 def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOptions) -> dict[str, dict[str, Any]]:
@@ -106,7 +106,7 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
 
 @contextmanager
 def computing(
-    config: InferenceConfig, loaded: LoadedModel, options: PartOptions, source: TableSource, ledger: Ledger, say: Say
+    config: InferenceConfig, ready: ReadyModel, options: PartOptions, source: TableSource, ledger: Ledger, say: Say
 ) -> Iterator[tuple[Workers, ComputeSettings]]:
     """Workers that are ready, with settings that hold for the whole output: those of before, or chosen now on its texts."""
     settings = _settled(ledger, config)
@@ -114,19 +114,19 @@ def computing(
     if config.engine == "ray":
         with closing(RayWorkers(options, num_workers=config.num_workers, address=config.ray_address)) as ray:
             if settings is None:
-                settings, lines = ray.on_worker(_choose_there, loaded.spec, _Choice.of(config, source))
+                settings, lines = ray.on_worker(_choose_there, ready.spec, _Choice.of(config, source, ready.loaded.sha256))
                 for line in lines:
                     say(line)
-            yield ray.with_engine(replace(loaded.spec, settings=settings).build), settings
+            yield ray.with_engine(replace(ready.spec, settings=settings).build), settings
         return
     places = placements(config.num_workers, torch.cuda.device_count(), _cores()) if config.engine == "processes" else []
     n_threads = len(places[0].cores or ()) if places else 0
     if settings is None:
-        settings = _choose(loaded.model, loaded.spec, _Choice.of(config, source), n_threads, say)
+        settings = _choose(ready.loaded.model, ready.spec, _Choice.of(config, source, ready.loaded.sha256), n_threads, say)
     elif not same_engine:
         settings = replace(settings, n_threads=n_threads or torch.get_num_threads())
-    spec = replace(loaded.spec, settings=settings)
-    workers = ProcessWorkers(spec.build, options, places) if places else ShardWorker(spec.on(loaded.model), options)
+    spec = replace(ready.spec, settings=settings)
+    workers = ProcessWorkers(spec.build, options, places) if places else ShardWorker(spec.on(ready.loaded.model), options)
     with closing(workers):
         yield workers, settings
 
@@ -160,9 +160,10 @@ class _Choice:
     min_cosine: float
     torch_compile: str
     token_budget: int | None
+    model_sha256: str
 
     @classmethod
-    def of(cls, config: InferenceConfig, source: TableSource) -> _Choice:
+    def of(cls, config: InferenceConfig, source: TableSource, model_sha256: str) -> _Choice:
         """Some texts of the source, spread over its first rows, and how many there may be in all."""
         texts: list[str] = []
         n_expected = 0
@@ -171,7 +172,15 @@ class _Choice:
             n_expected = round(shard.n_lines / shard.read_share) if not n_expected else n_expected
             if len(texts) >= _CALIBRATION_ROWS:
                 break
-        return cls(texts, n_expected, config.precision, config.min_cosine, config.torch_compile, config.token_budget)
+        return cls(
+            texts=texts,
+            n_texts_expected=n_expected,
+            precision=config.precision,
+            min_cosine=config.min_cosine,
+            torch_compile=config.torch_compile,
+            token_budget=config.token_budget,
+            model_sha256=model_sha256,
+        )
 
 
 def _choose(model: SentenceTransformer, spec: EngineSpec, choice: _Choice, n_threads: int, say: Say) -> ComputeSettings:
@@ -190,6 +199,7 @@ def _choose(model: SentenceTransformer, spec: EngineSpec, choice: _Choice, n_thr
         batch_size=spec.batch_size,
         n_texts_expected=choice.n_texts_expected,
         say=say,
+        model_sha256=choice.model_sha256,
     )
 
 

@@ -40,9 +40,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tok
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base under the adapter of a loaded model. name: as it was found; sha256: its fingerprint, None if not asked for."""
+    """The base under the adapter of a loaded model. sha256: its fingerprint, None if not asked for."""
 
-    name: str
+    source: ModelOrigin
     sha256: str | None
 
 
@@ -148,7 +148,7 @@ def attach(
     else:
         log.info("%s holds no modules.json: pooling, prompts and lengths are taken from the base", adapter.folder)
         _take_tokenizer(adapter, encoder, trust_remote_code=trust_remote_code)
-    encoder.__dict__[_BASE] = BaseRecord(base.name, base_sha256)
+    encoder.__dict__[_BASE] = BaseRecord(base, base_sha256)
     return AdaptedEncoder(encoder, tuner, base, base_sha256)
 
 

@@ -106,6 +106,7 @@ def choose_settings(
     n_texts_expected: int,
     say: Say,
     machine: Machine | None = None,
+    model_sha256: str | None = None,
 ) -> ComputeSettings:
     """How this model is to compute on this machine, found by trying it on some of the texts; the model stays as it is.
 
@@ -113,6 +114,7 @@ def choose_settings(
     once and remembered for this model and machine. torch_compile: always, never, or auto: when the work is over half an hour on
     a CPU and it measures faster. token_budget: None = default_token_budget. n_texts_expected: of the whole run. say: hears one
     line for each candidate and one for the choice. machine: None = this one.
+    model_sha256: of its weights; None = not known yet.
     Raises ConfigError for float16 without a GPU.
     """
     device = model.device.type
@@ -126,7 +128,18 @@ def choose_settings(
         say("the model's base is quantized: it computes as it was loaded")
         return replace(settings := settings_of(model), token_budget=token_budget or settings.token_budget)
     work = _Work(
-        model, role, prompt, texts, min_cosine, torch_compile, batch_size, n_texts_expected, say, machine, token_budget
+        model,
+        role,
+        prompt,
+        texts,
+        min_cosine,
+        torch_compile,
+        batch_size,
+        n_texts_expected,
+        say,
+        machine,
+        token_budget,
+        model_sha256,
     )
     return _remembered_or_found(work) if precision == "auto" else _with_compile(work, _asked_for(work, precision))
 
@@ -146,6 +159,7 @@ class _Work:
     say: Say
     machine: Machine
     token_budget: int | None
+    model_sha256: str | None = None
 
     def settings(self, precision: str, attention: str = PADDED, *, compiled: bool = False) -> ComputeSettings:
         budget = self.token_budget or default_token_budget(self.model, DTYPES[precision])
@@ -171,7 +185,7 @@ class _Work:
         conditions = [self.prompt, self.role.value, self.model.max_seq_length, *lengths, *options, *passes]
         machine = [self.machine.name, self.machine.n_cores, sorted(self.machine.flags), self.model.device.type]
         machine += [torch.get_num_threads(), torch.__version__, transformers.__version__]
-        record = [fingerprint(self.model), architecture(self.model), conditions, machine]
+        record = [self.model_sha256 or fingerprint(self.model), architecture(self.model), conditions, machine]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 

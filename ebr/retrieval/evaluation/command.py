@@ -195,11 +195,11 @@ def _measure_one(plan: EvaluationPlan, name: str, path: str, say: Say) -> list[M
     from ebr.retrieval.evaluation.evidence import measure_encoder
 
     config = plan.config
-    model = load_for_evaluation(config, path)
-    facts, measured = {"path": path, **facts_of(model)}, []
+    loaded = load_for_evaluation(config, path)
+    facts, measured = {"path": path, **facts_of(loaded)}, []
     for dataset in plan.datasets:
         started = time.perf_counter()
-        encode = RetrievalEncoder(model, batch_size=config.batch_size)
+        encode = RetrievalEncoder(loaded.model, batch_size=config.batch_size)
         found = measure_encoder(name, encode, dataset, k=config.k, seed=config.seed, facts=facts)
         seconds = time.perf_counter() - started
         more = {"cut": cut_facts(encode.cut_texts), "seconds": round(seconds, 1)}

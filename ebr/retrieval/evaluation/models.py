@@ -10,8 +10,7 @@ from ebr.config import EvaluationConfig
 from ebr.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.model.origin import ModelOrigin
 
 
@@ -46,19 +45,20 @@ def check_base(base_model_path: str | None, models: Sequence[ModelOrigin]) -> No
         raise ConfigError(f"base_model_path {base_model_path}: the adapters are of several bases ({said}); evaluate them apart")
 
 
-def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransformer:
+def load_for_evaluation(config: EvaluationConfig, path: str) -> LoadedModel:
     """A model with the prompts and lengths of the config, or those that it was saved with."""
     from ebr.model.encoder.encoder import load_encoder
     from ebr.model.encoder.lengths import kept_length, set_lengths
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.model.encoder.prompts import set_prompts
     from ebr.model.origin import is_adapter, resolve_model
 
-    base = config.base_model_path
+    source, base = resolve_model(path), config.base_model_path
     model = load_encoder(
         path,
         trust_remote_code=config.trust_remote_code,
         pooling=config.pooling,
-        base_model_path=base if base is not None and is_adapter(resolve_model(path)) else None,
+        base_model_path=base if base is not None and is_adapter(source) else None,
     )
     if config.prompt is not None or config.query_prompt is not None or config.passage_prompt is not None:
         set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
@@ -68,14 +68,12 @@ def load_for_evaluation(config: EvaluationConfig, path: str) -> SentenceTransfor
         own = (None, None) if config.max_seq_length else (kept_length(model, "query"), kept_length(model, "document"))
         query, passage = config.query_max_len or own[0], config.passage_max_len or own[1]
         set_lengths(model, config.max_seq_length or kept_length(model), query=query, passage=passage)
-    return model
+    return LoadedModel.of(model, source)
 
 
-def facts_of(model: SentenceTransformer) -> dict[str, Any]:
+def facts_of(loaded: LoadedModel) -> dict[str, Any]:
     """What a report says of a model: the facts that a person reads."""
-    from ebr.model.facts import encoder_facts
-
-    facts = encoder_facts(model)
+    facts = loaded.facts()
     for name in ("versions", "architecture", "spelling_sha256"):
         facts.pop(name)
     return facts

@@ -198,18 +198,20 @@ class TextIndex:
 
     def _check_model(self, model: SentenceTransformer) -> None:
         """Refuse a model that does not give the vectors of the index. Raises ModelError that says what differs."""
-        from ebr.model.files.identity import architecture, differences, fingerprint, spelling_digest
+        from ebr.model.encoder.loaded import LoadedModel
+        from ebr.model.files.identity import differences
 
         facts, differs = self._facts, []
         if not facts.get("model_sha256"):
             log.warning("%s: nothing says which model made its vectors; %s is taken at your word", self.path, self.model_path)
             return
-        if fingerprint(model) != facts["model_sha256"]:
+        loaded = LoadedModel.of(model)
+        if loaded.sha256 != facts["model_sha256"]:
             differs.append("its weights differ")
         # Indexes of before do not record these.
         if facts.get("architecture"):
-            differs += differences(facts["architecture"], architecture(model))[:_NAMED]
-        if facts.get("spelling_sha256") and spelling_digest(model) != facts["spelling_sha256"]:
+            differs += differences(facts["architecture"], loaded.architecture)[:_NAMED]
+        if facts.get("spelling_sha256") and loaded.spelling_sha256 != facts["spelling_sha256"]:
             differs.append("its tokenizer differs")
         if differs:
             raise ModelError(

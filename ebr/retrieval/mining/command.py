@@ -26,8 +26,7 @@ from ebr.data.training.files import Record, as_format, read_training_records, to
 from ebr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.mining.report import MiningCounts
     from ebr.retrieval.mining.rules import Mined, Rules
 
@@ -137,7 +136,6 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
     """
     from ebr.model.compute.local_engine import RetrievalEncoder
     from ebr.model.encoder.encoder import COSINE
-    from ebr.model.facts import encoder_facts
     from ebr.retrieval.mining.rules import mine
 
     started = time.perf_counter()
@@ -146,11 +144,11 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
     for line in plan.lines():
         say(line)
     inputs = _input_hashes(plan)
-    model = _load(config)
+    loaded = _load(config)
     home = config.output_path.absolute().parent
     home.mkdir(parents=True, exist_ok=True)
     # The rules are shares of a cosine, and it is by cosine that training compares.
-    encoder = RetrievalEncoder(model, batch_size=config.batch_size, show_progress=False, similarity=COSINE)
+    encoder = RetrievalEncoder(loaded.model, batch_size=config.batch_size, show_progress=False, similarity=COSINE)
     mined = mine(
         plan.records,
         read_corpus(plan.corpus) if plan.corpus else None,
@@ -166,7 +164,7 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
         "kind": KIND,
         "config": config.to_json(),
         "model": config.model_path,
-        **encoder_facts(model),
+        **loaded.facts(),
         **inputs,
         "sha256": hash_file(result.path),
         "format": plan.format.value,
@@ -177,9 +175,11 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
     return result
 
 
-def _load(config: MiningConfig) -> SentenceTransformer:
+def _load(config: MiningConfig) -> LoadedModel:
     from ebr.model.encoder.encoder import load_encoder
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.model.encoder.prompts import set_prompts
+    from ebr.model.origin import resolve_model
 
     model = load_encoder(
         config.model_path,
@@ -189,7 +189,7 @@ def _load(config: MiningConfig) -> SentenceTransformer:
         base_model_path=config.base_model_path,
     )
     set_prompts(model, prompt=config.prompt, query_prompt=config.query_prompt, passage_prompt=config.passage_prompt)
-    return model
+    return LoadedModel.of(model, resolve_model(config.model_path))
 
 
 def _rules(config: MiningConfig) -> Rules:

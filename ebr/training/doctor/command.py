@@ -40,7 +40,6 @@ def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
     Loads the model, and trains nothing.
     Raises EBRError subclasses for what no run could begin with: files that cannot be read, options that contradict each other.
     """
-    from ebr.model.files.identity import fingerprint
     from ebr.training.doctor.report import CheckReport
     from ebr.training.loop.arguments import count_steps
     from ebr.training.loop.disk import disk_needs
@@ -57,8 +56,9 @@ def check_training(config: FinetuneConfig, *, say: Say = speak) -> CheckReport:
     check_machine(config)
     layout = layout_of(config)
     layout.check()
-    model = load_for_training(config)
-    layout.check_base(config.model_name, fingerprint(model), is_adapter=config.finetune_type != "full")
+    loaded = load_for_training(config)
+    model = loaded.model
+    layout.check_base(config.model_name, loaded.sha256, is_adapter=config.finetune_type != "full")
     prepare_model(model, config)
     of_train = after_split(examples, source_of(sources), validation, texts)[0] if sources else []
     of_each = rows_of_each(sources, of_train)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,17 @@ def find_checkpoint(wanted: bool | Path, folder: Path) -> Path:
     return whole[-1]
 
 
-def check_same_run(checkpoint: Path, record: Mapping[str, Any]) -> None:
-    """Refuse to resume with other data, another base or other options: the result would be neither run. Raises ConfigError."""
+def check_same_run(checkpoint: Path, record: Mapping[str, Any], *, prepared_sha256: Callable[[], str] | None = None) -> None:
+    """Refuse to resume with other data, another base or other options: the result would be neither run. Raises ConfigError.
+
+    prepared_sha256: hashes the base with its new adapter, which is what the marks of earlier versions hold of it.
+    """
     saved = read_json(checkpoint / MARK)
     what = {"data_sha256": "the training data", "base_sha256": "the base model's weights"}
-    changed = [f"{text} changed" for key, text in what.items() if saved.get(key) != record[key]]
+    differ = [key for key in what if saved.get(key) != record[key]]
+    if "base_sha256" in differ and prepared_sha256 is not None and saved.get("base_sha256") == prepared_sha256():
+        differ.remove("base_sha256")
+    changed = [f"{what[key]} changed" for key in differ]
     if saved.get("processes", 1) != record.get("processes", 1):
         changed.append(f"there were {saved.get('processes', 1)} processes, are {record.get('processes', 1)}")
     if "architecture" in saved and saved["architecture"] != record["architecture"]:

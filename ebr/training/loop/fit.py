@@ -30,8 +30,9 @@ from ebr.model.adapters.attach import (
     trainable_share,
 )
 from ebr.model.encoder.encoder import COSINE
+from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.encoder.prompts import set_prompts
-from ebr.model.files.identity import architecture, fingerprint, spelling_digest
+from ebr.model.files.identity import architecture
 from ebr.model.files.quantization import check_bitsandbytes
 from ebr.training.batches.collator import Collator
 from ebr.training.batches.sampling import EpochBatches, is_needed
@@ -210,16 +211,18 @@ def _watch(model: SentenceTransformer, config: FinetuneConfig, work: Path, say: 
     )
 
 
-def run_record(
-    model: SentenceTransformer, config: FinetuneConfig, data_sha256: str, processes: Processes = ALONE
-) -> dict[str, Any]:
-    """What a checkpoint must agree with to be resumed: the options, the data, the prepared model, how many share a batch."""
+def run_record(start: LoadedModel, config: FinetuneConfig, data_sha256: str, processes: Processes = ALONE) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed: the options, the data, the model, how many share a batch.
+
+    start: what the model was before it was prepared; it is prepared by now. Where a new adapter begins does not count: the
+    checkpoint holds what became of it.
+    """
     return {
         "config": config.to_json(),
         "data_sha256": data_sha256,
-        "base_sha256": fingerprint(model),
-        "architecture": architecture(model),
-        "spelling_sha256": spelling_digest(model),
+        "base_sha256": start.sha256,
+        "architecture": architecture(start.model),
+        "spelling_sha256": start.spelling_sha256,
         "processes": processes.count,
     }
 
