@@ -103,7 +103,7 @@ class Run:
             with closing(workers):
                 ledger.begin(ledger.settings or {"token_budget": 64})
                 if self.key and ledger.brought_up_to_date:
-                    fill_store(self.out, ledger.brought_up_to_date, output.options)
+                    fill_store(self.out, ledger.brought_up_to_date, output.options, output.digests)
                 return embed_source(source, output, ledger, workers, self.shard_rows, self.facts)
 
 

@@ -264,7 +264,7 @@ def run_batch_inference(config: InferenceConfig, *, say: Say = speak) -> Inferen
         with computing(config, loaded, output.options, plan.source, ledger, say) as (workers, settings):
             ledger.begin(settings.to_json(), asked_for(config))
             if output.options.incremental and ledger.brought_up_to_date:
-                fill_store(config.output_path, ledger.brought_up_to_date, output.options)
+                fill_store(config.output_path, ledger.brought_up_to_date, output.options, output.digests)
             facts = {
                 **loaded.facts,
                 "config": config.to_json(),

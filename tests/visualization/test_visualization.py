@@ -231,7 +231,7 @@ def test_a_redraw_does_not_read_the_vectors(here, monkeypatch, name):
     path = write(here / name, blobs(20), other=[f"o{row % 4}" for row in range(20)])
     first, _ = run(path, here)
     kept = first.page.read_bytes()
-    monkeypatch.setattr(embeddings.EmbeddingFiles, "read", None)
+    monkeypatch.setattr(embeddings.VerifiedEmbeddings, "read", None)
     again, _ = run(path, here)
     assert again.page.read_bytes() == kept
     run(path, here, title="other", label_column="other", theme="dark", output_path=here / "map.svg")
@@ -256,8 +256,10 @@ def test_vectors_that_change_between_two_readings_are_refused(here, monkeypatch)
     path = write(here / "v.npy", blobs(20))
     (here / "v.npy.manifest.json").unlink()
     run(path, here)
-    real = embeddings.EmbeddingFiles.read
-    monkeypatch.setattr(embeddings.EmbeddingFiles, "read", lambda *a, **k: np.save(path, blobs(20, seed=1)) or real(*a, **k))
+    real = embeddings.VerifiedEmbeddings.read
+    monkeypatch.setattr(
+        embeddings.VerifiedEmbeddings, "read", lambda *a, **k: np.save(path, blobs(20, seed=1)) or real(*a, **k)
+    )
     with pytest.raises(DataError, match=r"v.npy: changed while it was read; draw the map again"):
         run(path, here, method="tsne")
 

@@ -197,3 +197,19 @@ def hash_file(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class Digests:
+    """hash_file of files that several ask for: each is hashed once, and again when it has changed since."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+    def of(self, path: Path) -> str:
+        """sha256 of a file's content."""
+        stat = path.stat()
+        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        known = self._known.get(path)
+        if known is None or known[0] != state:
+            self._known[path] = known = (state, hash_file(path))
+        return known[1]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ebr.data.files.places import place_of
-from ebr.data.files.write import described, hash_file, manifest_path, read_manifest, write_files_aside, write_json
+from ebr.data.files.write import Digests, described, hash_file, manifest_path, read_manifest, write_files_aside, write_json
 from ebr.data.result_tables import DataFrame, Table
 from ebr.data.tables.cells import VECTOR
 from ebr.data.vectors.batch import Columns, VectorBatch, Vectors
@@ -73,18 +73,21 @@ def iterate_embeddings(
     batch_rows: int = 4096,
     *,
     vector_column: str | None = None,
+    digests: Digests | None = None,
 ) -> Iterator[Embeddings]:
     """The same rows, at most batch_rows at a time, in the memory of one batch.
 
-    The hash of a file is verified before its first row is given, the number of rows after the last one.
+    The hash of a file is verified before its first row is given, the number of rows after the last one. digests: that others
+    took of the files, or will.
     """
-    return find_embeddings(path, delimiter, vector_column=vector_column).batches(columns, batch_rows)
+    return find_embeddings(path, delimiter, vector_column=vector_column, digests=digests).batches(columns, batch_rows)
 
 
 @dataclass(frozen=True)
-class EmbeddingFiles:
+class VerifiedEmbeddings:
     """The files of one result, in order, how to read them, and the hashes they must have ({}: made elsewhere).
 
+    However often they are read, a file is hashed once: before its first row is given, or when the fingerprint is asked for.
     texts: the columns of each file that are text, by what was found in those made elsewhere; None = all but the vector.
     left_out: their other columns, and what they are.
     """
@@ -98,6 +101,7 @@ class EmbeddingFiles:
     vector_column: str | None = VECTOR
     texts: Mapping[Path, Sequence[str]] | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests, repr=False, compare=False)
 
     def fingerprint(self) -> str:
         """sha256 over all that a reading depends on: what the files hold, in order, and how they are read.
@@ -107,10 +111,24 @@ class EmbeddingFiles:
         digest = sha256(json.dumps([self.format.value, self.delimiter, self.vector_column]).encode())
         for file in self.files:
             for written in files_of(file, self.format):
-                found = hash_file(written) if written.is_file() else "none"
-                _refuse_change(self, written, found)
-                digest.update(found.encode())
+                digest.update((self._verified(written) if written.is_file() else "none").encode())
         return digest.hexdigest()
+
+    def verify(self, file: Path) -> None:
+        """Compare the hashes of one vector file. Raises DataError when it changed."""
+        for written in files_of(file, self.format):
+            if written in self.hashes:
+                self._verified(written)
+
+    def _verified(self, written: Path) -> str:
+        """The hash of a file that is as its manifest says. Raises DataError for another."""
+        digest = self.digests.of(written)
+        if self.hashes.get(written, digest) != digest:
+            manifest = manifest_path(self.path).name
+            raise DataError(
+                f"{written}: differs from what its manifest recorded; delete it and embed again, or delete {manifest}"
+            )
+        return digest
 
     def batches(self, columns: Mapping[str, str] | None = None, batch_rows: int = 4096) -> Iterator[Embeddings]:
         """The same rows, at most batch_rows at a time, as iterate_embeddings gives them."""
@@ -135,25 +153,32 @@ class EmbeddingFiles:
 
 
 def find_embeddings(
-    path: Path, delimiter: str = "\x01", option: str = "embeddings_path", *, vector_column: str | None = None
-) -> EmbeddingFiles:
+    path: Path,
+    delimiter: str = "\x01",
+    option: str = "embeddings_path",
+    *,
+    vector_column: str | None = None,
+    digests: Digests | None = None,
+) -> VerifiedEmbeddings:
     """The files of a result, unread: by its manifest, or, for one made elsewhere, by what a line says is assumed.
 
-    option: what names the path. vector_column: as read_embeddings has it. Raises DataError when something is absent or
-    its manifest cannot be used.
+    option: what names the path. vector_column: as read_embeddings has it. digests: as iterate_embeddings has them.
+    Raises DataError when something is absent or its manifest cannot be used.
     """
     if not path.exists():
         raise DataError(f"{option} {path}: no such file; run the inference stage first")
     path = described(path)
-    manifest = read_manifest(path)
+    manifest, digests = read_manifest(path), digests or Digests()
     if manifest is not None:
-        return _found_by_manifest(path, manifest)
+        return _found_by_manifest(path, manifest, digests)
     found = find_foreign(path, delimiter, option, vector_column)
     texts = {file: [name for name in layout.texts if name in found.texts] for file, layout in found.layouts.items()}
-    return EmbeddingFiles(path, list(texts), found.format, found.delimiter, None, {}, vector_column, texts, found.left_out)
+    return VerifiedEmbeddings(
+        path, list(texts), found.format, found.delimiter, None, {}, vector_column, texts, found.left_out, digests
+    )
 
 
-def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> EmbeddingFiles:
+def _found_by_manifest(path: Path, manifest: dict[str, Any], digests: Digests) -> VerifiedEmbeddings:
     mend = f"delete {manifest_path(path)} to load {path.name} as made elsewhere"
     if manifest.get("kind") != _KIND:
         raise DataError(f"{path}: its manifest is that of {manifest.get('kind')!r}, not of embeddings; {mend}")
@@ -173,7 +198,8 @@ def _found_by_manifest(path: Path, manifest: dict[str, Any]) -> EmbeddingFiles:
         raise DataError(
             f"{path}: {', '.join(missing[:3]) or 'every file'} of its manifest is missing; put it back or embed again"
         )
-    return EmbeddingFiles(path, [file for file in hashes if not is_rows_file(file)], fmt, delimiter, manifest, hashes)
+    in_order = [file for file in hashes if not is_rows_file(file)]
+    return VerifiedEmbeddings(path, in_order, fmt, delimiter, manifest, hashes, digests=digests)
 
 
 def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str]) -> None:
@@ -186,14 +212,14 @@ def _refuse_strangers(folder: Path, fmt: VectorFormat, hashes: Mapping[Path, str
         raise DataError(f"{folder}: {names} is not in its manifest; move it out of the folder, or embed again")
 
 
-def _batches(found: EmbeddingFiles, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[Embeddings]:
+def _batches(found: VerifiedEmbeddings, columns: Mapping[str, str] | None, batch_rows: int) -> Iterator[Embeddings]:
     """All rows, checked against the manifest; the last checks come after the last batch."""
     manifest = found.manifest
     n_rows, dim = 0, None if manifest is None else manifest["dim"]
     names = None if found.texts is None else list(dict.fromkeys(name for texts in found.texts.values() for name in texts))
     names = names if columns is None else list(columns)
     for file in found.files:
-        _verify(found, file)
+        found.verify(file)
         for batch in _file_batches(found, file, columns, batch_rows):
             dim = dim or batch.vectors.shape[1]
             names = list(batch.columns) if names is None else names
@@ -213,7 +239,7 @@ def _batches(found: EmbeddingFiles, columns: Mapping[str, str] | None, batch_row
 
 
 def _file_batches(
-    found: EmbeddingFiles, file: Path, columns: Mapping[str, str] | None, batch_rows: int
+    found: VerifiedEmbeddings, file: Path, columns: Mapping[str, str] | None, batch_rows: int
 ) -> Iterator[VectorBatch]:
     if columns is None and found.texts is not None:
         columns = dict.fromkeys(found.texts[file], "")
@@ -225,19 +251,6 @@ def _file_batches(
         batch_rows=batch_rows,
         vector_column=found.vector_column,
     )
-
-
-def _verify(found: EmbeddingFiles, file: Path) -> None:
-    """Compare the hashes of one vector file. Raises DataError when it changed."""
-    for written in files_of(file, found.format):
-        if written in found.hashes:
-            _refuse_change(found, written, hash_file(written))
-
-
-def _refuse_change(found: EmbeddingFiles, written: Path, digest: str) -> None:
-    if found.hashes.get(written, digest) != digest:
-        manifest = manifest_path(found.path).name
-        raise DataError(f"{written}: differs from what its manifest recorded; delete it and embed again, or delete {manifest}")
 
 
 def write_embeddings(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ebr.data.files.write import read_manifest
+from ebr.data.files.write import Digests, read_manifest
 from ebr.data.vectors.embeddings import iterate_embeddings
 from ebr.inference.job.ledger import Finished
 from ebr.inference.job.parts import PartOptions
@@ -22,9 +22,10 @@ _CUT = 2 * DIGEST_BYTES
 _UNSAID = 2
 
 
-def fill_store(output_path: Path, finished: Finished, options: PartOptions) -> None:
+def fill_store(output_path: Path, finished: Finished, options: PartOptions, digests: Digests) -> None:
     """Put every row of a finished output into the store, once; nothing when it is not there any more, or less exact than asked.
 
+    digests: that the run takes of the output's files.
     Killed meanwhile, it begins anew: a store is whole or not used.
     """
     assert options.store_path is not None
@@ -39,9 +40,9 @@ def fill_store(output_path: Path, finished: Finished, options: PartOptions) -> N
         if not all(options.digests_path(key).is_file() for key in finished.keys):
             log.warning("%s: the record of its keys is gone: no vector of it is taken over", output_path)
             return
-        digests = _Table(options.digests_path(key) for key in finished.keys)
-        for batch in iterate_embeddings(output_path, options.schema.delimiter, columns={}):
-            keys, texts, cut = digests.take(len(batch.vectors))
+        of_rows = _Table(options.digests_path(key) for key in finished.keys)
+        for batch in iterate_embeddings(output_path, options.schema.delimiter, columns={}, digests=digests):
+            keys, texts, cut = of_rows.take(len(batch.vectors))
             rows = [row_digest(key, text) for key, text in zip(keys, texts, strict=True)]
             store.add(rows, batch.vectors, cut=cut, keys=keys)
         store.add([], np.empty((0, 0), dtype=np.float32), keys=[ready])

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ebr.data.files.asides import put_file, remove
-from ebr.data.files.write import hash_file, manifest_path, naming, read_manifest, write_aside, write_files_aside
+from ebr.data.files.write import Digests, hash_file, manifest_path, naming, read_manifest, write_aside, write_files_aside
 from ebr.data.vectors.batch import Vectors
 from ebr.data.vectors.embeddings import iterate_embeddings, write_embeddings_manifest
 from ebr.data.vectors.formats import files_of, join_parts
@@ -75,10 +75,15 @@ class Output:
         return read_manifest(self.path) or {}
 
     @cached_property
+    def digests(self) -> Digests:
+        """Of the output that was there when the run began: what is taken from it is checked each time, and hashed once."""
+        return Digests()
+
+    @cached_property
     def _is_as_finished(self) -> bool:
         """Whether the file is the one that its manifest describes, by its hashes."""
         for file in files_of(self.path, self.options.format):
-            if not file.is_file() or hash_file(file) != self._manifest.get("files", {}).get(file.name):
+            if not file.is_file() or self.digests.of(file) != self._manifest.get("files", {}).get(file.name):
                 log.warning("%s: is not as it was finished; what only it held is done again", file)
                 return False
         return True
@@ -142,7 +147,7 @@ class Output:
 
     def _cut_out(self, wanted: dict[str, PartRecord], finished: Finished) -> None:
         """Parts that are only in the finished file any more become files of their own again."""
-        rows = _Rows(self.path, self.options.schema.delimiter)
+        rows = _Rows(self.path, self.options.schema.delimiter, self.digests)
         for key, n_rows in zip(finished.keys, finished.n_rows, strict=True):
             columns, vectors = rows.take(n_rows)
             if key in wanted:
@@ -177,8 +182,8 @@ def _link(before: Path, after: Path) -> None:
 class _Rows:
     """The rows of a vector file, taken from the front in pieces of any size."""
 
-    def __init__(self, path: Path, delimiter: str) -> None:
-        self._batches = iterate_embeddings(path, delimiter)
+    def __init__(self, path: Path, delimiter: str, digests: Digests) -> None:
+        self._batches = iterate_embeddings(path, delimiter, digests=digests)
         self._columns: dict[str, list[str | None]] = {}
         self._vectors: list[Vectors] = []
 

@@ -15,7 +15,7 @@ from ebr.data.text.counted import counted
 from ebr.errors import ConfigError, DataError, require_extra
 
 if TYPE_CHECKING:
-    from ebr.data.vectors.embeddings import EmbeddingFiles
+    from ebr.data.vectors.embeddings import VerifiedEmbeddings
     from ebr.retrieval.index.kinds import IndexSpec
     from ebr.retrieval.index.source import VectorSource
     from ebr.retrieval.index.store import Sidecar
@@ -87,7 +87,7 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None, model)
 
 
-def _vector_files(config: IndexConfig, option: str) -> EmbeddingFiles:
+def _vector_files(config: IndexConfig, option: str) -> VerifiedEmbeddings:
     from ebr.data.vectors.embeddings import find_embeddings
 
     delimiter = parse_delimiter(config.delimiter)

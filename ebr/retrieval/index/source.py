@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ebr.data.files.write import hash_file, manifest_path
 from ebr.data.text.cut_texts import CutTexts
 from ebr.data.vectors.batch import Columns, Vectors
-from ebr.data.vectors.embeddings import EmbeddingFiles
+from ebr.data.vectors.embeddings import VerifiedEmbeddings
 from ebr.errors import DataError
 from ebr.retrieval.index.kinds import Metric
 
@@ -47,7 +47,7 @@ class VectorSource:
     id_column: None = ids are row numbers, from first_id on. keep: the columns that are stored, None = all.
     """
 
-    files: EmbeddingFiles
+    files: VerifiedEmbeddings
     id_column: str | None
     keep: tuple[str, ...] | None
     metric: Metric
@@ -107,7 +107,7 @@ class VectorSource:
 
 
 def open_source(
-    files: EmbeddingFiles, id_column: str | None, keep: Sequence[str] | None, metric: Metric, *, first_id: int = 0
+    files: VerifiedEmbeddings, id_column: str | None, keep: Sequence[str] | None, metric: Metric, *, first_id: int = 0
 ) -> VectorSource:
     """Look at the rows of find_embeddings: how many is in their manifest; without a manifest they are read once to count.
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ebr.data.vectors.batch import Columns, Vectors
-from ebr.data.vectors.embeddings import EmbeddingFiles, find_embeddings
+from ebr.data.vectors.embeddings import VerifiedEmbeddings, find_embeddings
 from ebr.errors import DataError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _in_memory(vectors: Vectors, digest: str) -> MapVectors:
     return MapVectors((vectors.shape[0], vectors.shape[1]), digest, lambda: vectors)
 
 
-def _read_again(files: EmbeddingFiles, digest: str) -> Vectors:
+def _read_again(files: VerifiedEmbeddings, digest: str) -> Vectors:
     from ebr.visualization.map.cache import digest_of
 
     vectors = files.read(columns={}).vectors
