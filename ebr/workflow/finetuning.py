@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
-from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.leaks import find_leaks, leak_line
 from ebr.data.files.write import hash_files
 from ebr.data.speech import Ask, Say, speak, terminal
-from ebr.data.text.cut_texts import cut_facts
 from ebr.errors import first_line
-from ebr.retrieval.evaluation.command import dataset_origin, report_facts
-from ebr.retrieval.evaluation.leak_check import CHOSEN_HERE
+from ebr.retrieval.evaluation.command import dataset_origin
 from ebr.training.doctor.diagnosis import diagnose, save_check
+from ebr.training.manifest import model_manifest, start_facts
 from ebr.training.plan import FinetunePlan, load_for_training, mixture_of, needs_of_disk, plan_finetune
 from ebr.workflow.finishing import FinetuneResult, TrainedModel
-from ebr.workflow.model_folder import model_manifest, start_facts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.data.evaluation.leaks import LeakCheck
-    from ebr.model.compute.local_engine import RetrievalEncoder
     from ebr.model.encoder.loaded import LoadedModel
-    from ebr.retrieval.report.write import Measured, Report
+    from ebr.retrieval.evaluation.evaluator import RetrievalEvaluator
     from ebr.training.doctor.report import CheckReport
     from ebr.training.loop.disk import DiskNeeds
     from ebr.training.resources.processes import Processes
-
-_NO_NEWS = {
-    "architecture", "base_card", "config", "data", "kind", "languages", "n_steps", "scripts", "spelling_sha256",
-    "total_parameters", "trainable_parameters", "versions", "weights_step",
-}  # fmt: skip
-"""Of a manifest, what a report says elsewhere or not at all."""
-_K = 100
-"""Documents ranked a query: as deep as Recall@100 looks."""
 
 
 def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask: Ask | None = None) -> FinetuneResult:
@@ -82,9 +69,9 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     resume_from = _begin_or_go_on(plan, model, run, processes, say)
     if check:
         save_check(check, plan.layout.work)
-    judge = _Judge(plan, config, say) if plan.dataset else None
-    if judge and processes.is_main:
-        judge.begin(model, {"model_sha256": start.sha256}, start.similarity)
+    evaluator = _evaluator(plan, config, say)
+    if evaluator and processes.is_main:
+        evaluator.begin(model, {"model_sha256": start.sha256}, start.similarity)
     record = fine_tune(
         model,
         plan.train,
@@ -94,7 +81,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         work=plan.layout.work,
         record=run,
         resume_from=resume_from,
-        evaluate=judge,
+        evaluate=evaluator,
         processes=processes,
         mixture=mixture,
         say=say,
@@ -104,7 +91,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         if processes.is_main:
             manifest = model_manifest(model, config, plan, facts, data_sha256, record)
             trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
-            make_report = partial(judge.report, model, str(plan.layout.final), manifest, leaks) if judge else None
+            make_report = partial(evaluator.report, model, str(plan.layout.final), manifest, leaks) if evaluator else None
             result, failure = trained.finish(make_report, ask or terminal(), say)
     finally:
         processes.leave()
@@ -198,64 +185,10 @@ def _begin_or_go_on(
     return resume_from
 
 
-class _Judge:
-    """Evaluates a model on the evaluation set: what it was before, how it is on the way, and what it has become.
+def _evaluator(plan: FinetunePlan, config: FinetuneConfig, say: Say) -> RetrievalEvaluator | None:
+    """Of the evaluation set, and of the set of forgetting; None where there is nothing to evaluate on."""
+    from ebr.retrieval.evaluation.evaluator import RetrievalEvaluator
 
-    On the set of forgetting, where there is one, before and after only.
-    """
-
-    def __init__(self, plan: FinetunePlan, config: FinetuneConfig, say: Say) -> None:
-        given = [(plan.dataset, config.eval_dataset), (plan.forgetting, config.forgetting_dataset)]
-        self.sets = [(dataset, dataset_origin(folder)) for dataset, folder in given if dataset and folder]
-        self.dataset = self.sets[0][0]
-        self.config = config
-        self.say = say
-        self.base: list[Measured] = []
-
-    def __call__(self, model: SentenceTransformer, step: int) -> dict[str, float]:
-        from ebr.retrieval.measures.measurement import evaluate_encoder
-
-        evaluation = evaluate_encoder(self._encoder(model), self.dataset)
-        self.say(f"step {step}: nDCG@10 {evaluation.mean('ndcg@10'):.4f} on {self.dataset.name}")
-        return evaluation.means()
-
-    def begin(self, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str) -> None:
-        """Measure the base, with the prompts and lengths of tuning and by the similarity that it was made for."""
-        self.base = self._measure(self.config.model_name, model, facts, similarity)
-        for measured in self.base:
-            self.say(f"base: nDCG@10 {measured.evaluation.mean('ndcg@10'):.4f} on {measured.evaluation.dataset}")
-
-    def report(self, model: SentenceTransformer, name: str, facts: Mapping[str, Any], leaks: LeakCheck | None) -> Report:
-        """The base against the model as it is now."""
-        from ebr.retrieval.evaluation.evidence import report_on
-        from ebr.retrieval.report.write import Report
-
-        known = {key: value for key, value in facts.items() if key not in _NO_NEWS}
-        # A model tuned in place has the name of its base.
-        tuned = self._measure(f"{name} (tuned)" if name == self.base[0].name else name, model, known)
-        main, *forgetting = [
-            report_on(dataset, pair, k=_K, seed=self.config.seed, baselines=True, facts=origin)
-            for (dataset, origin), pair in zip(self.sets, zip(self.base, tuned, strict=True), strict=True)
-        ]
-        note = CHOSEN_HERE.text() if self.config.early_stopping_patience else ""
-        return Report(main, next(iter(forgetting), None), leaks, note, report_facts(self.config.to_json()))
-
-    def _measure(
-        self, name: str, model: SentenceTransformer, facts: Mapping[str, Any], similarity: str | None = None
-    ) -> list[Measured]:
-        """On every set."""
-        from ebr.model.compute.serving import as_served
-        from ebr.retrieval.evaluation.evidence import measure_encoder
-
-        def measure(dataset: EvaluationSet) -> Measured:
-            encode = self._encoder(model, similarity)  # a new one: it counts the texts that it cut
-            measured = measure_encoder(name, encode, dataset, k=_K, seed=self.config.seed, facts=facts)
-            return replace(measured, facts={**measured.facts, "cut": cut_facts(encode.cut_texts)})
-
-        with as_served(model):
-            return [measure(dataset) for dataset, _ in self.sets]
-
-    def _encoder(self, model: SentenceTransformer, similarity: str | None = None) -> RetrievalEncoder:
-        from ebr.model.compute.local_engine import RetrievalEncoder
-
-        return RetrievalEncoder(model, batch_size=self.config.eval_batch_size, similarity=similarity)
+    given = [(plan.dataset, config.eval_dataset), (plan.forgetting, config.forgetting_dataset)]
+    sets = [(dataset, dataset_origin(folder)) for dataset, folder in given if dataset and folder]
+    return RetrievalEvaluator(sets, config, say) if plan.dataset else None

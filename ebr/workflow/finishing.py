@@ -11,9 +11,10 @@ from ebr.config import FinetuneConfig
 from ebr.data.files.write import reason_of
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 from ebr.data.speech import Ask, Say
+from ebr.training.manifest import write_summary
 from ebr.training.plan import FinetunePlan
 from ebr.training.rescue import FinishedModel
-from ebr.workflow.model_folder import LOSS_CURVE, REPORT, save_model, write_summary
+from ebr.workflow.model_folder import LOSS_CURVE, REPORT, save_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
