@@ -65,9 +65,9 @@ def test_after_a_failure_only_the_rest_is_computed_and_the_output_is_the_same_to
         run.go(before)
     engine = FakeEngine()
     done = run.go(engine)
-    assert done.n_kept >= 2
+    assert done.n_kept >= 1  # of four shards computed: writing goes on behind the computing
     assert (done.n_rows, done.n_encoded) == (20, done.n_fresh)
-    assert len(engine.seen) <= 20 - 2 * 3
+    assert len(engine.seen) <= 20 - 3
     assert set(engine.seen) | set(before.seen) == {f"text {table}{i}" for table in "bd" for i in range(12) if i % 5 != 4}
     assert_as_if_undisturbed(run)
 
