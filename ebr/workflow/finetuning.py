@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ebr.retrieval.evaluation.evaluator import RetrievalEvaluator
     from ebr.training.doctor.report import CheckReport
     from ebr.training.loop.disk import DiskNeeds
+    from ebr.training.loop.engine import Mixture
     from ebr.training.resources.processes import Processes
 
 
@@ -52,23 +54,14 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
-    leaks = find_leaks(plan.records(), plan.dataset, plan.texts) if plan.dataset and processes.is_main else None
-    if leaks is not None:
-        say(leak_line(leaks, ""))
-    start, facts = _made_trainable(plan, config, processes, say)
-    model = start.model
-    mixture = mixture_of(plan, model)
-    disk = needs_of_disk(plan, model, config, processes, mixture)
-    check = None
-    if processes.is_main:
-        check = _checked(plan, model, config, processes, leaks, disk, say)
-        disk.check()
+    prepared = _prepared(plan, config, processes, say)
+    start, model = prepared.start, prepared.start.model
     plan.texts.drop_forms()
     data_sha256 = hash_files(plan.files)
     run = run_record(start, config, data_sha256, processes)
     resume_from = _begin_or_go_on(plan, model, run, processes, say)
-    if check:
-        save_check(check, plan.layout.work)
+    if prepared.check:
+        save_check(prepared.check, plan.layout.work)
     evaluator = _evaluator(plan, config, say)
     if evaluator and processes.is_main:
         evaluator.begin(model, {"model_sha256": start.sha256}, start.similarity)
@@ -83,15 +76,16 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         resume_from=resume_from,
         evaluate=evaluator,
         processes=processes,
-        mixture=mixture,
+        mixture=prepared.mixture,
         say=say,
     )
     result, failure = FinetuneResult(plan.layout.final, record, None, None), None
     try:
         if processes.is_main:
-            manifest = model_manifest(model, config, plan, facts, data_sha256, record)
-            trained = TrainedModel(model, config, plan, record, manifest, disk.finished)
-            make_report = partial(evaluator.report, model, str(plan.layout.final), manifest, leaks) if evaluator else None
+            manifest = model_manifest(model, config, plan, prepared.facts, data_sha256, record)
+            trained = TrainedModel(model, config, plan, record, manifest, prepared.disk.finished)
+            name, leaks = str(plan.layout.final), prepared.leaks
+            make_report = partial(evaluator.report, model, name, manifest, leaks) if evaluator else None
             result, failure = trained.finish(make_report, ask or terminal(), say)
     finally:
         processes.leave()
@@ -99,6 +93,40 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         say(f"the model is saved in {result.model_path}, but its report could not be made; ebr evaluate makes one")
         raise failure
     return result
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model that is ready to be trained, and what was found out on the way.
+
+    start: what it was before; its model is the one that is trained. facts: see start_facts; empty in the processes that do not
+    save the model. check, leaks: None where they were not made.
+    """
+
+    start: LoadedModel
+    facts: Mapping[str, Any]
+    mixture: Mixture | None
+    disk: DiskNeeds
+    leaks: LeakCheck | None
+    check: CheckReport | None
+
+
+def _prepared(plan: FinetunePlan, config: FinetuneConfig, processes: Processes, say: Say) -> _Prepared:
+    """Load the model and make it trainable; check records, options and machine in the first process.
+
+    Raises ConfigError where the result of another would be replaced, and where the disk has no room.
+    """
+    leaks = find_leaks(plan.records(), plan.dataset, plan.texts) if plan.dataset and processes.is_main else None
+    if leaks is not None:
+        say(leak_line(leaks, ""))
+    start, facts = _made_trainable(plan, config, processes, say)
+    mixture = mixture_of(plan, start.model)
+    disk = needs_of_disk(plan, start.model, config, processes, mixture)
+    check = None
+    if processes.is_main:
+        check = _checked(plan, start.model, config, processes, leaks, disk, say)
+        disk.check()
+    return _Prepared(start, facts, mixture, disk, leaks, check)
 
 
 def _made_trainable(

@@ -326,7 +326,7 @@ def test_saver_leaves_a_save_alone_that_another_asked_for():
     assert (saver.due, control.should_save) == (None, True)
 
 
-# ---------------------------------------------------------------- the brake
+# ---------------------------------------------------------------- the graceful stop
 
 
 def end_step(graceful_stop):

@@ -16,7 +16,7 @@ from ebr.errors import ModelError
 from ebr.model.adapters.attach import train_every_weight
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.text_reader import TextReader
-from ebr.training.batches import gradient_cache as microbatches
+from ebr.training.batches import gradient_cache
 from ebr.training.batches.collator import Batch, TextGroup
 from ebr.training.batches.gradient_cache import GradientCache
 from ebr.training.loop import recovery
@@ -160,7 +160,7 @@ def assert_undisturbed(loss, found, undisturbed, times=1):
 @pytest.fixture(autouse=True)
 def few_passes(monkeypatch):
     """As few micro-batches as the budget allows: with 128 tokens, the two long texts, and the eight others."""
-    monkeypatch.setattr(microbatches, "PASS_COST_CPU", 10_000)
+    monkeypatch.setattr(gradient_cache, "PASS_COST_CPU", 10_000)
     # Half a second in a process with torch in it.
     monkeypatch.setattr(recovery, "gc", SimpleNamespace(collect=lambda: None))
 

@@ -29,6 +29,8 @@ from ebr.errors import DataError, first_line
 ROWS_SUFFIX = ".rows.parquet"
 """How the file beside `x.npy` ends: x.rows.parquet holds the columns, row by row as the vectors."""
 
+_OBJECTS = "Python objects, which are not unpickled"
+_BYTES = "bytes that are no array"
 _COPY_BYTES = 1 << 20
 
 
@@ -132,10 +134,6 @@ def _cell_batches(path: Path, columns: Mapping[str, str] | None, n_rows: int, ba
         raise DataError(f"{path}: {n_rows} vectors, but {count_parquet_rows(beside)} rows in {beside.name}; write both again")
     else:
         yield from read_rows_beside(beside, {name: (columns or {}).get(name, "") for name in names}, batch_rows)
-
-
-_OBJECTS = "Python objects, which are not unpickled"
-_BYTES = "bytes that are no array"
 
 
 def npz_layout(path: Path, vector_column: str | None) -> Layout:

@@ -11,22 +11,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ebr.config.options import Language
+from ebr.data.evaluation.comparison import HEADLINES
 from ebr.data.text.terminal_text import in_order
 from ebr.visualization.words import words
 
 MISSING = "–"
 SHOWN_CHARACTERS = 300
+METRIC_NAMES = {**HEADLINES, "recall@1": "Recall@1", "map": "MAP"}
+"""As papers write them, in every language."""
 
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1f\x85]")
-METRIC_NAMES = {
-    "ndcg@10": "nDCG@10",
-    "mrr@10": "MRR@10",
-    "recall@1": "Recall@1",
-    "recall@10": "Recall@10",
-    "recall@100": "Recall@100",
-    "map": "MAP",
-}
-"""As papers write them, in every language."""
 # HTML forbids control characters, and half a surrogate pair cannot be encoded.
 _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 

@@ -26,6 +26,11 @@ from ebr.model.encoder.text_reader import TextReader, asks_for_role
 from ebr.training.batches.collator import TextGroup
 from ebr.training.resources.memory import SavedBytes
 
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+_FEWEST_TOKENS = 64
 PASS_COST_CPU, PASS_COST_CUDA = 64, 2048
 """Tokens that take as long as a pass costs beside its tokens: what is done once a layer, and products too thin to be fast."""
 
@@ -55,13 +60,6 @@ def least_padding_cuts(lengths: Sequence[int] | Ints, token_budget: int, pass_co
     while cuts[-1]:
         cuts.append(int(begins[cuts[-1]]))
     return [order[start:end] for end, start in zip(cuts[-2::-1], cuts[:0:-1], strict=True)]
-
-
-log = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
-
-_FEWEST_TOKENS = 64
 
 
 class OneTextTooLarge(ModelError):

@@ -56,19 +56,19 @@ class Engine:
     batches: Collator
     embedder: GradientCache
     loss: BatchLoss
-    books: list[dict[str, TokenCache]] = field(repr=False)
+    caches: list[dict[str, TokenCache]] = field(repr=False)
 
     def lengths(self) -> list[int]:
         """Tokens of each training row, its query and its first positive; characters for a model that reads no plain tokens."""
-        known = [{role: book.lengths() for role, book in books.items()} for books in self.books]
+        known = [{role: cache.lengths() for role, cache in caches.items()} for caches in self.caches]
         rows = []
         for row, example in enumerate(self.batches.train):
             source = self.batches.source_of[row] if self.batches.source_of is not None else 0
-            books, lengths = self.books[source], known[source]
+            caches, lengths = self.caches[source], known[source]
             texts = ((QUERY, example.query), (DOCUMENT, example.positives[0]))
             rows.append(
                 sum(
-                    int(lengths[role][books[role].places[text]] if books[role].reads_tokens else len(text))
+                    int(lengths[role][caches[role].places[text]] if caches[role].reads_tokens else len(text))
                     for role, text in texts
                 )
             )
@@ -91,7 +91,7 @@ def build_engine(
     readers = [{role: TextReader(model, role, prompts[role]) for role in (QUERY, DOCUMENT)} for prompts in mixture.prompts]
     if not processes.is_main:
         processes.wait()  # the first makes the files, the others read them
-    books = [
+    caches = [
         {
             role: TokenCache(one[role], texts, cache_folder() if config.token_cache else None)
             for role, texts in of_source.items()
@@ -99,13 +99,13 @@ def build_engine(
         for one, of_source in zip(readers, _texts(train, validation, mixture), strict=True)
     ]
     if processes.is_main:
-        sweep(cache_folder(), at_least=2 * len(books))
+        sweep(cache_folder(), at_least=2 * len(caches))
         processes.wait()
     batches = Collator(
         train,
         validation,
         ids,
-        books,
+        caches,
         config.neg_nums,
         config.seed,
         noise_of(config),
@@ -130,7 +130,7 @@ def build_engine(
         l1=config.l1_regularization,
         gather_from=processes if config.gather_negatives and processes.count > 1 else None,
     )
-    return Engine(batches, embedder, loss, books)
+    return Engine(batches, embedder, loss, caches)
 
 
 def noise_of(config: FinetuneConfig) -> Noise | None:

@@ -13,37 +13,39 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ebr.config.shared.objective import INFO_NCE, LOSSES
 from ebr.data.files.write import read_json, reason_of, write_json
-from ebr.training.loop import anomalies as symptoms
+from ebr.training.loop import anomalies
 from ebr.training.loop.anomalies import AnomalyDetector, ExplodingGradient, LossAtZero, NotFinite, Overfitting, ZeroGradient
 
 _LEARNING_RATE, _DROPOUT = "lower {learning_rate}", "raise {lora_dropout}"
 _NOISE, _DECAY, _DATA = "turn {noise_enabled} on", "raise {weight_decay}", "add training data"
 _CLIPPING = "keep {max_grad_norm} above 0 and at most 1"
 ADVICE: Mapping[str, Sequence[str]] = {
-    symptoms.LOSS_AT_ZERO: (
+    anomalies.LOSS_AT_ZERO: (
         "add harder negatives (ebr mine) and raise {neg_nums}", "raise {train_batch_size}", _DATA, _LEARNING_RATE, _DROPOUT,
         _NOISE, _DECAY, "lower {num_epochs}",
     ),
-    symptoms.OVERFITTING: (
+    anomalies.OVERFITTING: (
         _LEARNING_RATE, _DROPOUT, _NOISE, _DECAY, _DATA, "keep the best weights: {early_stopping_patience} 3",
     ),
-    symptoms.NOT_FINITE: ("stop the run", _LEARNING_RATE, "raise {warmup_ratio}", "with {fp16}, try {bf16} instead", _CLIPPING),
-    symptoms.EXPLODING: (_LEARNING_RATE, "raise {warmup_ratio}", _CLIPPING, "raise {temperature}"),
-    symptoms.DEAD: (
+    anomalies.NOT_FINITE: (
+        "stop the run", _LEARNING_RATE, "raise {warmup_ratio}", "with {fp16}, try {bf16} instead", _CLIPPING,
+    ),
+    anomalies.EXPLODING: (_LEARNING_RATE, "raise {warmup_ratio}", _CLIPPING, "raise {temperature}"),
+    anomalies.DEAD: (
         "stop the run", "raise {learning_rate}", "check {target_modules}", "with {fp16}, try {bf16} instead",
         "with qlora on a CPU, try {quantization_bits} 8",
     ),
-    symptoms.SLOW: (
+    anomalies.SLOW: (
         "look for another program that uses the machine, for swapping, for a hot or throttled processor",
         "lower {dataloader_num_workers} if memory is short",
     ),
-    symptoms.NO_CHECKPOINT: (
+    anomalies.NO_CHECKPOINT: (
         "make room on the disk of {output_dir}", "lower {save_total_limit}", "raise {save_on_epoch_end}, or set it to 0",
     ),
-    symptoms.NO_LOG: ("make room on the disk of {output_dir}",),
-    symptoms.NO_BEST: ("make room on the disk of {output_dir}", "train again, to the step that was best: {max_steps}"),
+    anomalies.NO_LOG: ("make room on the disk of {output_dir}",),
+    anomalies.NO_BEST: ("make room on the disk of {output_dir}", "train again, to the step that was best: {max_steps}"),
 }  # fmt: skip
-"""What to do about each symptom, in the order to try it; options by their own names, in braces."""
+"""What to do about each anomaly, in the order to try it; options by their own names, in braces."""
 _OF_ADAPTERS, _OF_QLORA = ("{lora_dropout}", "{target_modules}"), "qlora"
 
 
@@ -71,7 +73,7 @@ class Warned:
 
 
 def advice_on(name: str, spelling: Callable[[str], str], finetune_type: str = "lora", loss: str = INFO_NCE) -> str:
-    """What to do about a symptom, with the options that this way of tuning and this loss have, as the front end spells them."""
+    """What to do about an anomaly, with the options of this way of tuning and this loss, as the front end spells them."""
     parts = [
         part
         for part in ADVICE[name]
@@ -125,15 +127,15 @@ class TrainingWatch(TrainerCallback):
     def log_unwritten(self, error: OSError) -> None:
         """The same of a log, which is tried again whenever there is more to write."""
         place = Path(error.filename).name if error.filename else "a log"
-        self.unwritten(symptoms.NO_LOG, f"{place} could not be written ({reason_of(error)}); the run goes on without")
+        self.unwritten(anomalies.NO_LOG, f"{place} could not be written ({reason_of(error)}); the run goes on without")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Look at the figures from before a resume as well; what they show was said then."""
-        self._symptoms: list[AnomalyDetector] = [
+        self._detectors: list[AnomalyDetector] = [
             NotFinite(args.fp16), ExplodingGradient(), Overfitting(), ZeroGradient(), LossAtZero(),
         ]  # fmt: skip
-        self._slow = symptoms.SlowSteps()
-        self._frozen: symptoms.FrozenVectors | None = None
+        self._slow = anomalies.SlowSteps()
+        self._frozen: anomalies.FrozenVectors | None = None
         self._logged = 0  # the step of the latest training log
         self._since = self.clock()
         self._state = state
@@ -143,8 +145,8 @@ class TrainingWatch(TrainerCallback):
         for record in state.log_history:
             self._look(int(record["step"]), record, self._keep)
         self._logged = state.global_step
-        if self.embed_probe is not None and symptoms.DEAD not in self._found():
-            self._frozen = symptoms.FrozenVectors(self.embed_probe(), args.learning_rate)
+        if self.embed_probe is not None and anomalies.DEAD not in self._found():
+            self._frozen = anomalies.FrozenVectors(self.embed_probe(), args.learning_rate)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: object
@@ -155,7 +157,7 @@ class TrainingWatch(TrainerCallback):
         n_steps = state.global_step - self._logged
         self._look(state.global_step, logs, self._warn)
         if self._frozen is not None and self.embed_probe is not None and self._frozen.is_due(n_steps, logs):
-            self._note(symptoms.DEAD, state.global_step, self._frozen.see(self.embed_probe()), self._warn)
+            self._note(anomalies.DEAD, state.global_step, self._frozen.see(self.embed_probe()), self._warn)
         self._since = self.clock()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
@@ -174,21 +176,21 @@ class TrainingWatch(TrainerCallback):
         """Take the time. On a GPU a step's own is when it was handed over: over a window it comes to the same."""
         now = self.clock()
         seconds, self._since = now - self._since, now
-        if state.is_world_process_zero and symptoms.SLOW not in self._found():
-            self._note(symptoms.SLOW, state.global_step, self._slow.see(seconds), self._warn)
+        if state.is_world_process_zero and anomalies.SLOW not in self._found():
+            self._note(anomalies.SLOW, state.global_step, self._slow.see(seconds), self._warn)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """A short run is over before the vectors were judged."""
         if self._frozen is not None and self.embed_probe is not None and self._frozen.is_due_at_end():
-            self._note(symptoms.DEAD, state.global_step, self._frozen.see(self.embed_probe(), is_last=True), self._warn)
+            self._note(anomalies.DEAD, state.global_step, self._frozen.see(self.embed_probe(), is_last=True), self._warn)
 
     def _look(self, step: int, figures: Mapping[str, Any], tell: Callable[[Warned], None]) -> None:
-        """Show one log to every symptom."""
+        """Show one log to every detector."""
         if "loss" in figures:
             # The penalty on the weights is part of the loss, and says nothing about the texts.
             figures = {**figures, "loss": figures["loss"] - figures.get("l1_penalty", 0.0)}
-        for symptom in self._symptoms:
-            self._note(symptom.name, step, symptom.see(step, max(1, step - self._logged), figures), tell)
+        for detector in self._detectors:
+            self._note(detector.name, step, detector.see(step, max(1, step - self._logged), figures), tell)
         if "loss" in figures:
             self._logged = step
 

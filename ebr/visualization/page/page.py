@@ -14,16 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from ebr.config.options import Language
 from ebr.data.files.write import write_aside
 from ebr.data.text.terminal_text import in_order
-from ebr.visualization.colours import GREYS, PAPER, LabelGroup, palette, readable
+from ebr.visualization.colours import GREYS, PAPER, LabelGroup, Theme, palette, readable
 from ebr.visualization.picture.columns import MapColumn
 from ebr.visualization.words import words
 
@@ -72,8 +73,8 @@ class PageContent:
     moved: NDArray[np.float32] | None = None
     n_all: int | None = None
     is_coloured: bool = True
-    language: Literal["en", "zh"] = "en"
-    theme: Literal["light", "dark"] = "light"
+    language: Language = "en"
+    theme: Theme = "light"
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.panels) <= 2:

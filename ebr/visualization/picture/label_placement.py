@@ -18,6 +18,7 @@ from ebr.visualization.figures import shortened
 from ebr.visualization.picture.style import Style
 from ebr.visualization.project.projection import Projection
 
+_NAME_COLUMNS = 26
 _LOOKED_AT = 400
 _RADIUS = 0.03
 """Of the map's width: what lies this near belongs to the same spot."""
@@ -89,9 +90,6 @@ def _candidates(anchor: tuple[float, float], size: tuple[float, float]) -> list[
     steps += [(across * (ring + width / height / 2), up * ring) for ring in _RINGS for across, up in _DIRECTIONS]
     middles = [(x + across * height, y + up * height) for across, up in steps]
     return [Box(a - width / 2, b - height / 2, a + width / 2, b + height / 2) for a, b in middles]
-
-
-_NAME_COLUMNS = 26
 
 
 def name_clusters(figure: Figure, panels: Sequence[Axes], projections: Sequence[Projection], style: Style) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -58,7 +57,7 @@ _CHINESE_VALUES = {
 }
 
 
-def settings_text(settings: Settings, language: Literal["en", "zh"] = "en") -> str:
+def settings_text(settings: Settings, language: Language = "en") -> str:
     """What made a map, on one line, as it stands below it: perplexity 30, learning rate 1,667; the rest is in its numbers."""
     said = {name: _value(name, value) for name, value in settings.items() if name not in _UNSAID}
     if language == "zh":
@@ -76,7 +75,7 @@ def _chinese_value(text: str) -> str:
     return _CHINESE_VALUES.get(text) or re.sub(r"^(\d+) points are too few$", r"只有 \1 个点", text)
 
 
-def method_text(method: str, language: Literal["en", "zh"] = "en") -> str:
+def method_text(method: str, language: Language = "en") -> str:
     """A projection's name for people: t-SNE, or PCA instead of t-SNE."""
     return re.sub("^PCA instead of (.*)$", r"PCA（代替 \1）", method) if language == "zh" else method
 
