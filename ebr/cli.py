@@ -104,9 +104,8 @@ def _run_parsed(values: dict[str, Any], arguments: Sequence[str]) -> int:
         _say("dry run: nothing was written")
         return 0
     if verb.on_every_gpu and not only_check:
-        from ebr.workflow.finetuning import relaunch_on_every_gpu
-
-        exit_code = relaunch_on_every_gpu(verb.name, arguments, lambda n_gpus: load(verb.plan)(config, n_gpus))
+        relaunch = load(verb.on_every_gpu)
+        exit_code: int | None = relaunch(verb.name, arguments, lambda n_gpus: load(verb.plan)(config, n_gpus))
         if exit_code is not None:
             return exit_code
     run = load(verb.check if only_check and verb.check else verb.run)

@@ -72,7 +72,7 @@ def calls(monkeypatch):
     """The verbs replaced by ones that note (name, config) and do nothing."""
     noted = []
     # Or a machine with several GPUs would start one real process a GPU.
-    monkeypatch.setattr("ebr.workflow.finetuning.relaunch_on_every_gpu", lambda *_: None)
+    monkeypatch.setattr("ebr.training.resources.processes.relaunch_on_every_gpu", lambda *_: None)
     for command, (run, plan, _) in VERBS.items():
         for name in (run, plan):
             monkeypatch.setattr(home_of(command, name), lambda config, name=name, **_: noted.append((name, config)) or Done())
@@ -312,7 +312,7 @@ def test_a_reader_that_has_enough_ends_a_search_and_no_other_work(command, monke
             say(line)
         return Done()
 
-    monkeypatch.setattr("ebr.workflow.finetuning.relaunch_on_every_gpu", lambda *_: None)
+    monkeypatch.setattr("ebr.training.resources.processes.relaunch_on_every_gpu", lambda *_: None)
     monkeypatch.setattr(home_of(command, VERBS[command][0]), verb)
     monkeypatch.setattr(sys, "stdout", Pipe(tmp_path / "out"))
     assert cli.main([command, *NEEDED.get(command, [])]) == 0

@@ -25,8 +25,8 @@ from ebr.retrieval.ranking import Ranking
 from ebr.retrieval.report.write import DatasetReport, Measured, Report
 from ebr.training.doctor.report import CheckReport, Fact, Finding, Severity
 from ebr.training.loop.fit import TrainingRecord
+from ebr.training.result import FinetuneResult
 from ebr.visualization.project.quality import cluster_quality, quality_lines
-from ebr.workflow.finishing import FinetuneResult
 
 EVIL = "<script>alert('a & b')</script>"
 SAFE = "&lt;script&gt;alert(&#x27;a &amp; b&#x27;)&lt;/script&gt;"

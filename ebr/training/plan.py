@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ebr.config import FinetuneConfig, TrainConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
+from ebr.data.speech import Say
 from ebr.data.text.counted import counted
 from ebr.data.training.answers import rows_without_negatives
 from ebr.data.training.examples import Example, find_training_files, read_examples
@@ -249,3 +250,28 @@ def mixture_of(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None
         return None
     prompts = [prompts_of(source, model.prompts) for source in plan.sources]
     return Mixture(plan.source_of, [source.weight for source in plan.sources], prompts)
+
+
+def begin_or_go_on(
+    plan: FinetunePlan, model: SentenceTransformer, record: Mapping[str, Any], processes: Processes, say: Say
+) -> Path | None:
+    """Make room for a new run, or take up the one that the plan's checkpoint belongs to; returns where to resume from.
+
+    model: as it is prepared for training. record: see run_record.
+    """
+    from ebr.model.files.identity import fingerprint
+    from ebr.training.loop.checkpoints import check_same_run
+
+    if plan.checkpoint:
+        check_same_run(plan.checkpoint, record, prepared_sha256=lambda: fingerprint(model))
+    processes.wait()  # every process has found its checkpoint before the first moves anything
+    if processes.is_main and plan.checkpoint:
+        plan.layout.go_on(plan.checkpoint)
+    elif processes.is_main and (notice := plan.layout.begin()):
+        say(notice)
+    processes.wait()
+    if plan.checkpoint is None:
+        return None
+    resume_from = plan.layout.work / plan.checkpoint.name
+    say(f"resuming from {resume_from}")
+    return resume_from

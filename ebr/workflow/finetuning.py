@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation.leaks import find_leaks, leak_line
 from ebr.data.files.write import hash_files
 from ebr.data.speech import Ask, Say, speak, terminal
-from ebr.errors import first_line
 from ebr.retrieval.evaluation.command import dataset_origin
-from ebr.training.doctor.diagnosis import diagnose, save_check
+from ebr.training.doctor.diagnosis import said_check, save_check
 from ebr.training.manifest import model_manifest, start_facts
-from ebr.training.plan import FinetunePlan, load_for_training, mixture_of, needs_of_disk, plan_finetune
-from ebr.workflow.finishing import FinetuneResult, TrainedModel
+from ebr.training.plan import FinetunePlan, begin_or_go_on, load_for_training, mixture_of, needs_of_disk, plan_finetune
+from ebr.training.result import FinetuneResult
+from ebr.workflow.finishing import TrainedModel
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from ebr.data.evaluation.leaks import LeakCheck
     from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.evaluation.evaluator import RetrievalEvaluator
@@ -59,7 +55,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     plan.texts.drop_forms()
     data_sha256 = hash_files(plan.files)
     run = run_record(start, config, data_sha256, processes)
-    resume_from = _begin_or_go_on(plan, model, run, processes, say)
+    resume_from = begin_or_go_on(plan, model, run, processes, say)
     if prepared.check:
         save_check(prepared.check, plan.layout.work)
     evaluator = _evaluator(plan, config, say)
@@ -124,7 +120,7 @@ def _prepared(plan: FinetunePlan, config: FinetuneConfig, processes: Processes, 
     disk = needs_of_disk(plan, start.model, config, processes, mixture)
     check = None
     if processes.is_main:
-        check = _checked(plan, start.model, config, processes, leaks, disk, say)
+        check = said_check(plan, start.model, config, processes.count, leaks=leaks, disk=disk, say=say)
         disk.check()
     return _Prepared(start, facts, mixture, disk, leaks, check)
 
@@ -149,68 +145,8 @@ def _made_trainable(
     return start, facts
 
 
-def _checked(
-    plan: FinetunePlan,
-    model: SentenceTransformer,
-    config: FinetuneConfig,
-    processes: Processes,
-    leaks: LeakCheck | None,
-    disk: DiskNeeds,
-    say: Say,
-) -> CheckReport | None:
-    """The check before training, said; None where it cannot be made, which ends no run."""
-    try:
-        check = diagnose(plan, model, config, processes.count, leaks=leaks, disk=disk)
-    except Exception as error:  # a model of another make, whatever it raises
-        say(f"training check: could not be made ({first_line(error)}); the run goes on")
-        return None
-    for line in check.lines():
-        say(line)
-    return check
-
-
-def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[int], object]) -> int | None:
-    """Run `ebr command arguments` again with one process a visible GPU, and return its exit code; None = go on in this one.
-
-    check: called first with the number of GPUs, so that a mistake is told once and not by every process.
-    """
-    from ebr.training.resources.processes import relaunch_command, run_launcher, visible_gpus
-
-    n_gpus = visible_gpus()
-    launcher = relaunch_command("ebr", [command, *arguments], n_gpus, os.environ)
-    if launcher is None:
-        return None
-    check(n_gpus)
-    return run_launcher(launcher)
-
-
 def _silence(line: str) -> None:
     """What the processes other than the first have to say."""
-
-
-def _begin_or_go_on(
-    plan: FinetunePlan, model: SentenceTransformer, record: Mapping[str, Any], processes: Processes, say: Say
-) -> Path | None:
-    """Make room for a new run, or take up the one that the plan's checkpoint belongs to; returns where to resume from.
-
-    model: as it is prepared for training.
-    """
-    from ebr.model.files.identity import fingerprint
-    from ebr.training.loop.checkpoints import check_same_run
-
-    if plan.checkpoint:
-        check_same_run(plan.checkpoint, record, prepared_sha256=lambda: fingerprint(model))
-    processes.wait()  # every process has found its checkpoint before the first moves anything
-    if processes.is_main and plan.checkpoint:
-        plan.layout.go_on(plan.checkpoint)
-    elif processes.is_main and (notice := plan.layout.begin()):
-        say(notice)
-    processes.wait()
-    if plan.checkpoint is None:
-        return None
-    resume_from = plan.layout.work / plan.checkpoint.name
-    say(f"resuming from {resume_from}")
-    return resume_from
 
 
 def _evaluator(plan: FinetunePlan, config: FinetuneConfig, say: Say) -> RetrievalEvaluator | None:

@@ -44,8 +44,8 @@ class Verb:
     """What it does, in one line; None = as its options say."""
     positional: str | None = None
     """The option that is also understood without its flag."""
-    on_every_gpu: bool = False
-    """Whether it takes one process a GPU where there are several."""
+    on_every_gpu: str | None = None
+    """The function that starts it anew with one process a GPU where there are several; None = one process is all it takes."""
     ends_with_reader: bool = False
     """Whether what it says is its result, so that it ends when nobody reads that any more; others finish their work."""
 
@@ -56,14 +56,15 @@ class Verb:
 
 _FINETUNE = "ebr.workflow.finetuning.train_sentence_transformer"
 _PLAN_FINETUNE = "ebr.training.plan.plan_finetune"
+_RELAUNCH = "ebr.training.resources.processes.relaunch_on_every_gpu"
 _CHECK = "ebr.training.doctor.command.check_training"
 _LOOK = "Look at training data, options and machine before a fine-tuning, and train nothing; options are those of finetune."
 
 _VERBS = (
     Verb("sample", SampleConfig, "ebr.data.sample.command.build_sample_corpus", "ebr.data.sample.command.plan_sample"),
     Verb("check", FinetuneConfig, _CHECK, _PLAN_FINETUNE, about=_LOOK),
-    Verb("finetune", FinetuneConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, "FINETUNE_CONFIG", on_every_gpu=True),
-    Verb("train", TrainConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, on_every_gpu=True),
+    Verb("finetune", FinetuneConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, "FINETUNE_CONFIG", on_every_gpu=_RELAUNCH),
+    Verb("train", TrainConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, on_every_gpu=_RELAUNCH),
     Verb("merge", MergeConfig, "ebr.model.command.merge_adapter", "ebr.model.command.plan_merge"),
     Verb(
         "infer",

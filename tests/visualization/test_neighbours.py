@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
+from ebr.data.vectors.exact_search import unit_rows
 from ebr.visualization.project import neighbours
-from ebr.visualization.project.neighbours import Neighbours, nearest_neighbours, neighbours_in, unit_rows
+from ebr.visualization.project.neighbours import Neighbours, nearest_neighbours, neighbours_in
 
 # Angles of 0, 60, 90 and 180 degrees to the first, with lengths that do not matter.
 FOUR = np.array([[2, 0], [0.5, 0.5 * 3**0.5], [0, 3], [-7, 0]], dtype=np.float32)

@@ -155,7 +155,7 @@ def test_scikit_learns_own_defaults_are_those_that_are_stated():
 def test_affinities_are_those_that_opentsne_finds_itself(monkeypatch):
     from openTSNE import TSNE
 
-    from ebr.visualization.project.neighbours import unit_rows
+    from ebr.data.vectors.exact_search import unit_rows
 
     seen = []
     fit = TSNE.fit

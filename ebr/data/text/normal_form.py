@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from ebr.data.text.near_duplicates import jaccard
+from ebr.data.text.scripts import IDEOGRAPHS, KANA, SOUTH_EAST_ASIAN
 
-# Han, kana and the signs among them, Thai, Lao, Khmer, Burmese: written without spaces, so a run is no word.
-_UNSPACED = r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_UNSPACED += r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# With the signs that stand among Han: a run of these is no word.
+_UNSPACED = f"\u3005-\u3007{KANA}{IDEOGRAPHS}{SOUTH_EAST_ASIAN}"
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 
 

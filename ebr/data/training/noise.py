@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Han (with extensions and compatibility forms) and kana: scripts that put no space between words.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+from ebr.data.text.scripts import IDEOGRAPHS, KANA
+
+# What rjieba cuts into words.
+_UNSPACED = f"{KANA}{IDEOGRAPHS}"
 _RUN = re.compile(f"[{_UNSPACED}]+|[^\\s{_UNSPACED}]+|\\s+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 

@@ -17,9 +17,28 @@ Ids = npt.NDArray[np.int64]
 
 _LONG_S = 3.0  # a search that is over sooner needs no bar
 _QUERY_BLOCK = 512
+_ROWS_AT_A_TIME = 65_536
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
+
+
+def unit_rows(vectors: Rows) -> Scores:
+    """Rows of length one, (N, D) -> (N, D) float32, in one new array; an all-zero row stays zero.
+
+    Raises ValueError when a row holds NaN or infinity, or when vectors is not a matrix.
+    """
+    if np.ndim(vectors) != 2:
+        raise ValueError(f"vectors must be a matrix, one row a vector; these have the shape {np.shape(vectors)}")
+    unit = np.empty(vectors.shape, dtype=np.float32)
+    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+        block = np.asarray(vectors[start : start + _ROWS_AT_A_TIME], dtype=np.float64)  # squares of float32 can overflow it
+        lengths = np.linalg.norm(block, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all():
+            row = start + int(np.flatnonzero(~np.isfinite(lengths[:, 0]))[0])
+            raise ValueError(f"vector {row} holds NaN or infinity; leave such rows out")
+        unit[start : start + len(block)] = np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
+    return unit
 
 
 def exact_search(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.vectors.batch import Vectors
+from ebr.data.vectors.exact_search import unit_rows
 from ebr.retrieval.measures.changes import most_changed, slices_by_query_length
 from ebr.retrieval.measures.compression import compress_table
 from ebr.retrieval.measures.lexical import LexicalIndex, reciprocal_rank_fusion
@@ -40,7 +41,7 @@ def measure_encoder(
     unit = _are_unit(documents)
     compression = compress_table(queries, documents, dataset, k=k, unit=unit)
     if not unit:  # compared by inner product; the health of a space is told in angles
-        queries, documents = _unit(queries), _unit(documents)
+        queries, documents = unit_rows(queries), unit_rows(documents)
     space = measure_space(queries, documents, positive_pairs(dataset), seed=seed)
     return Measured(name=name, evaluation=evaluation, space=space, compression=compression, facts=dict(facts))
 
@@ -49,11 +50,6 @@ def _are_unit(vectors: Vectors) -> bool:
     """Whether the rows are of length 1, as those of a model that compares by cosine are."""
     lengths = np.linalg.norm(vectors, axis=1)
     return bool(np.all((np.abs(lengths - 1) < _ROUNDING) | (lengths == 0)))
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def report_on(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.progress import Bar, progress_bar
-from ebr.data.vectors.exact_search import Rows, exact_search, keep_best
+from ebr.data.vectors.exact_search import Rows, exact_search, keep_best, unit_rows
 from ebr.retrieval.measures.measurement import as_run, search_depth, without_own_documents
 from ebr.retrieval.measures.metrics import score_run
 
@@ -98,11 +98,8 @@ def _bytes_per_vector(dim: int, kind: str) -> int:
 
 def _shortened(vectors: Rows, dim: int, unit: bool) -> _Vectors:
     """The first dim numbers of each row, where unit at length 1; whole rows stay as they are, bit by bit."""
-    cut = np.asarray(vectors[:, :dim], np.float32)
-    if dim == vectors.shape[1] or not unit:
-        return cut
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    return (cut / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+    cut = vectors[:, :dim]
+    return np.asarray(cut, np.float32) if dim == vectors.shape[1] or not unit else unit_rows(cut)
 
 
 def _blocks(documents: Rows, dim: int, unit: bool) -> Iterator[_Vectors]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import rjieba
 
 from ebr.data.progress import is_watched, progress_bar
+from ebr.data.text.scripts import IDEOGRAPHS, SOUTH_EAST_ASIAN
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -22,9 +23,9 @@ _K1, _B = 0.9, 0.4
 _BAR_AFTER_S = 2.0
 _LONG_CORPUS = 100_000  # the library's own bars know no delay
 
-_HAN = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# Thai, Lao, Burmese, Khmer, kana.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+_HAN = f"々〇{IDEOGRAPHS}"
+# Of kana the letters: a stop between two words is no part of either.
+_UNSPACED = f"{SOUTH_EAST_ASIAN}\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 _RUNS = re.compile(f"([{_HAN}]+)|([{_UNSPACED}]+)")
 _SPACED_WORDS = re.compile(r"[\w\u0900-\u0963\u0966-\u0dff]+")  # \w leaves out the vowel signs of India
 

@@ -12,10 +12,12 @@ from ebr.config import FinetuneConfig
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.leaks import find_leaks
 from ebr.data.files.write import write_aside, write_json
+from ebr.data.speech import Say
 from ebr.data.text.counted import counted
 from ebr.data.training.duplicates import find_faults, find_near_duplicates, share_without_negatives
 from ebr.data.training.examples import Example
 from ebr.data.training.text_table import TextTable
+from ebr.errors import first_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -101,6 +103,27 @@ def diagnose(
     if disk is not None:
         facts.append(_disk_fact(disk))
     return CheckReport.of(findings, facts)
+
+
+def said_check(
+    plan: Material,
+    model: SentenceTransformer,
+    config: FinetuneConfig,
+    n_processes: int,
+    *,
+    leaks: LeakCheck | None,
+    disk: DiskNeeds,
+    say: Say,
+) -> CheckReport | None:
+    """diagnose, said before a run; None where it cannot be made, which ends no run."""
+    try:
+        check = diagnose(plan, model, config, n_processes, leaks=leaks, disk=disk)
+    except Exception as error:  # a model of another make, whatever it raises
+        say(f"training check: could not be made ({first_line(error)}); the run goes on")
+        return None
+    for line in check.lines():
+        say(line)
+    return check
 
 
 def save_check(report: CheckReport, folder: Path) -> Path:

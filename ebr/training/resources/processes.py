@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -171,3 +171,16 @@ def visible_gpus() -> int:
 
 def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def relaunch_on_every_gpu(command: str, arguments: Sequence[str], check: Callable[[int], object]) -> int | None:
+    """Run `ebr command arguments` again with one process a visible GPU, and return its exit code; None = go on in this one.
+
+    check: called first with the number of GPUs, so that a mistake is told once and not by every process.
+    """
+    n_gpus = visible_gpus()
+    launcher = relaunch_command("ebr", [command, *arguments], n_gpus, os.environ)
+    if launcher is None:
+        return None
+    check(n_gpus)
+    return run_launcher(launcher)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebr.data.progress import progress_bar
+from ebr.data.vectors.exact_search import unit_rows
 from ebr.visualization.library_caches import settle_numba_cache
 
 EXACT_UP_TO = 100_000
@@ -22,7 +23,6 @@ EXACT_UP_TO = 100_000
 _BLOCK_BYTES = 64 * 2**20
 _MOST_THREADS = 8
 """Each holds a block of its own, three times over."""
-_ROWS_AT_A_TIME = 65_536
 
 # Cosines are compared in steps of a millionth: finer differences are rounding errors of the matrix product, and they would
 # order equal rows by chance. In float32 all multiples of 2^-20 up to 1 are exact.
@@ -44,24 +44,6 @@ class Neighbours:
     def first(self, k: int) -> Neighbours:
         """The k nearest of these, as views."""
         return Neighbours(self.indices[:, :k], self.similarities[:, :k], self.exact)
-
-
-def unit_rows(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows of length one, (N, D) -> (N, D) float32, in one new array; an all-zero row stays zero.
-
-    Raises ValueError when a row holds NaN or infinity, or when vectors is not a matrix.
-    """
-    if np.ndim(vectors) != 2:
-        raise ValueError(f"vectors must be a matrix, one row a vector; these have the shape {np.shape(vectors)}")
-    unit = np.empty(vectors.shape, dtype=np.float32)
-    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        block = np.asarray(vectors[start : start + _ROWS_AT_A_TIME], dtype=np.float64)  # squares of float32 can overflow it
-        lengths = np.linalg.norm(block, axis=1, keepdims=True)
-        if not np.isfinite(lengths).all():
-            row = start + int(np.flatnonzero(~np.isfinite(lengths[:, 0]))[0])
-            raise ValueError(f"vector {row} holds NaN or infinity; leave such rows out before projecting")
-        unit[start : start + len(block)] = np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
-    return unit
 
 
 def nearest_neighbours(

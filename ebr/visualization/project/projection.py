@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebr.data.progress import Bar, is_watched, progress_bar
+from ebr.data.vectors.exact_search import unit_rows
 from ebr.visualization.library_caches import settle_numba_cache
-from ebr.visualization.project.neighbours import Neighbours, limited_threads, neighbours_of_unit_rows, unit_rows
+from ebr.visualization.project.neighbours import Neighbours, limited_threads, neighbours_of_unit_rows
 
 Coords: TypeAlias = NDArray[np.float32]
 Settings: TypeAlias = dict[str, float | int | str]

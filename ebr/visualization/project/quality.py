@@ -19,7 +19,8 @@ from ebr.config.options import Language
 from ebr.data.result_tables import DataFrame, Table
 from ebr.data.text.terminal_text import pad_text, text_columns
 from ebr.data.vectors.batch import sample_rows
-from ebr.visualization.project.neighbours import neighbours_in, unit_rows
+from ebr.data.vectors.exact_search import unit_rows
+from ebr.visualization.project.neighbours import neighbours_in
 from ebr.visualization.words import words
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ebr.config.options import Language
 from ebr.data.vectors.batch import sample_rows
-from ebr.visualization.project.neighbours import unit_rows
+from ebr.data.vectors.exact_search import unit_rows
 from ebr.visualization.project.quality import Measure, reason_text, with_measures
 
 LEAST_TRUSTWORTHINESS = 0.85
