@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -42,10 +42,10 @@ class LossTraits:
 
 
 def _reads(*options: str, negatives: Need = Need.NEVER, scores: Need = Need.NEVER, masks: bool = True) -> LossTraits:
-    return LossTraits(frozenset(options), negatives, scores, masks)
+    return LossTraits(frozenset(options) | ({"same_answer"} if masks else set()), negatives, scores, masks)
 
 
-_CONTRASTIVE = ("temperature", "label_smoothing", "bidirectional", "gather_negatives")
+_CONTRASTIVE = ("temperature", "label_smoothing", "bidirectional", "gather_negatives", "several_positives")
 _SCORED = (Need.ALWAYS, Need.ALWAYS, False)
 """Negatives and scores in every record; right answers are told by their score."""
 
@@ -106,6 +106,18 @@ class ObjectiveOptions(Config):
     bidirectional: bool = option(
         False, "the in-batch loss also picks the query for each positive", "批内对比损失同时为每个正例选出其查询（双向）"
     )
+    same_answer: Literal["auto", "text", "chain"] = option(
+        "auto",
+        "which texts of a batch are right for a query and no negatives: text = what its records say; chain = whatever records "
+        "lead to from it (intents, duplicates); auto = chain where the records join texts of one kind",
+        "批内哪些文本也是查询的正确答案、不作负例：text 只看该查询的记录；chain 还包括经由记录链可达的文本（意图、重复问题）；"
+        "auto 在记录连接同类文本时取 chain",
+    )
+    several_positives: bool = option(
+        False,
+        "right answers that stand in the batch by chance are learned as positives too, rather than hidden",
+        "批内碰巧出现的其他正确答案也作为正例学习，而不是屏蔽",
+    )
     gather_negatives: bool = option(
         False,
         "with several processes: every query also sees the candidates of the other processes",
@@ -135,7 +147,7 @@ def check_objective(config: Any) -> None:  # noqa: ANN401 - a FinetuneConfig, wh
         raise ConfigError(_unknown(config.loss))
     idle = {name for other in LOSSES.values() for name in other.options} - traits.options
     if config.loss == DISTILLATION and config.contrastive_weight == 0:
-        idle |= {"label_smoothing", "bidirectional", "gather_negatives"}
+        idle |= {"label_smoothing", "bidirectional", "gather_negatives", "same_answer", "several_positives"}
     for name in sorted(idle):
         if getattr(config, name) != type(config).model_fields[name].default:
             alone = " alone (contrastive_weight 0)" if name in traits.options else ""

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
 
+from ebr.data.text.near_duplicates import Groups
 from ebr.data.training.examples import Example
 from ebr.data.training.text_table import RecordIds, TextTable
+
+SameAnswer = Literal["text", "chain"]
+
+_BOTH_ROLES = 0.5
+"""Share of the texts that are both a query and a positive from which records are taken to join texts of one kind."""
+_MOST_IN_A_CHAIN = 0.2
+"""Share of all texts beyond which a chain shows no answer but that everything hangs together."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """By query, the texts that are right for it in whatever batch they meet it, the query itself among them, all by their ids.
+
+    exceptions: by query, those of them that a record calls its negatives, and none its positives.
+    """
+
+    right: Mapping[int, Set[int]]
+    exceptions: Mapping[int, Set[int]]
+
+    def among(self, query: int, texts: Set[int]) -> Set[int]:
+        """Those of the texts that are right for the query."""
+        right = self.right[query]
+        # Whichever is fewer is gone through: a large batch has millions of pairs, a label as a query a million answers.
+        found = {text for text in right if text in texts} if len(right) < len(texts) else {one for one in texts if one in right}
+        return found - self.exceptions[query] if query in self.exceptions else found
+
+
+def find_answers(records: Sequence[RecordIds], same_answer: SameAnswer) -> Answers:
+    """By text: the positives of every record with the query. By chain: every text of its chain, see chain_of_each."""
+    direct = right_answers(records)
+    if same_answer == "text":
+        return Answers({query: {query, *texts} for query, texts in direct.items()}, {})
+    chain_of = chain_of_each(records)
+    members: dict[int, set[int]] = {}
+    for text, chain in chain_of.items():
+        members.setdefault(chain, set()).add(text)
+    exceptions: dict[int, set[int]] = {}
+    for one in records:
+        here = members[chain_of[one.query]]
+        # What somebody wrote down outweighs what follows from a chain.
+        if called_wrong := {text for text in one.negatives if text in here} - direct[one.query] - {one.query}:
+            exceptions.setdefault(one.query, set()).update(called_wrong)
+    return Answers({query: members[chain_of[query]] for query in direct}, exceptions)
 
 
 def right_answers(records: Iterable[RecordIds]) -> dict[int, set[int]]:
@@ -14,6 +61,63 @@ def right_answers(records: Iterable[RecordIds]) -> dict[int, set[int]]:
     for one in records:
         right.setdefault(one.query, set()).update(one.positives)
     return right
+
+
+def chain_of_each(records: Iterable[RecordIds]) -> dict[int, int]:
+    """By text, query or positive, its chain: two texts are in one where records lead from one to the other.
+
+    A chain is told by the smallest of its ids.
+    """
+    pairs = [(one.query, positive) for one in records for positive in one.positives]
+    together = Groups(1 + max((max(pair) for pair in pairs), default=-1))
+    for query, positive in pairs:
+        together.join(query, positive)
+    return {text: together.root(text) for pair in pairs for text in pair}
+
+
+@dataclass(frozen=True)
+class ChainFigures:
+    """n_texts: queries and positives; largest: texts of the largest chain; both_roles: texts that are query and positive.
+
+    contradicted: negatives that stand in the chain of their query.
+    """
+
+    n_texts: int
+    n_chains: int
+    largest: int
+    both_roles: int
+    contradicted: int
+    meeting: float
+    """Chance that a query meets another positive of its chain in a batch."""
+
+    @property
+    def shows(self) -> SameAnswer:
+        """What the records show: that all texts of a chain have one answer, or nothing beyond equal texts.
+
+        Where most texts are query here and positive there, records join like with like (two questions of one intent, two
+        wordings of one thing), and like of like is like. Where queries and documents are of two kinds it is not: a product
+        answers two questions that have nothing in common.
+        """
+        alike = self.both_roles >= _BOTH_ROLES * self.n_texts and self.largest <= _MOST_IN_A_CHAIN * self.n_texts
+        return "chain" if alike and self.n_chains > 1 else "text"
+
+
+def count_chains(records: Sequence[RecordIds], batch_size: int) -> ChainFigures:
+    """The figures of the records' chains, in random batches of that size."""
+    chain_of = chain_of_each(records)
+    sizes = Counter(chain_of.values())
+    rows = Counter(chain_of[one.query] for one in records)
+    n_others = min(batch_size, len(records)) - 1
+    absent = sum(count * (1 - (count - 1) / max(1, len(records) - 1)) ** n_others for count in rows.values())
+    queries, positives = {one.query for one in records}, {text for one in records for text in one.positives}
+    return ChainFigures(
+        n_texts=len(chain_of),
+        n_chains=len(sizes),
+        largest=max(sizes.values(), default=0),
+        both_roles=len(queries & positives),
+        contradicted=sum(chain_of.get(text) == chain_of[one.query] for one in records for text in one.negatives),
+        meeting=1 - absent / max(1, len(records)),
+    )
 
 
 def is_taught_by_negatives(record: RecordIds, right: Mapping[int, set[int]]) -> bool:

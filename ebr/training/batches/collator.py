@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ebr.data.training.answers import right_answers
+from ebr.data.training.answers import Answers, SameAnswer, find_answers
 from ebr.data.training.examples import Example
 from ebr.data.training.noise import NOISE
 from ebr.data.training.text_table import RecordIds
@@ -103,15 +103,15 @@ class Collator:
     source_of: Sequence[int] | None = None
     by_role: bool = False
     """Whether the model treats queries and documents differently, so that they never share a pass."""
-    _right: dict[int, set[int]] = field(init=False, repr=False)
-    """By query, every text that is right for it, the query itself too."""
+    same_answer: SameAnswer = "text"
+    """Which texts are right answers to a query; see find_answers."""
+    _answers: Answers = field(init=False, repr=False)
     valid_label_columns: list[str] = field(default_factory=list)
     """sentence-transformers asks each collator for it; there is no label column."""
 
     def __post_init__(self) -> None:
-        self._right = right_answers(RecordIds.of(example, self.ids) for example in (*self.train, *self.validation))
-        for query, texts in self._right.items():
-            texts.add(query)
+        records = [RecordIds.of(example, self.ids) for example in (*self.train, *self.validation)]
+        self._answers = find_answers(records, self.same_answer)
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """[{"row": 3}, …] → `batch`, see Batch, and `label`, the rows (B,)."""
@@ -176,9 +176,9 @@ class Collator:
         return self.train[row] if row < len(self.train) else self.validation[row - len(self.train)]
 
     def false_negative_mask(self, rows: Sequence[int], candidates: Ints) -> torch.Tensor:
-        """(B, C) bool: False where a candidate is, by its text, right for the query although it stands in another place.
+        """(B, C) bool: False where a candidate is right for the query although it stands in another place.
 
-        A candidate is right that any record with this query calls so, and one that is the query itself.
+        A candidate is right that any record with this query calls so, or its chain (see find_answers), and the query itself.
         candidates: (C,) the id of each, the rows' own positives first. Judged by the texts before noise: noise does not make
         a right answer wrong.
         """
@@ -187,12 +187,15 @@ class Collator:
             places.setdefault(text, []).append(place)
         mask = np.ones((len(rows), len(candidates)), dtype=np.bool_)
         for place, row in enumerate(rows):
-            right = self._right[self.ids[self._example(row).query]]
-            # Whichever is fewer is gone through: a large batch has millions of pairs, a label as a query a million answers.
-            found = right & places.keys() if len(right) < len(places) else places.keys() & right
+            found = self._answers.among(self.ids[self._example(row).query], places.keys())
             mask[place, [one for text in found for one in places[text]]] = False
         np.fill_diagonal(mask, True)
         return torch.from_numpy(mask)
+
+    def further_positives(self, rows: Sequence[int], candidates: Ints, mask: torch.Tensor) -> torch.Tensor:
+        """(B, C) bool: of what the false_negative_mask hides, the right answers; the query itself teaches nothing."""
+        queries = np.array([self.ids[self._example(row).query] for row in rows])
+        return ~mask & torch.from_numpy(queries[:, None] != candidates[None, :])
 
 
 def _candidates(drawn: Sequence[Drawn]) -> list[str]:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
+from ebr.data.training.answers import SameAnswer, count_chains
 from ebr.data.training.examples import Example
+from ebr.data.training.text_table import RecordIds
 from ebr.model.compute.dropout import light_dropout
 from ebr.model.compute.lora_linear import fused_lora
 from ebr.model.compute.serving import as_served, frozen_in_bfloat16, unpadded
@@ -111,6 +113,7 @@ def build_engine(
         noise_of(config),
         source_of=mixture.source_of,
         by_role=asks_for_role(model),
+        same_answer=same_answer_of(config, [RecordIds.of(one, ids) for one in (*train, *validation)]),
     )
     memory = _memory(model, config, processes)
     embedder = GradientCache(model, readers, token_budget_of(model, config), memory, say)
@@ -129,8 +132,14 @@ def build_engine(
         ),
         l1=config.l1_regularization,
         gather_from=processes if config.gather_negatives and processes.count > 1 else None,
+        several_positives=config.several_positives,
     )
     return Engine(batches, embedder, loss, caches)
+
+
+def same_answer_of(config: FinetuneConfig, records: Sequence[RecordIds]) -> SameAnswer:
+    """What the option same_answer comes to for these records."""
+    return count_chains(records, config.train_batch_size).shows if config.same_answer == "auto" else config.same_answer
 
 
 def noise_of(config: FinetuneConfig) -> Noise | None:

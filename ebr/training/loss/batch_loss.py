@@ -20,6 +20,7 @@ class BatchLoss(nn.Module):
     """An objective over the queries and candidates of a batch, plus an L1 penalty while training.
 
     gather_from: the processes whose candidates every query sees while training; None = only its own batch's.
+    several_positives: whether right answers in other places are to be picked too, rather than hidden.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class BatchLoss(nn.Module):
         *,
         l1: float,
         gather_from: Processes | None = None,
+        several_positives: bool = False,
     ) -> None:
         super().__init__()
         self.model = embedder.model
@@ -38,6 +40,7 @@ class BatchLoss(nn.Module):
         self.objective = objective
         self.l1 = l1
         self.gather_from = gather_from
+        self.several_positives = several_positives
         self.bounds: Bounds | None = None
         """Of the latest batch's objective while training; None where it has none."""
 
@@ -57,9 +60,11 @@ class BatchLoss(nn.Module):
             owners, scores = _padded(owners, len(keys), _ANOTHERS), _padded(scores, len(keys), torch.nan)
         device = queries.device
         mask = self.batches.false_negative_mask(batch.rows, keys.numpy())
+        positives = self.batches.further_positives(batch.rows, keys.numpy(), mask) if self.several_positives else None
         if is_training:
-            self.bounds = self.objective.bounds(mask)  # before it moves: no wait for the device
-        targets = Targets(mask.to(device), owners.to(device), scores.to(device))
+            self.bounds = self.objective.bounds(mask, positives)  # before they move: no wait for the device
+        moved = None if positives is None else positives.to(device)
+        targets = Targets(mask.to(device), owners.to(device), scores.to(device), moved)
         with torch.autocast(device.type, enabled=False):  # or cosines would be rounded before they are divided by a temperature
             parts = self.objective(queries, candidates, targets)
         if self.l1 and is_training:

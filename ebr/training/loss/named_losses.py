@@ -53,7 +53,7 @@ class NamedLoss:
             total = total + columns.share * self.loss.compute_loss_from_embeddings(columns.vectors, columns.labels)
         return {self.name: total}
 
-    def bounds(self, mask: Tensor) -> None:
+    def bounds(self, mask: Tensor, positives: Tensor | None = None) -> None:
         """See Objective: its formula is another's, and so is what it is measured in."""
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,14 +18,22 @@ from ebr.errors import DataError
 
 
 def masked_info_nce(
-    queries: Tensor, candidates: Tensor, mask: Tensor, *, temperature: float, label_smoothing: float = 0.0
+    queries: Tensor,
+    candidates: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
+    label_smoothing: float = 0.0,
+    positives: Tensor | None = None,
 ) -> Tensor:
-    """Mean cost, in nats, of picking each query's own positive among the visible candidates.
+    """Mean cost, in nats, of picking each query's positives among the visible candidates.
 
     queries: (B, D) unit rows. candidates: (C, D) unit rows, C >= B; row i of the first B is query i's positive.
     mask: (B, C) bool; False hides a candidate that is a positive in disguise.
     temperature > 0: logits are cosine / temperature.
     label_smoothing: share of the target that is spread evenly over the visible candidates (Szegedy et al. 2016).
+    positives: (B, C) bool, candidates that are to be picked as much as the query's own, and are visible whatever the mask says:
+    the mean of -log p over all of them is the loss L_out of Khosla et al. 2020, eq. 2. None = only the own ones.
     Raises ValueError when the shapes disagree or a query's own positive is hidden. van den Oord et al. 2018, eq. 4.
     """
     n_queries, n_candidates = len(queries), len(candidates)
@@ -36,22 +43,27 @@ def masked_info_nce(
         raise ValueError("a query's own positive is hidden by the mask")
     logits = queries @ candidates.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    mask = mask if positives is None else mask | positives
     log_odds = logits.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
     cost = -log_odds.diagonal()
+    if positives is not None:
+        wanted = positives | torch.eye(n_queries, n_candidates, dtype=torch.bool, device=positives.device)
+        cost = -log_odds.masked_fill(~wanted, 0.0).sum(dim=1) / wanted.sum(dim=1)
     if label_smoothing:
         even = -log_odds.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
         cost = (1 - label_smoothing) * cost + label_smoothing * even
     return cost.mean()
 
 
-def smoothed_floor(label_smoothing: float, n_candidates: Tensor) -> Tensor:
-    """The lowest cost, in nats, that label smoothing leaves over so many candidates: the entropy of its targets.
+def smoothed_floor(label_smoothing: float, n_candidates: Tensor, n_positives: Tensor | int = 1) -> Tensor:
+    """The lowest cost, in nats, over so many candidates: the entropy of the targets, which label smoothing spreads.
 
-    n_candidates: of any shape, 1 or more each; the result has the same shape. Without smoothing it is 0.
+    n_candidates, and the n_positives among them: of any shape, 1 or more each; the result has the same shape. It is 0 for one
+    positive without smoothing.
     """
     other = label_smoothing / n_candidates
-    own = 1 - label_smoothing + other
-    entropy: Tensor = torch.special.entr(own) + (n_candidates - 1) * torch.special.entr(other)
+    own = (1 - label_smoothing) / n_positives + other
+    entropy: Tensor = n_positives * torch.special.entr(own) + (n_candidates - n_positives) * torch.special.entr(other)
     return entropy
 
 
@@ -81,11 +93,13 @@ class Targets:
     mask: (B, C) bool; False hides a candidate that is right for the query although it stands in another place.
     owners: (C,) int64, the query that a candidate was drawn for: owners[:B] is 0..B-1, query i's positive being candidate i;
     -1 = another process's. scores: (C,) float32, the teacher's score of a candidate for its owner; nan = none given.
+    positives: (B, C) bool, which of the hidden ones are to be picked as the query's own positive is; None = they stay hidden.
     """
 
     mask: Tensor
     owners: Tensor
     scores: Tensor
+    positives: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +120,8 @@ class Objective(Protocol):
         """queries: (B, D), candidates: (C, D), as the model gives them: not normalised."""
         ...
 
-    def bounds(self, mask: Tensor) -> Bounds | None:
-        """The loss's bounds over the visible candidates, (B, C) on the CPU; None where it is not measured in such nats."""
+    def bounds(self, mask: Tensor, positives: Tensor | None = None) -> Bounds | None:
+        """The loss's bounds for Targets of these, (B, C) on the CPU; None where it is not measured in such nats."""
         ...
 
 
@@ -116,7 +130,8 @@ class InfoNCE:
     """In-batch InfoNCE over cosines, false negatives hidden; see masked_info_nce.
 
     bidirectional: the mean of it and of picking the query for each positive, from which the same pairs are hidden and in which
-    negatives and other processes' candidates take no part (Radford et al. 2021, fig. 3).
+    negatives and other processes' candidates take no part (Radford et al. 2021, fig. 3). Where targets.positives are given,
+    each query picks all of them.
     """
 
     temperature: float
@@ -126,23 +141,42 @@ class InfoNCE:
     def __call__(self, queries: Tensor, candidates: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See Objective."""
         queries, candidates = normalize(queries, dim=1), normalize(candidates, dim=1)
-        cost = self._cost(queries, candidates, targets.mask)
+        cost = self._cost(queries, candidates, targets.mask, targets.positives)
         if self.bidirectional:
-            positives = candidates[: len(queries)]
-            cost = (cost + self._cost(positives, queries, targets.mask[:, : len(queries)].T)) / 2
+            back = candidates[: len(queries)], queries, *(_turned(one) for one in (targets.mask, targets.positives))
+            cost = (cost + self._cost(*back)) / 2
         return {"contrastive_loss": cost}
 
-    def bounds(self, mask: Tensor) -> Bounds:
+    def bounds(self, mask: Tensor, positives: Tensor | None = None) -> Bounds:
         """See Objective."""
-        visible = mask.numpy()  # sums a wide mask ten times as fast as torch does
-        n_candidates = [visible.sum(axis=1)]
+        own = torch.eye(*mask.shape, dtype=torch.bool)
+        wanted = own if positives is None else own | positives
+        counts = [_in_rows(mask | wanted), _in_rows(wanted)]
         if self.bidirectional:
-            n_candidates.append(visible[:, : len(visible)].sum(axis=0))
-        each = torch.from_numpy(np.stack(n_candidates)).double()
-        return Bounds(smoothed_floor(self.label_smoothing, each).mean().item(), each.log().mean().item())
+            counts += [_in_rows(_turned(one)) for one in (mask | wanted, wanted)]
+        n_candidates, n_wanted = torch.cat(counts[::2]), torch.cat(counts[1::2])
+        floor = smoothed_floor(self.label_smoothing, n_candidates, n_wanted)
+        return Bounds(floor.mean().item(), n_candidates.log().mean().item())
 
-    def _cost(self, rows: Tensor, columns: Tensor, mask: Tensor) -> Tensor:
-        return masked_info_nce(rows, columns, mask, temperature=self.temperature, label_smoothing=self.label_smoothing)
+    def _cost(self, rows: Tensor, columns: Tensor, mask: Tensor, positives: Tensor | None) -> Tensor:
+        return masked_info_nce(
+            rows,
+            columns,
+            mask,
+            temperature=self.temperature,
+            label_smoothing=self.label_smoothing,
+            positives=positives,
+        )
+
+
+def _turned(one: Tensor | None) -> Tensor | None:
+    """(B, C) of queries and candidates -> (B, B) of their positives and the queries."""
+    return None if one is None else one[:, : len(one)].T
+
+
+def _in_rows(visible: Tensor) -> Tensor:
+    """(B,) float64: how many are True in each row; NumPy sums a wide mask ten times as fast as torch does."""
+    return torch.from_numpy(visible.numpy().sum(axis=1)).double()
 
 
 @dataclass(frozen=True)
@@ -176,7 +210,7 @@ class Distillation:
                 parts[name] = self.contrastive_weight * part
         return parts
 
-    def bounds(self, mask: Tensor) -> None:
+    def bounds(self, mask: Tensor, positives: Tensor | None = None) -> None:
         """See Objective: one softmax cannot agree with two targets, so how low their sum gets is not known."""
 
 
@@ -199,9 +233,9 @@ class Matryoshka:
                 parts[name] = parts[name] + part / len(self.dims) if name in parts else part / len(self.dims)
         return parts
 
-    def bounds(self, mask: Tensor) -> Bounds | None:
+    def bounds(self, mask: Tensor, positives: Tensor | None = None) -> Bounds | None:
         """See Objective: each length of the vectors picks among the same candidates."""
-        return self.objective.bounds(mask)
+        return self.objective.bounds(mask, positives)
 
 
 def own_places(targets: Targets) -> Tensor:
