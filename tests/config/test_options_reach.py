@@ -88,8 +88,9 @@ def of_engine(parts):
     assert [reader for source in embedder.readers for reader in source.values()] == [book.reader for book in books]
     seen = flat("batches", {"prompts": prompts, "sources": list(batches.source_of), "folders": {book.folder for book in books}})
     seen |= flat("batches", {"negatives": batches.n_negatives, "seed": batches.seed, "noise": batches.noise})
+    seen |= flat("batches", {"same_answer": batches.same_answer})
     seen |= flat("embedder", {"token_budget": embedder.token_budget, "memory": embedder.memory})
-    seen |= flat("loss", {"l1": loss.l1, "gather_from": loss.gather_from})
+    seen |= flat("loss", {name: getattr(loss, name) for name in ("l1", "gather_from", "several_positives")})
     assert (loss.embedder, loss.batches) == (embedder, batches)
     return seen | flat("objective", settings(loss.objective))
 
@@ -215,6 +216,8 @@ CHANGES = {
         },
     ),
     "bidirectional": (True, {"objective.bidirectional"}),
+    "same_answer": ("chain", {"batches.same_answer"}),
+    "several_positives": (True, {"loss.several_positives"}),
     "matryoshka_dims": ([32, 8], {"objective.kind", "objective.dims"}),
     "group_by_length": (True, {"run.sampler", "run.lengths"}),
     "micro_batch_tokens": (500, {"embedder.token_budget"}),

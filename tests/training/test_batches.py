@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -291,6 +292,19 @@ def test_same_positive_text_in_another_place_does_not_repel():
 def test_negative_that_is_a_positive_of_the_query_does_not_repel():
     # Candidates: b, e, then the negative b, which is right for a and wrong for d.
     assert mask(Example("a", ("b",)), Example("d", ("e",), ("b",))) == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_text_of_the_same_chain_does_not_repel_and_may_be_learned_but_for_the_query_itself():
+    # a - b - c - d is one chain, x - y another; candidates: b, c, d, y, then a, which is the first query itself.
+    told = [Example("a", ("b",)), Example("b", ("c",)), Example("c", ("d",)), Example("x", ("y",), ("a",))]
+    batches = maker(told)
+    by_text = [[1, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert mask_of(batches, range(4)) == by_text
+    by_chain = replace(batches, same_answer="chain")
+    assert mask_of(by_chain, range(4)) == [[1, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1]]
+    candidates = made(by_chain, range(4)).candidates
+    further = by_chain.further_positives(range(4), candidates, by_chain.false_negative_mask(range(4), candidates))
+    assert further.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 0, 1], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
 
 
 def test_positive_that_was_not_drawn_is_right_all_the_same():

@@ -114,6 +114,21 @@ def own_negative(example):
     return replace(example, negatives=example.positives)
 
 
+def rings(examples, size):
+    """As questions of one intent: each one's positive is the query of the next, of so many in a ring."""
+    starts = [row - row % size for row in range(len(examples))]
+    following = [examples[start + (row - start + 1) % size] for row, start in enumerate(starts)]
+    return [replace(one, positives=(other.query,)) for one, other in zip(examples, following, strict=True)]
+
+
+def sharing(examples, size):
+    """As shoppers of one product: so many queries in turn have one positive in common, and each its own."""
+    return [
+        replace(one, positives=(*one.positives, f"shared {examples[row - row % size].query}"))
+        for row, one in enumerate(examples)
+    ]
+
+
 SICK = {
     "few-records": (Plan(records(60)), {"num_epochs": 3}),
     "duplicate-records": (Plan([*records(), *map(shouted, records()[:20])]), {}),
@@ -133,6 +148,8 @@ SICK = {
     "identical-records": (Plan(records(1) * 240), {}),
     "one-positive": (Plan([replace(example, positives=("the answer",)) for example in records()]), {}),
     "everything-masked": (Plan([replace(example, query="the question") for example in records()]), {}),
+    "answers-unseen": (Plan(rings(records(), 8)), {"same_answer": "text"}),
+    "chains-lead-astray": (Plan(sharing(records(), 8)), {"same_answer": "chain"}),
     "high-learning-rate": (Plan(records()), {"finetune_type": "full", "learning_rate": 2e-4}),
     "low-learning-rate": (Plan(records()), {"learning_rate": 1e-7}),
     "few-steps": (Plan(records()), {"train_batch_size": 24}),

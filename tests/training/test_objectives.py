@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -305,3 +306,71 @@ def test_distillation_goes_without_negatives_here_and_there_but_not_everywhere()
 
 def test_teachers_list_may_hold_what_is_right_by_another_record():
     check([Example("r", ("s", "t"), ("t",), (0.9, 0.8), (0.8,))], [], loss="MarginMSELoss", neg_nums=1)
+
+
+# ---------------------------------------------------------------- several positives
+
+
+def several(hidden, rows=3):
+    """case(), its hidden cells to be picked."""
+    queries, candidates, wanted = case()
+    positives = torch.zeros_like(wanted.mask)
+    for cell in hidden:
+        positives[cell] = True
+    return queries, candidates, Targets(wanted.mask, wanted.owners, wanted.scores, positives)
+
+
+def test_several_positives_by_hand():
+    # Query 0 sees cosines 1, 0, 1 and picks the first and the last: the mean of -log p of both, all three below the line.
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    candidates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    positives = torch.tensor([[False, False, True], [False, False, False]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    first = math.log(2 * math.e + 1) - 1
+    second = math.log(math.e + 2) - 1
+    found = InfoNCE(1.0)(queries, candidates, Targets(mask, torch.tensor([0, 1, 0]), torch.zeros(3), positives))
+    assert found["contrastive_loss"].item() == pytest.approx((first + second) / 2)
+
+
+def test_no_further_positive_is_the_loss_of_one():
+    queries, candidates, wanted = several([])
+    for both in (False, True):
+        objective = InfoNCE(0.1, 0.2, bidirectional=both)
+        one = objective(queries, candidates, Targets(wanted.mask, wanted.owners, wanted.scores))
+        assert objective(queries, candidates, wanted)["contrastive_loss"].item() == pytest.approx(
+            one["contrastive_loss"].item(), rel=1e-12
+        )
+
+
+def test_a_further_positive_attracts_where_a_hidden_one_does_nothing():
+    queries, candidates, wanted = several([(0, 1)])
+    candidates.requires_grad_()
+    objective = InfoNCE(0.5)
+
+    def pull(targets):
+        """How much a step along the gradient raises the cosine of query 0 and candidate 1."""
+        candidates.grad = None
+        objective(queries, candidates, targets)["contrastive_loss"].backward()
+        return -(candidates.grad[1] @ normalize(queries, dim=1)[0]).item()
+
+    hidden = pull(Targets(wanted.mask, wanted.owners, wanted.scores))
+    assert pull(wanted) > hidden
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("both", [False, True])
+def test_bounds_of_several_positives_are_met_by_the_best_and_by_chance(smoothing, both):
+    _, _, wanted = several([(0, 1), (2, 1)])
+    objective = InfoNCE(1.0, smoothing, bidirectional=both)
+    bounds = objective.bounds(wanted.mask, wanted.positives)
+    nothing = torch.zeros(3, 6), torch.zeros(7, 6)
+    assert objective(*nothing, wanted)["contrastive_loss"].item() == pytest.approx(bounds.chance, rel=1e-6)
+    # The targets themselves as probabilities cost their entropy.
+    entropies = []
+    views = [(wanted.mask, wanted.positives)] + ([(wanted.mask[:, :3].T, wanted.positives[:, :3].T)] if both else [])
+    for mask, positives in views:
+        own = positives | torch.eye(*mask.shape, dtype=torch.bool)
+        seen = mask | own
+        target = (1 - smoothing) * own / own.sum(1, keepdim=True) + smoothing * seen / seen.sum(1, keepdim=True)
+        entropies.append(torch.special.entr(target.double()).sum(1).mean().item())
+    assert bounds.floor == pytest.approx(np.mean(entropies), rel=1e-6)

@@ -29,6 +29,10 @@ class Answers:
     right: Mapping[int, Set[int]]
     exceptions: Mapping[int, Set[int]]
 
+    def has(self, query: int, text: int) -> bool:
+        """Whether the text is right for the query."""
+        return text in self.right[query] and text not in self.exceptions.get(query, ())
+
     def among(self, query: int, texts: Set[int]) -> Set[int]:
         """Those of the texts that are right for the query."""
         right = self.right[query]
@@ -101,6 +105,10 @@ class ChainFigures:
         alike = self.both_roles >= _BOTH_ROLES * self.n_texts and self.largest <= _MOST_IN_A_CHAIN * self.n_texts
         return "chain" if alike and self.n_chains > 1 else "text"
 
+    def answer(self, wanted: SameAnswer | Literal["auto"]) -> SameAnswer:
+        """What the option same_answer comes to."""
+        return self.shows if wanted == "auto" else wanted
+
 
 def count_chains(records: Sequence[RecordIds], batch_size: int) -> ChainFigures:
     """The figures of the records' chains, in random batches of that size."""
@@ -108,7 +116,7 @@ def count_chains(records: Sequence[RecordIds], batch_size: int) -> ChainFigures:
     sizes = Counter(chain_of.values())
     rows = Counter(chain_of[one.query] for one in records)
     n_others = min(batch_size, len(records)) - 1
-    absent = sum(count * (1 - (count - 1) / max(1, len(records) - 1)) ** n_others for count in rows.values())
+    met = sum(count * (1 - (1 - (count - 1) / max(1, len(records) - 1)) ** n_others) for count in rows.values())
     queries, positives = {one.query for one in records}, {text for one in records for text in one.positives}
     return ChainFigures(
         n_texts=len(chain_of),
@@ -116,7 +124,7 @@ def count_chains(records: Sequence[RecordIds], batch_size: int) -> ChainFigures:
         largest=max(sizes.values(), default=0),
         both_roles=len(queries & positives),
         contradicted=sum(chain_of.get(text) == chain_of[one.query] for one in records for text in one.negatives),
-        meeting=1 - absent / max(1, len(records)),
+        meeting=met / max(1, len(records)),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ebr.data.text.near_duplicates import rarest
 from ebr.data.text.normal_form import each_shingle, is_near
-from ebr.data.training.answers import right_answers
+from ebr.data.training.answers import Answers, SameAnswer, find_answers, right_answers
 from ebr.data.training.text_table import RecordIds, TextTable
 
 _NEAR = 0.9
@@ -162,14 +162,18 @@ def _neighbours(features: Sequence[frozenset[str]], threshold: float) -> Iterato
 
 
 def share_without_negatives(
-    records: Sequence[RecordIds], batch_size: int, neg_nums: int, rng: np.random.Generator
+    records: Sequence[RecordIds],
+    batch_size: int,
+    neg_nums: int,
+    rng: np.random.Generator,
+    same_answer: SameAnswer = "text",
 ) -> tuple[float, int]:
     """The share of records whose loss is zero from the start, in random batches, and the row of the first (-1 = none).
 
     Such a record has no wrong candidate in its batch: it is alone there, or every candidate is a right answer to its query, or
     the query itself, and hidden by the loss. Up to 50 batches of an epoch are looked at; neg_nums: negatives drawn a record.
     """
-    right = right_answers(records)
+    right = find_answers(records, same_answer)
     order = rng.permutation(len(records))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][:_MOST_BATCHES]
     idle = [row for batch in batches for row in _rows_without_negatives(batch.tolist(), records, right, neg_nums)]
@@ -177,14 +181,11 @@ def share_without_negatives(
     return (len(idle) / n_seen if n_seen else 0.0), min(idle, default=-1)
 
 
-def _rows_without_negatives(
-    rows: Sequence[int], records: Sequence[RecordIds], right: dict[int, set[int]], neg_nums: int
-) -> Iterator[int]:
+def _rows_without_negatives(rows: Sequence[int], records: Sequence[RecordIds], right: Answers, neg_nums: int) -> Iterator[int]:
     candidates: set[int] = {records[row].positives[0] for row in rows}
     for row in rows:
         candidates.update(list(dict.fromkeys(records[row].negatives))[:neg_nums])
     for row in rows:
-        query, answers = records[row].query, right[records[row].query]
         # Most rows meet a wrong candidate at once; a set of a query's many answers is not made for each of its records.
-        if all(candidate == query or candidate in answers for candidate in candidates):
+        if all(right.has(records[row].query, candidate) for candidate in candidates):
             yield row

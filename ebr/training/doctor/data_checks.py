@@ -10,6 +10,7 @@ from ebr.config.shared.objective import DISTILLATION, LOSSES, Need
 from ebr.data.evaluation.leaks import LeakCheck
 from ebr.data.text.counted import counted
 from ebr.data.text.terminal_text import cut_text
+from ebr.data.training.answers import ChainFigures
 from ebr.data.training.duplicates import Fault, NearDuplicates, RecordFaults
 from ebr.data.training.examples import Example
 from ebr.training.doctor.report import Finding, Severity
@@ -27,6 +28,7 @@ class RecordFigures:
 
     faults: RecordFaults
     near: NearDuplicates
+    chains: ChainFigures
     idle: tuple[float, int]
     leaks: LeakCheck | None
 
@@ -38,6 +40,7 @@ def judge_records(figures: RecordFigures, examples: Sequence[Example], config: F
         *_zero_loss(figures, examples, config),
         *_repeats(figures, examples, config),
         *_contradictions(figures.faults, examples, config),
+        *_chains(figures.chains, config),
         *_leaks(figures, config),
     ]
 
@@ -204,6 +207,31 @@ def _contradictions(faults: RecordFaults, examples: Sequence[Example], config: F
             if harms and name != "query-is-positive":
                 severity = _worse(severity)
             yield Finding(name, severity, f"{what}: {_of(fault, n_all, examples)}", why, advice)
+
+
+def _chains(chains: ChainFigures, config: FinetuneConfig) -> Iterator[Finding]:
+    """Where the option same_answer says something else than the records."""
+    if not _masks(config):
+        return
+    if config.same_answer == "text" and chains.shows == "chain" and chains.meeting >= _COMMON:
+        yield Finding(
+            "answers-unseen",
+            Severity.WARNING,
+            f"{percent(chains.meeting)} of the queries meet a right answer of their chain in the batch, and take it for wrong",
+            f"the records join texts of one kind into {counted(chains.n_chains, 'chain')}: what records lead to has the same "
+            "answer, though no record of the query says so",
+            "same_answer: auto or chain",
+        )
+    if config.same_answer == "chain" and chains.shows == "text" and chains.meeting >= _RARE:
+        largest, both_roles = (percent(count / max(1, chains.n_texts)) for count in (chains.largest, chains.both_roles))
+        yield Finding(
+            "chains-lead-astray",
+            Severity.WARNING,
+            f"the largest of {counted(chains.n_chains, 'chain')} holds {largest} of the texts, and {both_roles} of the texts "
+            "are query here and positive there",
+            "a document that answers two different questions joins them, and each is then shown the other's answers as right",
+            "same_answer: text, unless whatever answers one question of a chain answers all of them",
+        )
 
 
 def _leaks(figures: RecordFigures, config: FinetuneConfig) -> Iterator[Finding]:

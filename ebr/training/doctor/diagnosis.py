@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ebr.config import FinetuneConfig
+from ebr.config.shared.objective import LOSSES
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.leaks import find_leaks
 from ebr.data.files.write import write_aside, write_json
 from ebr.data.speech import Say
 from ebr.data.text.counted import counted
+from ebr.data.training.answers import ChainFigures, count_chains
 from ebr.data.training.duplicates import find_faults, find_near_duplicates, share_without_negatives
 from ebr.data.training.examples import Example
 from ebr.data.training.text_table import TextTable
@@ -91,6 +93,8 @@ def diagnose(
     run = RunFigures.of(len(plan.train), plan.n_steps, config, n_processes)
     findings = [*judge_records(counted, plan.train, config), *judge_options(run, config)]
     facts = _plan_facts(plan, run, leaks)
+    if LOSSES[config.loss].masks:
+        facts.append(_chains_fact(counted.chains, config))
     if disk is not None:
         findings += judge_disk(disk, config)
     sample = sample_records(plan.train, config.neg_nums, _rng(config))
@@ -146,10 +150,12 @@ def _count(plan: Material, config: FinetuneConfig, n_processes: int, leaks: Leak
 
     train, rng = plan.texts.records(plan.train), _rng(config)
     in_sight = config.train_batch_size * (n_processes if config.gather_negatives else 1)
+    chains = count_chains(train, in_sight)
     return RecordFigures(
         faults=find_faults(train),
         near=find_near_duplicates(train, plan.texts, rng),
-        idle=share_without_negatives(train, in_sight, config.neg_nums, rng),
+        chains=chains,
+        idle=share_without_negatives(train, in_sight, config.neg_nums, rng, chains.answer(config.same_answer)),
         leaks=leaks,
     )
 
@@ -179,6 +185,19 @@ def _plan_facts(plan: Material, run: RunFigures, leaks: LeakCheck | None) -> lis
         text = f"{leaks.n_queries:,} queries, {leaks.queries:,} of them in the training records, {leaks.near_queries:,} nearly"
         facts.append(Fact("evaluation", seen, text))
     return facts
+
+
+def _chains_fact(chains: ChainFigures, config: FinetuneConfig) -> Fact:
+    from ebr.training.doctor.data_checks import percent
+    from ebr.training.doctor.report import Fact
+
+    answer = chains.answer(config.same_answer)
+    values = {"count": chains.n_chains, "largest": chains.largest, "meeting": round(chains.meeting, 4), "same_answer": answer}
+    text = (
+        f"{counted(chains.n_chains, 'chain')} of queries and positives, {counted(chains.largest, 'text')} in the largest; "
+        f"{percent(chains.meeting)} of the queries meet another record of theirs in a batch; same answer: by {answer}"
+    )
+    return Fact("chains", values, text)
 
 
 def _text_facts(texts: TextFigures) -> list[Fact]:

@@ -143,8 +143,8 @@ class InfoNCE:
         queries, candidates = normalize(queries, dim=1), normalize(candidates, dim=1)
         cost = self._cost(queries, candidates, targets.mask, targets.positives)
         if self.bidirectional:
-            back = candidates[: len(queries)], queries, *(_turned(one) for one in (targets.mask, targets.positives))
-            cost = (cost + self._cost(*back)) / 2
+            positives = None if targets.positives is None else _turned(targets.positives)
+            cost = (cost + self._cost(candidates[: len(queries)], queries, _turned(targets.mask), positives)) / 2
         return {"contrastive_loss": cost}
 
     def bounds(self, mask: Tensor, positives: Tensor | None = None) -> Bounds:
@@ -169,9 +169,9 @@ class InfoNCE:
         )
 
 
-def _turned(one: Tensor | None) -> Tensor | None:
+def _turned(cells: Tensor) -> Tensor:
     """(B, C) of queries and candidates -> (B, B) of their positives and the queries."""
-    return None if one is None else one[:, : len(one)].T
+    return cells[:, : len(cells)].T
 
 
 def _in_rows(visible: Tensor) -> Tensor:
