@@ -48,7 +48,7 @@ class FinetuneConfig(
         self._refuse_idle_options()
         self.check_sources()
         check_objective(self)
-        if self.fp16 and self.bf16:
+        if self.fp16 and self.bf16 is True:
             raise ConfigError("fp16, bf16: choose one of the two")
         wrong = sorted(set(self.noise_apply_to_fields) - {"anchor", "positive", "negative"})
         if wrong:

@@ -222,7 +222,7 @@ def _add_argument(group: argparse._ArgumentGroup, config: type[Config], name: st
     field = config.model_fields[name]
     flags = dict.fromkeys([f"--{config.spelling(name)}", f"--{name}"])
     group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=_help(field), **_shape(field))
-    if set(_inner_types(field)) <= {bool, NoneType}:
+    if set(_inner_types(field)) <= {bool, NoneType, Literal["auto"]}:
         group.add_argument(
             f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
@@ -230,7 +230,8 @@ def _add_argument(group: argparse._ArgumentGroup, config: type[Config], name: st
 
 def _shape(field: FieldInfo) -> dict[str, Any]:
     if bool in _inner_types(field):
-        return {"nargs": "?", "const": True, "metavar": "true|FOLDER" if Path in _inner_types(field) else "true|false"}
+        words = ["true", "FOLDER"] if Path in _inner_types(field) else choices(field) or ["true", "false"]
+        return {"nargs": "?", "const": True, "metavar": "|".join(words)}
     if _is_list(field):
         return {"nargs": "*", "metavar": "WORD"}
     return {"metavar": type_name(field).upper() if not choices(field) else "|".join(choices(field))}
@@ -268,7 +269,8 @@ def _is_list(field: FieldInfo) -> bool:
 
 def choices(field: FieldInfo) -> list[str]:
     """The words that the field takes, where it takes no others."""
-    return [str(choice) for part in _inner_types(field) if get_origin(part) is Literal for choice in get_args(part)]
+    words = [str(choice) for part in _inner_types(field) if get_origin(part) is Literal for choice in get_args(part)]
+    return [*words, "true", "false"] if words and bool in _inner_types(field) else words
 
 
 def type_name(field: FieldInfo) -> str:

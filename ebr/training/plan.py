@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebr.config import FinetuneConfig, TrainConfig
+from ebr.config.shared.objective import LOSSES
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.speech import Say
 from ebr.data.text.counted import counted
@@ -205,8 +206,8 @@ def load_for_training(config: FinetuneConfig) -> LoadedModel:
     from ebr.model.encoder.encoder import load_encoder, require_transformer
     from ebr.model.encoder.lengths import set_lengths
     from ebr.model.encoder.loaded import LoadedModel
-    from ebr.model.files.quantization import compute_dtype
     from ebr.model.origin import resolve_model
+    from ebr.training.resources.mixed_precision import products_dtype
 
     model = load_encoder(
         config.model_name,
@@ -214,7 +215,7 @@ def load_for_training(config: FinetuneConfig) -> LoadedModel:
         pooling=config.pooling,
         base_model_path=config.base_model_path,
         quantization_bits=config.quantization_bits if config.finetune_type == "qlora" else 0,
-        compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
+        compute_dtype=products_dtype(config),
         attn_implementation=config.attn_implementation,
         hash_base=True,
     )
@@ -250,6 +251,23 @@ def mixture_of(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None
         return None
     prompts = [prompts_of(source, model.prompts) for source in plan.sources]
     return Mixture(plan.source_of, [source.weight for source in plan.sources], prompts)
+
+
+def settled(config: FinetuneConfig, plan: FinetunePlan) -> FinetuneConfig:
+    """The config with every `auto` as this run takes it, which is what its records hold: they make the same model elsewhere.
+
+    A run that is taken up goes on in its own precision, whatever this machine would be faster in.
+    """
+    from ebr.training.loop.checkpoints import options_of
+    from ebr.training.loop.engine import same_answer_of
+    from ebr.training.resources.mixed_precision import mixed_precision
+
+    before = options_of(plan.checkpoint).get("bf16") if plan.checkpoint else None
+    bf16 = before if config.bf16 == "auto" and isinstance(before, bool) else mixed_precision(config) == "bf16"
+    update: dict[str, Any] = {"bf16": bf16}
+    if LOSSES[config.loss].masks:
+        update["same_answer"] = same_answer_of(config, plan.texts.records(plan.records()))
+    return config.model_copy(update=update)
 
 
 def begin_or_go_on(

@@ -14,7 +14,7 @@ from ebr.data.speech import Ask, Say, speak, terminal
 from ebr.retrieval.evaluation.command import dataset_origin
 from ebr.training.doctor.diagnosis import said_check, save_check
 from ebr.training.manifest import model_manifest, start_facts
-from ebr.training.plan import FinetunePlan, begin_or_go_on, load_for_training, mixture_of, needs_of_disk, plan_finetune
+from ebr.training.plan import FinetunePlan, begin_or_go_on, load_for_training, mixture_of, needs_of_disk, plan_finetune, settled
 from ebr.training.result import FinetuneResult
 from ebr.workflow.finishing import TrainedModel
 
@@ -50,6 +50,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
+    config = settled(config, plan)
     prepared = _prepared(plan, config, processes, say)
     start, model = prepared.start, prepared.start.model
     plan.texts.drop_forms()

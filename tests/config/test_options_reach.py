@@ -201,7 +201,7 @@ CHANGES = {
     ),
     "dataloader_num_workers": (1, {"args.dataloader_num_workers"}),
     # Frozen weights are multiplied in bfloat16 then; see ebr.model.compute.serving.
-    "bf16": (True, {"args.bf16", "steps.types"}),
+    "bf16": (True, {"args.bf16", "steps.types"}),  # auto is off on the processor that the tests pretend
     "seed": (7, {"args.seed", "batches.seed", "model.weights", "plan.train"}),
     "save_steps": (7, {"args.save_steps"}),
     "save_on_epoch_end": (2, {"run.epoch_saver"}),

@@ -25,7 +25,11 @@ class EngineOptions(Config):
     )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, slower", "重算激活值：省显存但更慢")
     fp16: bool = option(False, "mixed precision float16; needs a GPU", "float16 混合精度；需要 GPU")
-    bf16: bool = option(False, "mixed precision bfloat16; fast where the processor has it", "bfloat16 混合精度；硬件支持时更快")
+    bf16: bool | Literal["auto"] = option(
+        "auto",
+        "mixed precision bfloat16; auto = where the processor or the GPU multiplies it",
+        "bfloat16 混合精度；auto 在处理器或 GPU 支持 bfloat16 乘法时启用",
+    )
     attn_implementation: Literal["eager", "sdpa"] | None = option(
         None,
         "how attention is computed; not set = the library's choice, without padding in half precision on a GPU",

@@ -59,16 +59,13 @@ def is_quantized(model: SentenceTransformer) -> bool:
     return bool(getattr(getattr(model[0], "model", None), "is_quantized", False))
 
 
-def compute_dtype(*, bf16: bool, fp16: bool) -> torch.dtype:
-    """The precision of matrix products under mixed precision, or without."""
-    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
-
-
 def recorded(folder: Path | None) -> tuple[int, torch.dtype]:
     """The bits of the base that an adapter of ours was tuned on, and of its products; (0, float32) for any other model."""
     config: dict[str, Any] = (read_manifest(folder) or {}).get("config", {}) if folder is not None else {}
     bits = config.get("quantization_bits", 0) if config.get("finetune_type") == "qlora" else 0
-    return int(bits), compute_dtype(bf16=config.get("bf16", False), fp16=config.get("fp16", False))
+    # Other than True: a folder that does not say what `auto` came to.
+    products = torch.bfloat16 if config.get("bf16") is True else torch.float16 if config.get("fp16") else torch.float32
+    return int(bits), products
 
 
 def check_bitsandbytes(what: str = "quantised weights") -> None:

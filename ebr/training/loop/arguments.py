@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from ebr.config import FinetuneConfig
 from ebr.training.batches.sampling import batches_per_epoch, is_needed
+from ebr.training.resources.mixed_precision import mixed_precision
 
 RETRIEVAL_METRIC = "ndcg@10"
 
@@ -42,6 +43,7 @@ def training_arguments(
     config: FinetuneConfig, work: Path, n_steps: int, *, device: torch.device, validates: bool, retrieves: bool
 ) -> SentenceTransformerTrainingArguments:
     """Our options in the trainer's words."""
+    precision = mixed_precision(config)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work),
         num_train_epochs=config.num_epochs,
@@ -61,8 +63,8 @@ def training_arguments(
         dataloader_pin_memory=config.dataloader_pin_memory and device.type == "cuda",
         use_cpu=device.type == "cpu",
         dataloader_drop_last=True,  # or, with several processes, a warning that it is set; taken back below
-        fp16=config.fp16,
-        bf16=config.bf16,
+        fp16=precision == "fp16",
+        bf16=precision == "bf16",
         seed=config.seed,
         **_evaluation_arguments(config, validates=validates, retrieves=retrieves),
         restore_callback_states_from_checkpoint=True,
@@ -76,7 +78,7 @@ def training_arguments(
     )
     arguments.dataloader_drop_last = False  # every record counts; see EmbeddingTrainer.get_train_dataloader
     # A launcher's own setting would win over what our options, and every record of them, say.
-    arguments.mixed_precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "no"
+    arguments.mixed_precision = precision
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would mean DataParallel, which splits each batch's negatives
     return arguments

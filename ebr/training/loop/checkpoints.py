@@ -27,6 +27,9 @@ _FREE = {
     "resume_from_checkpoint", "save_on_epoch_end", "save_steps", "save_total_limit", "token_cache", "trust_remote_code",
 }  # fmt: skip
 
+_FORMERLY = {"same_answer": "text", "several_positives": False}
+"""What a run did before there was an option for it."""
+
 
 def step_name(step: int) -> str:
     """The folder of a checkpoint that is one of a series, of which the oldest go."""
@@ -85,6 +88,11 @@ def keep_newest(folder: Path, limit: int, best_step: int | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def options_of(checkpoint: Path) -> dict[str, Any]:
+    """The options of the run that wrote a whole checkpoint."""
+    return dict(read_json(checkpoint / MARK).get("config", {}))
+
+
 def find_checkpoint(wanted: bool | Path, folder: Path) -> Path:
     """The checkpoint to resume from: the newest whole one of the folder, or the one named. Raises ConfigError."""
     if isinstance(wanted, Path):
@@ -116,7 +124,7 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any], *, prepared_sha2
         changed += differences(saved["architecture"], record["architecture"])
     if "spelling_sha256" in saved and saved["spelling_sha256"] != record["spelling_sha256"]:
         changed.append("the base model's tokenizer changed")
-    before, now = saved.get("config", {}), record["config"]
+    before, now = _FORMERLY | saved.get("config", {}), record["config"]
     # Under early stopping the evaluation set picks the weights.
     free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE
     changed += [

@@ -26,6 +26,7 @@ from ebr.training.loss.batch_loss import BatchLoss
 from ebr.training.loss.named_losses import objective_from
 from ebr.training.resources.cost import KEPT_SHARE, token_budget_of
 from ebr.training.resources.memory import available_bytes
+from ebr.training.resources.mixed_precision import mixed_precision
 from ebr.training.resources.processes import Processes
 
 Say = Callable[[str], None]
@@ -169,10 +170,11 @@ def _memory(model: SentenceTransformer, config: FinetuneConfig, processes: Proce
 @contextmanager
 def made_fast(model: SentenceTransformer, config: FinetuneConfig) -> Iterator[None]:
     """The model computes the same with less work, until the block ends; an evaluation on the way sees it unchanged."""
+    precision = mixed_precision(config)
     with ExitStack() as stack:
-        if config.bf16 and config.finetune_type != "full":
+        if precision == "bf16" and config.finetune_type != "full":
             stack.enter_context(frozen_in_bfloat16(model))
-        if (config.bf16 or config.fp16) and config.attn_implementation is None:
+        if precision != "no" and config.attn_implementation is None:
             stack.enter_context(unpadded(model))
         stack.enter_context(fused_lora(model))
         stack.enter_context(light_dropout(model))

@@ -17,6 +17,7 @@ from ebr.model.compute.attention import PADDED, attention_of, is_out_of_memory
 from ebr.model.encoder.batching import Ints, cost_of, default_token_budget, token_budget_batches
 from ebr.model.encoder.text_reader import Prepared, TextReader
 from ebr.training.resources.memory import SavedBytes, available_bytes
+from ebr.training.resources.mixed_precision import mixed_precision, products_dtype
 
 _BUDGET_S = 1.5
 # Longer passes would take the whole budget on a CPU, and shorter ones leave a GPU idle.
@@ -128,7 +129,7 @@ def estimate_cost(
 
 def token_budget_of(model: SentenceTransformer, config: FinetuneConfig) -> int:
     """Tokens of a micro-batch, as the engine chooses them."""
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    dtype = torch.bfloat16 if mixed_precision(config) == "bf16" else torch.float32
     # A backward pass reads and writes twice what a forward pass does.
     suited = default_token_budget(model, dtype) // _PASSES_A_STEP
     return config.micro_batch_tokens or suited
@@ -270,9 +271,8 @@ def _small_batches(lengths: Ints, token_budget: int) -> list[Ints]:
 
 
 def _autocast(model: SentenceTransformer, config: FinetuneConfig) -> AbstractContextManager[object]:
-    if config.bf16 or config.fp16:
-        return torch.autocast(model.device.type, torch.bfloat16 if config.bf16 else torch.float16)
-    return nullcontext()
+    dtype = products_dtype(config)
+    return nullcontext() if dtype is torch.float32 else torch.autocast(model.device.type, dtype)
 
 
 # ---------------------------------------------------------------- for people

@@ -1,0 +1,77 @@
+"""Which precision a run multiplies in, and that its records say it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ebr.config import FinetuneConfig
+from ebr.errors import ConfigError
+from ebr.training.plan import plan_finetune, settled
+from ebr.training.resources.mixed_precision import mixed_precision, products_dtype
+from ebr.workflow.finetuning import train_sentence_transformer
+
+
+def options(tiny_model, pairs_file, tmp_path, **more):
+    fixed = {"model_name": tiny_model, "data_path": str(pairs_file), "output_dir": tmp_path / "saved", "report_to": ["none"]}
+    return FinetuneConfig(**fixed | more)
+
+
+def test_auto_is_where_the_processor_multiplies_bfloat16(processor):
+    assert FinetuneConfig().bf16 == "auto"
+    assert mixed_precision(FinetuneConfig()) == {"avx512_bf16": "bf16", "avx2": "no"}[processor]
+    assert mixed_precision(FinetuneConfig(bf16=False)) == "no"
+    assert mixed_precision(FinetuneConfig(bf16=True)) == "bf16"
+    assert mixed_precision(FinetuneConfig(fp16=True)) == "fp16", "auto gives way to what is asked for"
+    assert products_dtype(FinetuneConfig(bf16=True)) is torch.bfloat16
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_gpu_is_asked_before_the_processor(supported, processor, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation)
+    assert mixed_precision(FinetuneConfig()) == ("bf16" if supported else "no")
+
+
+@pytest.mark.parametrize("text", ["auto", "true", "false"])
+def test_words_of_the_command_line(text):
+    assert FinetuneConfig(bf16=text).bf16 == {"auto": "auto", "true": True, "false": False}[text]
+    with pytest.raises(ConfigError, match="bf16"):
+        FinetuneConfig(bf16="perhaps")
+
+
+def test_records_hold_what_auto_came_to(processor, tiny_model, pairs_file, tmp_path):
+    config = options(tiny_model, pairs_file, tmp_path, max_steps=2, validation_split=0)
+    result = train_sentence_transformer(config, say=lambda line: None)
+    expected = processor == "avx512_bf16"
+    for name in ("training_config.json", "ebr_manifest.json"):
+        record = json.loads((result.model_path / name).read_text(encoding="utf-8"))
+        record = record.get("config", record)
+        assert (record["bf16"], record["same_answer"]) == (expected, "text"), name
+    assert config.bf16 == "auto", "the caller's own config stays as it was"
+
+
+def test_a_run_goes_on_in_its_own_precision(tiny_model, pairs_file, tmp_path):
+    config = options(tiny_model, pairs_file, tmp_path, max_steps=2, validation_split=0, save_steps=1, bf16=True)
+    train_sentence_transformer(config, say=lambda line: None)
+    config.bf16, config.resume_from_checkpoint = "auto", True
+    plan = plan_finetune(config)
+    assert mixed_precision(config) == "no", "as on the pretended processor without bfloat16"
+    assert settled(config, plan).bf16 is True
+
+
+def test_a_checkpoint_of_before_the_options_is_taken_up(tiny_model, pairs_file, tmp_path):
+    config = options(tiny_model, pairs_file, tmp_path, max_steps=2, validation_split=0, save_steps=1)
+    train_sentence_transformer(config, say=lambda line: None)
+    for mark in (tmp_path / "saved").rglob("ebr_checkpoint.json"):
+        record = json.loads(mark.read_text(encoding="utf-8"))
+        for name in ("same_answer", "several_positives"):
+            del record["config"][name]
+        mark.write_text(json.dumps(record), encoding="utf-8")
+    config.resume_from_checkpoint = True
+    train_sentence_transformer(config, say=lambda line: None)
+    config.several_positives = True
+    with pytest.raises(ConfigError, match="several_positives was False, is True"):
+        train_sentence_transformer(config, say=lambda line: None)
