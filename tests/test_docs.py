@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -160,7 +161,7 @@ def test_both_languages_show_the_same_result_of_the_demo():
 def test_every_flag_exists(language):
     configs = [command.config for command in VERBS.values()]
     names = {name for config in configs for name in {*config.model_fields, *config.spellings()}} | EVERY_COMMAND | OF_SOME
-    switches = {f"no_{name}" for config in configs for name, field in config.model_fields.items() if field.annotation is bool}
+    switches = {f"no_{name}" for config in configs for name, field in config.model_fields.items() if field.annotation in (bool, bool | Literal["auto"])}
     known = {f"--{name}" for name in names | switches} | OF_OTHER_TOOLS
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", everything(language, but=OF_OTHER_PROGRAMS))))
     assert flags >= {"--num_epochs", "--lr"}
