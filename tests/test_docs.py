@@ -161,7 +161,9 @@ def test_both_languages_show_the_same_result_of_the_demo():
 def test_every_flag_exists(language):
     configs = [command.config for command in VERBS.values()]
     names = {name for config in configs for name in {*config.model_fields, *config.spellings()}} | EVERY_COMMAND | OF_SOME
-    switches = {f"no_{name}" for config in configs for name, field in config.model_fields.items() if field.annotation in (bool, bool | Literal["auto"])}
+    yes_or_no = (bool, bool | Literal["auto"])
+    fields = [item for config in configs for item in config.model_fields.items()]
+    switches = {f"no_{name}" for name, field in fields if field.annotation in yes_or_no}
     known = {f"--{name}" for name in names | switches} | OF_OTHER_TOOLS
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", everything(language, but=OF_OTHER_PROGRAMS))))
     assert flags >= {"--num_epochs", "--lr"}
