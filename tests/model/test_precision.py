@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ebr.errors import ConfigError, ModelError
 from ebr.model.compute import precision
 from ebr.model.compute.attention import Machine, cpu_flags
 from ebr.model.compute.local_engine import LocalEngine
+from ebr.model.compute.packed_weights import PackedForward
 from ebr.model.compute.precision import Trial, choose_settings, memory_path
 from ebr.model.compute.settings import settings_of
 from ebr.model.encoder.encoder import load_encoder
@@ -24,6 +26,7 @@ from ebr.model.files.identity import fingerprint
 
 TEXTS = [f"a {size} {colour} {thing}" for size in ("small", "large") for colour in ("red", "blue") for thing in ("cup", "lamp")]
 PLAIN = Machine("an old processor", 2, frozenset({"avx2"}))
+UNKNOWN = "SomeModel is none of those"
 FAST = Machine("a new processor", 2, frozenset({"avx2", "avx512_bf16"}))
 
 
@@ -56,6 +59,7 @@ def work_of(model):
 def fake(monkeypatch):
     """Trials whose speed and cosine are given by name, not measured; what was tried, in order."""
     speeds = {"float32": 100.0, "bfloat16": 400.0, "float32, compiled": 150.0, "bfloat16, compiled": 500.0}
+    speeds |= {"float32, packed weights": 120.0, "bfloat16, packed weights": 600.0}
     cosines = {}
     tried = []
 
@@ -70,7 +74,16 @@ def fake(monkeypatch):
         return Trial(settings, speeds[name], np.tile(np.float32([cosine, np.sqrt(1 - cosine**2)]), (len(texts), 1)))
 
     monkeypatch.setattr(precision, "measure", measure)
+    # What packing adds has tests of its own; here it is as with a make that is not known.
+    monkeypatch.setattr(precision, "why_not_packed", lambda model, dtype: UNKNOWN)
     return speeds, cosines, tried
+
+
+@pytest.fixture
+def packable(fake, monkeypatch):
+    """The same for a model and a processor that weights are packed for."""
+    monkeypatch.setattr(precision, "why_not_packed", lambda model, dtype: None)
+    return fake
 
 
 # ---------------------------------------------------------------- what a processor has
@@ -121,6 +134,7 @@ def test_the_fastest_that_is_close_enough_is_kept_and_each_candidate_has_a_line(
     assert lines == [
         "float32: 100 texts/s",
         "bfloat16: 400 texts/s, smallest cosine 0.99990",
+        f"packed weights: {UNKNOWN}",
         "precision auto: bfloat16: 4.0 × float32, smallest cosine 0.99990, at least 0.9995 asked for (8 texts tried)",
     ]
 
@@ -131,7 +145,7 @@ def test_a_candidate_below_min_cosine_is_refused_however_fast(model, fake, cosin
     lines = []
     assert choose(model, lines=lines).precision == "float32"
     assert "below 0.9995" in lines[1]
-    assert "nothing faster kept a smallest cosine of 0.9995" in lines[2]
+    assert "nothing faster kept a smallest cosine of 0.9995" in lines[-1]
 
 
 def test_the_smallest_cosine_counts_not_the_mean():
@@ -290,6 +304,103 @@ def test_the_budget_asked_for_is_the_budget(model, fake):
     assert choose(model, token_budget=777).token_budget == 777
     assert choose(model, token_budget=778).token_budget == 778  # also of a choice found before
     assert choose(model, precision="float32", token_budget=779).token_budget == 779
+
+
+# ---------------------------------------------------------------- packed weights
+
+
+def test_packed_weights_are_tried_too_and_the_fastest_is_said(model, packable):
+    lines = []
+    chosen = choose(model, lines=lines)
+    assert (chosen.precision, chosen.packed_weights, chosen.compiled) == ("bfloat16", True, False)
+    assert lines == [
+        "float32: 100 texts/s",
+        "bfloat16: 400 texts/s, smallest cosine 0.99990",
+        "bfloat16, packed weights: 600 texts/s, smallest cosine 0.99990",
+        "precision auto: bfloat16, packed weights: 6.0 × float32, "
+        "smallest cosine 0.99990, at least 0.9995 asked for (8 texts tried)",
+    ]
+
+
+def test_packed_float32_is_for_whoever_asks_for_more_than_bfloat16_has_and_is_held_to_what_float32_promises(model, packable):
+    packable[1].update({"float32, packed weights": 0.999995})
+    chosen = choose(model, min_cosine=0.99999)
+    assert (chosen.precision, chosen.packed_weights) == ("float32", True)
+    packable[1].update({"float32, packed weights": 0.99998, "bfloat16": 0.9, "bfloat16, packed weights": 0.9})
+    assert not choose(model, prompt="other").packed_weights
+
+
+def test_without_bfloat16_packed_float32_is_tried_for_much_work(model, packable):
+    packable[1]["float32, packed weights"] = 0.999999
+    lines = []
+    assert not choose(model, PLAIN, lines, n_texts_expected=9_999).packed_weights
+    assert lines == ["precision auto: float32: this processor has no bfloat16 (avx512_bf16, amx_bf16)"]
+    assert packable[2] == []
+    chosen = choose(model, PLAIN, n_texts_expected=10_000)
+    assert (chosen.precision, chosen.packed_weights) == ("float32", True)
+    assert [name for name, _ in packable[2]] == ["float32", "float32", "float32, packed weights"]
+    packable[0]["float32, packed weights"] = 104.0  # less than a trial can tell
+    assert not choose(model, PLAIN, n_texts_expected=10_000, prompt="other").packed_weights
+
+
+def test_an_explicit_precision_never_packs(model, packable):
+    for name in ("float32", "bfloat16"):
+        assert not choose(model, precision=name, n_texts_expected=1_000_000).packed_weights
+    assert packable[2] == []
+
+
+def test_a_packed_choice_is_remembered_as_long_as_weights_can_be_packed(model, packable, monkeypatch):
+    first = choose(model)
+    packable[2].clear()
+    lines = []
+    assert choose(model, lines=lines) == first
+    assert packable[2] == []
+    assert lines[0].startswith("precision auto: bfloat16, packed weights, found before")
+    monkeypatch.setattr(precision, "why_not_packed", lambda model, dtype: UNKNOWN)
+    assert not choose(model).packed_weights
+
+
+def test_a_choice_of_before_there_were_packed_weights_is_found_anew(model, packable):
+    choose(model)
+    record = json.loads(memory_path().read_text())
+    for one in record.values():
+        del one["packed_weights"]
+    memory_path().write_text(json.dumps(record))
+    packable[2].clear()
+    assert choose(model).packed_weights
+    assert packable[2]
+
+
+def test_the_pass_of_packed_weights_has_a_size_of_its_own_unless_asked_for(model, packable, monkeypatch):
+    monkeypatch.setattr(precision, "packed_token_budget", lambda model, dtype: 1365)
+    assert choose(model).token_budget == 1365
+    assert choose(model, token_budget=777).token_budget == 777
+
+
+def test_what_is_compiled_is_not_packed(model, packable, compiler):
+    packable[0]["bfloat16, compiled"] = 700.0
+    chosen = choose(model, torch_compile="always")
+    assert (chosen.compiled, chosen.packed_weights) == (True, False)
+
+
+def test_a_wrong_vector_of_packed_weights_is_refused_by_a_real_trial(model, monkeypatch):
+    work = {"n_texts_expected": 10_000, "min_cosine": 0.9995}
+    monkeypatch.setattr(precision, "_WORTH_IT", 0.0)  # whatever it takes here
+    lines = []
+    choose(model, PLAIN, lines, **work)
+    assert re.fullmatch(r"float32, packed weights: \d+ texts/s, smallest cosine 1.00000", lines[1])
+    plain = PackedForward.__call__
+
+    def shifted(forward, **features):
+        output = plain(forward, **features)
+        output.last_hidden_state[..., 0] += 0.5
+        return output
+
+    monkeypatch.setattr(PackedForward, "__call__", shifted)
+    lines = []
+    chosen = choose(model, PLAIN, lines, prompt="other", **work)
+    assert not chosen.packed_weights
+    assert lines[1].endswith(", below 0.99999")
 
 
 # ---------------------------------------------------------------- memory

@@ -23,6 +23,7 @@ from ebr.data.vectors.batch import Vectors
 from ebr.errors import ModelError
 from ebr.model.compute.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.model.compute.engine import NO_DIRECTION, TOO_LARGE, OnBatch, UnfitTexts
+from ebr.model.compute.packed_weights import packed_forward
 from ebr.model.compute.settings import ComputeSettings, apply_settings, settings_of
 from ebr.model.encoder.batching import Bools, Ints, cost_of, token_budget_batches
 from ebr.model.encoder.encoder import COSINE, similarity_of
@@ -95,7 +96,8 @@ class LocalEngine:
     def settings(self) -> ComputeSettings:
         """How it computes now: with a lower token_budget once memory ran out, and eager once compiling failed."""
         compiled = self._settings.compiled and compiled_forward(self.model) is not None
-        return replace(self._settings, compiled=compiled, attention=attention_of(self.model))
+        packed = packed_forward(self.model) is not None
+        return replace(self._settings, compiled=compiled, attention=attention_of(self.model), packed_weights=packed)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """N texts → (N, D) float32, in their order; says in a warning which have no direction. Raises UnfitTexts."""

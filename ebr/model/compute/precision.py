@@ -24,8 +24,9 @@ from ebr.errors import ConfigError, first_line
 from ebr.model.compute.attention import FLASH, PADDED, VARLEN, Machine, has_cpp_compiler, this_machine, unpadded_attention
 from ebr.model.compute.engine import UnfitTexts
 from ebr.model.compute.local_engine import LocalEngine
+from ebr.model.compute.packed_weights import why_not_packed
 from ebr.model.compute.settings import DTYPES, ComputeSettings, copy_in, settings_of
-from ebr.model.encoder.batching import default_token_budget
+from ebr.model.encoder.batching import default_token_budget, packed_token_budget
 from ebr.model.encoder.pooling import pooling_name
 from ebr.model.encoder.prompts import Role, prompt_for
 from ebr.model.encoder.text_reader import Prepared
@@ -68,6 +69,8 @@ _MOST_SECONDS_A_PASS = 15.0
 # Compiling takes minutes: with less work than this it would never be earned back.
 _COMPILE_FROM_SECONDS = 30 * 60.0
 _COMPILE_FROM_TEXTS = 10_000
+# Packed weights in float32 save a tenth at best: with fewer texts than this, less than their trial takes.
+_PACK_FROM_TEXTS = 10_000
 # float32 is promised to be this close to stock, however it is computed.
 _EXACT = 0.99999
 # What is less exact must be so much faster than float32: less than that is within what a trial of seconds can tell.
@@ -161,9 +164,12 @@ class _Work:
     token_budget: int | None
     model_sha256: str | None = None
 
-    def settings(self, precision: str, attention: str = PADDED, *, compiled: bool = False) -> ComputeSettings:
-        budget = self.token_budget or default_token_budget(self.model, DTYPES[precision])
-        return ComputeSettings(precision, compiled, attention, budget, torch.get_num_threads(), self.model.device.type)
+    def settings(
+        self, precision: str, attention: str = PADDED, *, compiled: bool = False, packed: bool = False
+    ) -> ComputeSettings:
+        budget_of = packed_token_budget if packed else default_token_budget
+        budget = self.token_budget or budget_of(self.model, DTYPES[precision])
+        return ComputeSettings(precision, compiled, attention, budget, torch.get_num_threads(), self.model.device.type, packed)
 
     def sample(self, n_texts: int) -> list[str]:
         """So many of the texts, from first to last."""
@@ -174,6 +180,10 @@ class _Work:
         if self.torch_compile == "auto":
             return self.model.device.type == "cpu" and self.n_texts_expected / texts_s > _COMPILE_FROM_SECONDS
         return self.torch_compile == "always"
+
+    def worth_packing(self) -> bool:
+        """Whether float32 with packed weights is to be tried, where there is nothing else to try."""
+        return self.n_texts_expected >= _PACK_FROM_TEXTS and why_not_packed(self.model, torch.float32) is None
 
     def key(self) -> str:
         """Of everything that a choice depends on."""
@@ -191,7 +201,7 @@ class _Work:
 
 def _remembered_or_found(work: _Work) -> ComputeSettings:
     """The precision chosen before for this model and machine, else one found now and remembered."""
-    if work.model.device.type == "cpu" and not work.machine.has_bfloat16:
+    if work.model.device.type == "cpu" and not work.machine.has_bfloat16 and not work.worth_packing():
         work.say("precision auto: float32: this processor has no bfloat16 (avx512_bf16, amx_bf16)")
         return _with_compile(work, _asked_for(work, "float32"))
     key = work.key()
@@ -203,7 +213,7 @@ def _remembered_or_found(work: _Work) -> ComputeSettings:
         work.say("precision auto: float32: there are no texts to try others on")
         return work.settings("float32")
     eager, chosen = _calibrate(work)
-    found = {"precision": chosen.precision, "attention": chosen.attention, "compiled": chosen.compiled}
+    found = {name: getattr(chosen, name) for name in ("precision", "attention", "compiled", "packed_weights")}
     tried = {"texts_s": eager.texts_s, "compile_tried": work.worth_compiling(eager.texts_s)}
     # Read again: a trial takes minutes, in which others remember theirs.
     write_memory({**read_memory(), key: found | tried})
@@ -214,13 +224,16 @@ def _known(record: Any, work: _Work) -> ComputeSettings | None:  # noqa: ANN401
     """The remembered choice, as this run is to use it; None when there is none, or more work now asks for a compiled trial."""
     try:
         precision, attention, compiled = record["precision"], record["attention"], record["compiled"]
+        packed = record["packed_weights"] is True
         worth = work.worth_compiling(float(record["texts_s"]))
         missed = worth and not record["compile_tried"]
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     if missed or precision not in DTYPES or attention not in (PADDED, VARLEN, FLASH):
         return None
-    return work.settings(precision, attention, compiled=compiled is True and worth)
+    if packed and why_not_packed(work.model, DTYPES[precision]) is not None:
+        return None
+    return work.settings(precision, attention, compiled=compiled is True and worth, packed=packed)
 
 
 def _calibrate(work: _Work) -> tuple[Trial, ComputeSettings]:
@@ -229,6 +242,8 @@ def _calibrate(work: _Work) -> tuple[Trial, ComputeSettings]:
     work.say(f"float32: {reference.texts_s:.0f} texts/s")
     eager = reference
     for settings in _candidates(work):
+        if settings.precision == "float32" and eager is not reference:
+            continue  # the slowest of all to try, and bfloat16 is near enough
         trial = _try(work, settings, texts, reference.vectors)
         if trial is not None and trial.texts_s > max(eager.texts_s, _WORTH_IT * reference.texts_s):
             eager = trial
@@ -269,10 +284,19 @@ def _held_against(work: _Work, settings: ComputeSettings) -> ComputeSettings:
 
 
 def _candidates(work: _Work) -> Iterator[ComputeSettings]:
-    unpadded = unpadded_attention(work.model)
-    for precision in ("bfloat16", "float16") if work.model.device.type == "cuda" else ("bfloat16",):
-        for attention in (PADDED,) if unpadded is None else (PADDED, unpadded):
-            yield work.settings(precision, attention)
+    if work.model.device.type == "cuda":
+        unpadded = unpadded_attention(work.model)
+        for precision in ("bfloat16", "float16"):
+            for attention in (PADDED,) if unpadded is None else (PADDED, unpadded):
+                yield work.settings(precision, attention)
+        return
+    precisions = ("bfloat16", "float32") if work.machine.has_bfloat16 else ("float32",)
+    if work.machine.has_bfloat16:
+        yield work.settings("bfloat16")
+    reasons = {precision: why_not_packed(work.model, DTYPES[precision]) for precision in precisions}
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        work.say(f"packed weights: {reason}")
+    yield from (work.settings(precision, packed=True) for precision in precisions if reasons[precision] is None)
 
 
 def _reference(work: _Work, settings: ComputeSettings) -> tuple[list[str], Trial]:
@@ -312,7 +336,8 @@ def _try_compiled(work: _Work, eager: Trial, texts: Sequence[str], reference: Ve
     if not has_cpp_compiler():
         work.say(f"torch_compile {work.torch_compile}: no C++ compiler on this machine (g++ or clang++); eager")
         return eager
-    compiled = _try(work, replace(eager.settings, compiled=True), texts, reference)
+    settings = work.settings(eager.settings.precision, eager.settings.attention, compiled=True)
+    compiled = _try(work, settings, texts, reference)
     faster = compiled is not None and (work.torch_compile == "always" or compiled.texts_s > eager.texts_s)
     return compiled if compiled is not None and faster else eager
 
@@ -359,4 +384,5 @@ def _compute(engine: LocalEngine, prepared: Prepared) -> Vectors:
 
 def _name(settings: ComputeSettings) -> str:
     attention = [] if settings.attention == PADDED else [settings.attention]
-    return ", ".join([settings.precision, *attention, *(["compiled"] if settings.compiled else [])])
+    made = [word for word, is_so in (("packed weights", settings.packed_weights), ("compiled", settings.compiled)) if is_so]
+    return ", ".join([settings.precision, *attention, *made])

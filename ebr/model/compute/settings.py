@@ -21,7 +21,8 @@ from ebr.model.compute.attention import (
     set_attention,
     unpadded_attention,
 )
-from ebr.model.encoder.batching import default_token_budget
+from ebr.model.compute.packed_weights import pack_weights, packed_forward, unpack_weights, why_not_packed
+from ebr.model.encoder.batching import default_token_budget, packed_token_budget
 from ebr.model.files.quantization import is_quantized
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class ComputeSettings:
     """How a model computes; fixed before the first shard and saved in the run's record.
 
     precision: float32, bfloat16 or float16. compiled: through torch.compile. attention: padded, varlen or flash_attention_2.
-    token_budget: tokens a forward pass. n_threads: of the CPU. device: cpu or cuda.
+    token_budget: tokens a forward pass. n_threads: of the CPU. device: cpu or cuda. packed_weights: see packed_weights.py; they
+    are never compiled too.
     """
 
     precision: str
@@ -43,6 +45,7 @@ class ComputeSettings:
     token_budget: int
     n_threads: int
     device: str
+    packed_weights: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -50,7 +53,7 @@ class ComputeSettings:
 
     def describe(self) -> str:
         """In words, for a summary."""
-        compiled = ", compiled" if self.compiled else ""
+        compiled = ", compiled" if self.compiled else ", packed weights" if self.packed_weights else ""
         threads = f", {counted(self.n_threads, 'thread')}" if self.device == "cpu" else ""
         attention = {"padded": "padded", "varlen": "unpadded", "flash_attention_2": "unpadded by flash-attn"}[self.attention]
         return f"{self.precision} on {self.device}, {attention}{compiled}, {self.token_budget:,} tokens a pass{threads}"
@@ -59,6 +62,8 @@ class ComputeSettings:
     def from_json(cls, record: dict[str, Any]) -> ComputeSettings:
         """Read what to_json wrote. Raises DataError for anything else."""
         types = {field.name: field.type for field in fields(cls)}
+        if isinstance(record, dict):  # of a run begun before there were packed weights
+            record = {"packed_weights": False, **record}
         fits = isinstance(record, dict) and {name: type(value).__name__ for name, value in record.items()} == types
         if not fits or record["precision"] not in DTYPES:
             raise DataError(f"compute settings {record}: want {', '.join(types)}; start the run anew")
@@ -68,24 +73,27 @@ class ComputeSettings:
 def settings_of(model: SentenceTransformer) -> ComputeSettings:
     """How a model computes as it stands, with the budget of default_token_budget."""
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+    packed = packed_forward(model) is not None
     return ComputeSettings(
         precision=str(dtype).removeprefix("torch."),
         compiled=compiled_forward(model) is not None,
         attention=attention_of(model),
-        token_budget=default_token_budget(model, dtype),
+        token_budget=packed_token_budget(model, dtype) if packed else default_token_budget(model, dtype),
         n_threads=torch.get_num_threads(),
         device=model.device.type,
+        packed_weights=packed,
     )
 
 
 def apply_settings(model: SentenceTransformer, settings: ComputeSettings) -> ComputeSettings:
-    """Have the model compute so, in place: its weights, its attention, its compilation; the settings as they are in the end.
+    """Have the model compute so, in place: its weights, attention, compilation; the settings as they are in the end.
 
     Settings made on another kind of device become exact and padded ones; without flash-attn, its texts are laid end to end by
-    torch, or padded. Raises ModelError for other attention that this model cannot do.
+    torch, or padded; weights that cannot be packed stay plain. Raises ModelError for other attention that this model cannot do.
     """
     if settings.device != model.device.type:
         settings = _on_this_device(model, settings)
+    unpack_weights(model)  # what was packed is of the weights as they were
     if not is_quantized(model):
         # Parameters only: rotary and other tables are buffers, and in half precision they would blur positions.
         for weight in model.parameters():
@@ -97,7 +105,7 @@ def apply_settings(model: SentenceTransformer, settings: ComputeSettings) -> Com
         model[0].model.forward = CompiledForward(model[0].model)
     elif not settings.compiled and present is not None:
         present.undo()
-    return settings
+    return replace(settings, packed_weights=settings.packed_weights and _pack(model, settings))
 
 
 def _on_this_device(model: SentenceTransformer, settings: ComputeSettings) -> ComputeSettings:
@@ -111,7 +119,17 @@ def _on_this_device(model: SentenceTransformer, settings: ComputeSettings) -> Co
         precision,
         budget,
     )
-    return replace(settings, precision=precision, attention=PADDED, token_budget=budget, device=device)
+    return replace(settings, precision=precision, attention=PADDED, token_budget=budget, device=device, packed_weights=False)
+
+
+def _pack(model: SentenceTransformer, settings: ComputeSettings) -> bool:
+    """Pack the model's weights; whether that could be done, in a warning if not: the settings may be of another machine."""
+    reason = why_not_packed(model, DTYPES[settings.precision])
+    if reason is None:
+        pack_weights(model)
+    else:
+        log.warning("packed weights: %s; the model computes as it was loaded", reason)
+    return reason is None
 
 
 def _set_attention(model: SentenceTransformer, attention: str) -> str:
