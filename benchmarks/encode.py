@@ -27,8 +27,10 @@ from ebr.errors import ModelError, first_line
 from ebr.inference.job.dedup import Dedup, DistinctEncoder
 from ebr.model.compute.attention import this_machine
 from ebr.model.compute.local_engine import LocalEngine
+from ebr.model.compute.packed_weights import why_not_packed
 from ebr.model.compute.precision import choose_settings
 from ebr.model.compute.settings import DTYPES, settings_of
+from ebr.model.encoder.batching import packed_token_budget
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.prompts import Role
 
@@ -167,6 +169,20 @@ def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision:
     return Arm(label, LocalEngine(model, Role.DOCUMENT, settings=settings).encode, settings.precision)
 
 
+def ours_packed(name: str, max_seq_length: int | None) -> list[Arm]:
+    """Packed weights in each precision that they can be had in here."""
+    made = []
+    for precision, label in (("float32", "packed float32"), ("bfloat16", "packed bf16")):
+        model = load_encoder(name, max_seq_length=max_seq_length)
+        if reason := why_not_packed(model, DTYPES[precision]):
+            print(f"{label} is left out: {reason}")
+            continue
+        budget = packed_token_budget(model, DTYPES[precision])
+        settings = replace(settings_of(model), precision=precision, packed_weights=True, token_budget=budget)
+        made.append(Arm(label, LocalEngine(model, Role.DOCUMENT, settings=settings).encode, precision))
+    return made
+
+
 def ours_on_gpu(name: str, max_seq_length: int | None) -> list[Arm]:
     """bf16 with each attention that this model and machine can do: padded, torch's own unpadded, flash-attn."""
     made = []
@@ -193,7 +209,7 @@ def arms(name: str, max_seq_length: int | None, texts: Sequence[str], compiling:
         print("stock bf16 is left out: this processor has no bfloat16, and would take many times as long")
     made.append(ours(name, max_seq_length, texts, "float32", "never"))
     made.append(ours(name, max_seq_length, texts, "auto", compiling))
-    return made + (ours_on_gpu(name, max_seq_length) if device == "cuda" else [])
+    return made + (ours_on_gpu if device == "cuda" else ours_packed)(name, max_seq_length)
 
 
 def measure(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], rounds: int) -> None:

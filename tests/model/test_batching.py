@@ -18,6 +18,7 @@ from ebr.model.encoder.batching import (
     cost_of,
     default_token_budget,
     packed_features,
+    packed_token_budget,
     padded_features,
     token_budget_batches,
     tokenize,
@@ -158,6 +159,31 @@ def test_the_largest_cache_counts(tmp_path):
     (tmp_path / "index2" / "size").write_text("unknown\n", encoding="ascii")
     assert cache_bytes(tmp_path) == 2 * 2**20
     assert cache_bytes(tmp_path / "absent") == 16 * 2**20
+
+
+def test_the_cache_of_a_level_is_asked_for_by_its_number(tmp_path):
+    for index, (level, size) in enumerate(((1, "48K"), (2, "2048K"), (3, "32M"))):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n", encoding="ascii")
+        (tmp_path / f"index{index}" / "level").write_text(f"{level}\n", encoding="ascii")
+    assert cache_bytes(tmp_path, level=2) == 2 * 2**20
+    assert cache_bytes(tmp_path, level=4) == cache_bytes(tmp_path / "absent", level=2) == 2**20
+
+
+@pytest.mark.parametrize(
+    ("core_cache", "n_threads", "budget"),
+    [
+        (2**16, 1, 1024),  # 2 caches / 64 wide, 2 bytes each
+        (2**16, 3, 3072),
+        (2**10, 2, 1024),  # no fewer than 512 a thread
+        (2**22, 2, 4096),  # no more than 2,048
+        (2**22, 64, 16384),
+    ],
+)
+def test_packed_weights_in_bfloat16_take_tokens_by_each_cores_own_cache(model, monkeypatch, core_cache, n_threads, budget):
+    monkeypatch.setattr(batching, "cache_bytes", lambda level: core_cache)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    assert packed_token_budget(model, torch.bfloat16) == budget
 
 
 def test_the_budget_keeps_the_widest_activation_in_half_of_the_cache(model, monkeypatch):
