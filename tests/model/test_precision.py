@@ -333,14 +333,14 @@ def test_packed_float32_is_for_whoever_asks_for_more_than_bfloat16_has_and_is_he
 def test_without_bfloat16_packed_float32_is_tried_for_much_work(model, packable):
     packable[1]["float32, packed weights"] = 0.999999
     lines = []
-    assert not choose(model, PLAIN, lines, n_texts_expected=9_999).packed_weights
+    assert not choose(model, PLAIN, lines, n_texts_expected=4_999).packed_weights
     assert lines == ["precision auto: float32: this processor has no bfloat16 (avx512_bf16, amx_bf16)"]
     assert packable[2] == []
-    chosen = choose(model, PLAIN, n_texts_expected=10_000)
+    chosen = choose(model, PLAIN, n_texts_expected=5_000)
     assert (chosen.precision, chosen.packed_weights) == ("float32", True)
     assert [name for name, _ in packable[2]] == ["float32", "float32", "float32, packed weights"]
     packable[0]["float32, packed weights"] = 104.0  # less than a trial can tell
-    assert not choose(model, PLAIN, n_texts_expected=10_000, prompt="other").packed_weights
+    assert not choose(model, PLAIN, n_texts_expected=5_000, prompt="other").packed_weights
 
 
 def test_an_explicit_precision_never_packs(model, packable):
@@ -384,7 +384,7 @@ def test_what_is_compiled_is_not_packed(model, packable, compiler):
 
 
 def test_a_wrong_vector_of_packed_weights_is_refused_by_a_real_trial(model, monkeypatch):
-    work = {"n_texts_expected": 10_000, "min_cosine": 0.9995}
+    work = {"n_texts_expected": 5_000, "min_cosine": 0.9995}
     monkeypatch.setattr(precision, "_WORTH_IT", 0.0)  # whatever it takes here
     lines = []
     choose(model, PLAIN, lines, **work)

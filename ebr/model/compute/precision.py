@@ -69,8 +69,8 @@ _MOST_SECONDS_A_PASS = 15.0
 # Compiling takes minutes: with less work than this it would never be earned back.
 _COMPILE_FROM_SECONDS = 30 * 60.0
 _COMPILE_FROM_TEXTS = 10_000
-# Packed weights in float32 save a tenth at best: with fewer texts than this, less than their trial takes.
-_PACK_FROM_TEXTS = 10_000
+# A trial takes the time of some 700 texts, and packed weights in float32 save about a quarter: of fewer texts, too little.
+_PACK_FROM_TEXTS = 5_000
 # float32 is promised to be this close to stock, however it is computed.
 _EXACT = 0.99999
 # What is less exact must be so much faster than float32: less than that is within what a trial of seconds can tell.
