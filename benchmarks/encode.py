@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from ebr.model.encoder.prompts import Role
 CORPORA = (Path("../shared/data/en_esci/eval/corpus.jsonl"), Path("datasets/api_docs/corpus.jsonl"))
 STOCK_BATCH = 32
 COPIES = 3
+Load = Callable[[], SentenceTransformer]
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -138,9 +140,9 @@ def cosines(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     return float(each.min()), float(each.mean())
 
 
-def stock(name: str, max_seq_length: int | None, dtype: torch.dtype) -> Encode:
+def stock(load: Load, dtype: torch.dtype) -> Encode:
     """Stock encode, with the model in this precision."""
-    model = load_encoder(name, max_seq_length=max_seq_length).to(dtype)
+    model = load().to(dtype)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         vectors = model.encode(list(texts), batch_size=STOCK_BATCH, convert_to_tensor=True, show_progress_bar=False)
@@ -149,9 +151,9 @@ def stock(name: str, max_seq_length: int | None, dtype: torch.dtype) -> Encode:
     return encode
 
 
-def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision: str, compiling: str) -> Arm:
+def ours(load: Load, texts: Sequence[str], precision: str, compiling: str) -> Arm:
     """Our engine, with settings chosen on these texts."""
-    model = load_encoder(name, max_seq_length=max_seq_length)
+    model = load()
     settings = choose_settings(
         model,
         Role.DOCUMENT,
@@ -169,11 +171,11 @@ def ours(name: str, max_seq_length: int | None, texts: Sequence[str], precision:
     return Arm(label, LocalEngine(model, Role.DOCUMENT, settings=settings).encode, settings.precision)
 
 
-def ours_packed(name: str, max_seq_length: int | None) -> list[Arm]:
+def ours_packed(load: Load) -> list[Arm]:
     """Packed weights in each precision that they can be had in here."""
     made = []
     for precision, label in (("float32", "packed float32"), ("bfloat16", "packed bf16")):
-        model = load_encoder(name, max_seq_length=max_seq_length)
+        model = load()
         if reason := why_not_packed(model, DTYPES[precision]):
             print(f"{label} is left out: {reason}")
             continue
@@ -183,11 +185,11 @@ def ours_packed(name: str, max_seq_length: int | None) -> list[Arm]:
     return made
 
 
-def ours_on_gpu(name: str, max_seq_length: int | None) -> list[Arm]:
+def ours_on_gpu(load: Load) -> list[Arm]:
     """bf16 with each attention that this model and machine can do: padded, torch's own unpadded, flash-attn."""
     made = []
     for attention in ("padded", "varlen", "flash_attention_2"):
-        model = load_encoder(name, max_seq_length=max_seq_length)
+        model = load()
         settings = replace(settings_of(model), precision="bfloat16", attention=attention)
         try:
             engine = LocalEngine(model, Role.DOCUMENT, settings=settings)
@@ -199,17 +201,16 @@ def ours_on_gpu(name: str, max_seq_length: int | None) -> list[Arm]:
     return made
 
 
-def arms(name: str, max_seq_length: int | None, texts: Sequence[str], compiling: str) -> list[Arm]:
+def arms(load: Load, texts: Sequence[str], compiling: str, device: str) -> list[Arm]:
     """Stock float32 first: the others are compared with it."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = [Arm("stock float32", stock(name, max_seq_length, torch.float32))]
+    made = [Arm("stock float32", stock(load, torch.float32))]
     if device == "cuda" or this_machine(device).has_bfloat16:
-        made.append(Arm("stock bf16", stock(name, max_seq_length, torch.bfloat16), "bfloat16"))
+        made.append(Arm("stock bf16", stock(load, torch.bfloat16), "bfloat16"))
     else:
         print("stock bf16 is left out: this processor has no bfloat16, and would take many times as long")
-    made.append(ours(name, max_seq_length, texts, "float32", "never"))
-    made.append(ours(name, max_seq_length, texts, "auto", compiling))
-    return made + (ours_on_gpu if device == "cuda" else ours_packed)(name, max_seq_length)
+    made.append(ours(load, texts, "float32", "never"))
+    made.append(ours(load, texts, "auto", compiling))
+    return made + (ours_on_gpu if device == "cuda" else ours_packed)(load)
 
 
 def measure(profile: str, texts: Sequence[str], the_arms: Sequence[Arm], rounds: int) -> None:
@@ -262,13 +263,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--max_seq_length", type=int, default=None)
+    has_cuda = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
     parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", choices=["never", "auto", "always"], default="auto", help="of ours auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device
     machine = this_machine(device)
     peaks = {"float32": matrix_peak(torch.float32, device)}
     if device == "cuda" or machine.has_bfloat16:
@@ -276,8 +279,9 @@ def main() -> int:
     print(f"{machine.name}, {machine.n_cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("matrix product: " + ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()))
     by_profile = profiles(options.texts, rng)
-    the_arms = arms(options.model, options.max_seq_length, by_profile["mixed"], options.compile)
-    counter = load_encoder(options.model, max_seq_length=options.max_seq_length)
+    load = partial(load_encoder, options.model, max_seq_length=options.max_seq_length, device=device)
+    the_arms = arms(load, by_profile["mixed"], options.compile, device)
+    counter = load()
     rows = []
     for profile, texts in by_profile.items():
         measure(profile, texts, the_arms, options.rounds)
