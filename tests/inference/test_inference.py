@@ -13,6 +13,7 @@ from ebr.errors import ConfigError, DataError
 from ebr.inference.command import plan_inference, run_batch_inference
 from ebr.model.compute.local_engine import LocalEngine
 from ebr.model.encoder.encoder import load_encoder
+from ebr.model.encoder.lengths import set_lengths
 from ebr.model.encoder.prompts import Role
 
 TEXTS = ["a red shoe", "the", "这是一个大国的人民，我们", "buy a small blue lamp and a green book, please!", "x" * 300]
@@ -435,3 +436,18 @@ def test_threads_of_another_engine_and_a_budget_that_was_not_asked_for_anew_do_n
     local, _ = embed(tiny_model, table, out, token_budget=40)
     assert (local.settings.n_threads, local.settings.token_budget) == (torch.get_num_threads(), 40)
     assert Ledger(out, {}).asked == {"engine": ["local", None], "token_budget": 40}
+
+
+def test_what_documents_are_cut_at_is_in_the_recipe_where_it_is_their_own(tiny_model, table, tmp_path):
+    """Outputs of before the option was recorded do not name it; they are not embedded anew for that."""
+    output = tmp_path / "v.txt"
+    run_batch_inference(InferenceConfig(model_path=tiny_model, input_dir=table, output_path=output), say=lambda _: None)
+    recipe = json.loads((tmp_path / ".v.txt.ebr" / "run.json").read_text(encoding="utf-8"))["recipe"]
+    assert "passage_max_len" not in recipe["vectors"]
+    model = load_encoder(tiny_model, device="cpu")
+    set_lengths(model, 64, query=None, passage=7)
+    own = tmp_path / "own"
+    model.save_pretrained(str(own))
+    said = []
+    run_batch_inference(InferenceConfig(model_path=str(own), input_dir=table, output_path=output), say=said.append)
+    assert any("passage_max_len" in line and "embedded anew" in line for line in said)

@@ -94,6 +94,8 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
     # A model is its weights and how they are computed with, wherever they lie; queries do not touch the vectors of documents.
     elsewhere = ("model", "base_model_path", "query_prompt", "query_max_len")
     vectors = {name: value for name, value in facts.items() if name not in elsewhere}
+    if vectors["passage_max_len"] is None:
+        del vectors["passage_max_len"]  # that of all texts; earlier outputs do not name it, and must stay what they are
     vectors |= {name: config[name] for name in ("precision", "min_cosine", "truncate_dim", "incremental_key")}
     layout = {name: config[name] for name in ("dedup", "shard_rows", "vector_dtype")}
     # What is as it always was stays out: outputs of before there was a choice are of the same recipe.
