@@ -1,6 +1,7 @@
 # Made by ebr.pages from the list of verbs.
 
 from ebr.config.evaluation import EvaluationConfig as EvaluationConfig
+from ebr.config.extend import ExtendConfig as ExtendConfig
 from ebr.config.finetune import FinetuneConfig as FinetuneConfig
 from ebr.config.index import IndexConfig as IndexConfig
 from ebr.config.index import SearchConfig as SearchConfig
@@ -14,6 +15,7 @@ from ebr.data.sample.command import build_sample_corpus as build_sample_corpus
 from ebr.inference.command import run_batch_inference as run_batch_inference
 from ebr.model.command import merge_adapter as merge_adapter
 from ebr.model.command import plan_merge as plan_merge
+from ebr.model.vocabulary.command import extend_vocabulary as extend_vocabulary
 from ebr.notebook import notebook_configs as notebook_configs
 from ebr.retrieval.evaluation.command import compare_models as compare_models
 from ebr.retrieval.evaluation.command import evaluate_retrieval as evaluate_retrieval

@@ -13,6 +13,7 @@ import pytest
 from ebr import cli
 from ebr.config import (
     EvaluationConfig,
+    ExtendConfig,
     FinetuneConfig,
     IndexConfig,
     InferenceConfig,
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "sklearn", "matplotlib", "faiss"}
 VERBS = {
     "sample": ("build_sample_corpus", "plan_sample", SampleConfig),
+    "extend": ("extend_vocabulary", "plan_extend", ExtendConfig),
     "check": ("check_training", "plan_finetune", FinetuneConfig),
     "finetune": ("train_sentence_transformer", "plan_finetune", FinetuneConfig),
     "train": ("train_sentence_transformer", "plan_finetune", TrainConfig),
@@ -44,6 +46,7 @@ VERBS = {
 }
 NEEDED = {
     "train": ["--model_name_or_path", "m", "--train_dataset", "t.jsonl", "--output_dir", "o", "--batch_size", "4"],
+    "extend": ["--output_path", "o"],
     "merge": ["--base_model_path", "m", "--lora_adapter_path", "a", "--output_path", "o"],
     "evaluate": ["--models", "m", "--eval_dataset", "e"],
     "mine": ["--output_path", "o"],
@@ -446,7 +449,7 @@ def test_help_of_train_shows_lr_and_its_other_spelling_in_one_row(capsys, monkey
 FIRST = "What matters first"
 
 
-@pytest.mark.parametrize("command", [name for name in VERBS if name not in ("sample", "merge")])
+@pytest.mark.parametrize("command", [name for name in VERBS if name not in ("sample", "extend", "merge")])
 def test_help_shows_options_in_groups_and_those_that_matter_first(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):

@@ -1,6 +1,7 @@
 """Every option of EBR, defined once."""
 
 from ebr.config.evaluation import EvaluationConfig
+from ebr.config.extend import ExtendConfig
 from ebr.config.finetune import FinetuneConfig
 from ebr.config.index import IndexConfig, SearchConfig
 from ebr.config.inference import InferenceConfig
@@ -14,6 +15,7 @@ from ebr.config.visualization import VisualizationConfig
 __all__ = [
     "Config",
     "EvaluationConfig",
+    "ExtendConfig",
     "FinetuneConfig",
     "IndexConfig",
     "InferenceConfig",

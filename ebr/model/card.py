@@ -69,6 +69,23 @@ def write_card(folder: Path, name: str, manifest: Facts, trained: Facts, report:
     (folder / CARD).write_bytes(model_card(name, manifest, trained, report).encode("utf-8", "replace"))
 
 
+def write_extended_card(folder: Path, name: str, manifest: Facts) -> None:
+    """Write README.md into the folder of a model whose vocabulary was extended, and that was not tuned since."""
+    base: Facts = manifest["base_card"]
+    page = _environment().get_template("extended_card.md")
+    text = page.render(
+        metadata=Markdown(_metadata(name, base, {}, [], "finetune", ["extended-vocabulary"])),
+        name=name,
+        facts=manifest,
+        base=base,
+        base_link=_link(base),
+        before=manifest["unknown"]["before"],
+        after=manifest["unknown"]["after"],
+        hashes={label: digest for label, digest in _hashes(manifest, manifest).items() if digest},
+    )
+    (folder / CARD).write_bytes(text.encode("utf-8", "replace"))
+
+
 def read_report(folder: Path) -> dict[str, Any] | None:
     """The report.json in a model's folder; None without one."""
     from ebr.data.evaluation.comparison import REPORT_JSON

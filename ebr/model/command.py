@@ -12,8 +12,9 @@ from ebr.data.files.places import check_place
 from ebr.data.files.write import FOLDER_MANIFEST, hash_file, read_json, read_manifest, write_folder_aside, write_json
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
 from ebr.data.speech import Say, speak
-from ebr.errors import ConfigError, DataError, ModelError, first_line
+from ebr.errors import DataError, ModelError, first_line
 from ebr.model.card import TRAINING_CONFIG, read_report, write_card
+from ebr.model.output import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,24 +100,11 @@ def plan_merge(config: MergeConfig) -> MergePlan:
     if base.folder is not None:
         folders["base_model_path"] = base.folder
     output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
-    check_output(output, folders)
+    check_output(output, folders, mark="adapter_sha256", work="merge")
     record = read_manifest(adapter.folder) or {}
     training = {**(record.get("config") or {}), **_options_beside(adapter.folder)}
     precision = config.training_precision or _trained_precision(training) or "float32"
     return MergePlan(config, adapter, base, output, precision, training, record)
-
-
-def check_output(output: Path, folders: Mapping[str, Path]) -> None:
-    """Refuse a folder that no merge made, or that is, holds or lies in one of `folders`. Raises ConfigError."""
-    for name, folder in folders.items():
-        folder = folder.resolve()
-        if output == folder or output in folder.parents or folder in output.parents:
-            raise ConfigError(f"output_path {output}: is, holds or lies in the {name} {folder}; write elsewhere")
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output_path {output}: is a file; give a folder")
-    is_merged = output.is_dir() and "adapter_sha256" in (read_manifest(output) or {})
-    if output.is_dir() and not is_merged and any(output.iterdir()):
-        raise ConfigError(f"output_path {output}: holds something else than an earlier merge; move it, or give a new folder")
 
 
 def _options_beside(folder: Path) -> dict[str, Any]:

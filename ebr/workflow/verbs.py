@@ -10,6 +10,7 @@ from typing import Any
 from ebr.config import (
     Config,
     EvaluationConfig,
+    ExtendConfig,
     FinetuneConfig,
     IndexConfig,
     InferenceConfig,
@@ -62,6 +63,12 @@ _LOOK = "Look at training data, options and machine before a fine-tuning, and tr
 
 _VERBS = (
     Verb("sample", SampleConfig, "ebr.data.sample.command.build_sample_corpus", "ebr.data.sample.command.plan_sample"),
+    Verb(
+        "extend",
+        ExtendConfig,
+        "ebr.model.vocabulary.command.extend_vocabulary",
+        "ebr.model.vocabulary.command.plan_extend",
+    ),
     Verb("check", FinetuneConfig, _CHECK, _PLAN_FINETUNE, about=_LOOK),
     Verb("finetune", FinetuneConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, "FINETUNE_CONFIG", on_every_gpu=_RELAUNCH),
     Verb("train", TrainConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, on_every_gpu=_RELAUNCH),

@@ -23,7 +23,7 @@ from ebr.model.files.quantization import is_quantized
 # Whatever else lies in an adapter's folder is about its training.
 _SETTINGS = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "*.py")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_SAMPLES = (
+SAMPLES = (
     "red shoe",
     "What is the capital of France?",
     "Paris has been the capital of France since the tenth century, but for a few interruptions.",
@@ -105,7 +105,7 @@ def sample_vectors(encoder: SentenceTransformer) -> NDArray[np.float32]:
     """Built-in texts, short and long, English and Chinese, as queries and as documents: (16, D)."""
     encodes: list[Callable[..., NDArray[np.float32]]] = [encoder.encode_query, encoder.encode_document]
     device = encoder[0].model.device
-    return np.concatenate([encode(list(_SAMPLES), device=device, show_progress_bar=False) for encode in encodes])
+    return np.concatenate([encode(list(SAMPLES), device=device, show_progress_bar=False) for encode in encodes])
 
 
 def smallest_cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -80,7 +80,8 @@ def _recorded(model: Path, above: frozenset[Path] = frozenset()) -> Iterator[Rec
     """
     manifest = read_manifest(model) if model.is_dir() else None
     recorded = (manifest or {}).get("config", {})
-    if manifest is not None and "data_path" in recorded:
+    # An extension of a vocabulary reads texts too, but learns from none.
+    if manifest is not None and "data_path" in recorded and "new_tokens" not in manifest:
         sources = recorded.get("sources")
         listed = json.dumps(sources) if sources is not None else ""
         yield RecordedSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
