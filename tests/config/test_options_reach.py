@@ -228,6 +228,7 @@ CHANGES = {
 ELSEWHERE = {
     "forgetting_dataset": "test_model_card.py, with the report that it stands in",
     "model_name": "test_encoder.py",
+    "new_token_learning_rate": "test_new_rows.py",
     "trust_remote_code": "test_trust_remote_code_reaches_the_loader",
     "base_model_path": "test_model_options.py",
     "quantization_bits": "test_train.py, and so does finetune_type qlora",

@@ -132,6 +132,12 @@ class OptimiserOptions(Config):
     gradient_accumulation_steps: int = option(
         1, "batches an optimiser step; saves memory, adds no negatives", "每个优化步累积的批数；省显存，但不增加负例", ge=1
     )
+    new_token_learning_rate: float = option(
+        2e-3,
+        "peak learning rate of the rows that ebr extend gave new tokens, however the rest is tuned; 0 = they stay as drawn",
+        "ebr extend 新增词元的向量的学习率峰值，与微调方式无关；0 表示保持抽取时的值",
+        ge=0,
+    )
     lr_scheduler_type: Scheduler = option("linear", "shape of the learning rate after warm-up", "预热后的学习率曲线")
     warmup_ratio: float = option(
         0.0, "share of the steps in which the learning rate rises", "学习率上升阶段占总步数的比例", ge=0, lt=1

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ebr.errors import ModelError
@@ -20,14 +21,25 @@ from ebr.model.files.peft_import import (
     set_peft_model_state_dict,
 )
 from ebr.model.files.quantization import is_quantized
+from ebr.model.files.tokenizer import table_of
+
+TOKEN_ROWS = "trainable_tokens_delta"
+"""In the names of rows of a table of embeddings that an adapter trains one by one."""
 
 
 def attach_lora(
-    model: SentenceTransformer, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] | None = None
+    model: SentenceTransformer,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    target_modules: Sequence[str] | None = None,
+    token_ids: Sequence[int] = (),
 ) -> None:
     """Freeze the model, also a quantised one, and add a trainable LoRA adapter in float32 (Hu et al. 2021).
 
     target_modules: names, or ends of names, of layers; None = every linear layer that takes part in an embedding.
+    token_ids: tokens whose rows in the table of embeddings are trained too, and saved with the adapter.
     Raises ModelError when no layer fits.
     """
     # Dense layers behind the transformer would otherwise stay trainable.
@@ -35,13 +47,29 @@ def attach_lora(
     targets = list(target_modules) if target_modules else used_linear_layers(model)
     if not targets:
         raise ModelError("finetune_type lora: an embedding of this model passes through no linear layer; use full")
+    rows = {_table_name(model): list(token_ids)} if token_ids else None
+    settings = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", trainable_token_indices=rows
+    )
     try:
         with bitsandbytes_hidden():
-            model.add_adapter(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none"))
+            model.add_adapter(settings)
     except ValueError as error:
         names = sorted({name.rsplit(".", 1)[-1] for name in used_linear_layers(model)})
         raise ModelError(f"target_modules {' '.join(targets)}: {error}; this model has {' '.join(names)}") from None
     _train_what_is_read(model)
+
+
+def _table_name(model: SentenceTransformer) -> str:
+    transformer: PreTrainedModel = model[0].model
+    table = table_of(transformer)
+    return next(str(name) for name, module in transformer.named_modules() if module is table)
+
+
+def token_rows(model: SentenceTransformer) -> torch.nn.Parameter | None:
+    """(N, D): the rows of the table of embeddings that the model's adapter trains one by one; None where it trains none."""
+    rows = (parameter for name, parameter in model[0].model.named_parameters() if TOKEN_ROWS in name)
+    return next(rows, None)
 
 
 def adapter_settings(model: SentenceTransformer) -> LoraConfig | None:
@@ -147,8 +175,9 @@ def load_adapter_weights(model: SentenceTransformer, folder: Path) -> None:
 
     Raises ModelError when the folder's weights do not fit the adapter.
     """
-    weights = load_file(folder / ADAPTER_WEIGHTS)
+    # As transformers saves them; peft finds LoRA's under that prefix by itself, rows of a table not.
+    weights = {key.removeprefix("base_model.model."): tensor for key, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     result = set_peft_model_state_dict(model[0].model, weights)
-    missing = [name for name in result.missing_keys if "lora_" in name]
+    missing = [name for name in result.missing_keys if "lora_" in name or TOKEN_ROWS in name]
     if missing or result.unexpected_keys:
         raise ModelError(f"{folder / ADAPTER_WEIGHTS}: does not fit this model ({[*missing, *result.unexpected_keys][:3]} …)")

@@ -45,6 +45,7 @@ with bitsandbytes_hidden():
     )
     from peft.tuners.lora import Linear as LoraLinear
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
 
@@ -54,6 +55,7 @@ __all__ = [
     "LoraLinear",
     "LoraModel",
     "PeftConfig",
+    "TrainableTokensLayer",
     "bitsandbytes_hidden",
     "check_target_module_exists",
     "get_pattern_key",

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from ebr.config import FinetuneConfig
 from ebr.data.files.write import free_bytes
 from ebr.errors import ConfigError
+from ebr.model.adapters.attach import TOKEN_ROWS
 from ebr.training.loop.arguments import steps_per_epoch
 from ebr.training.loop.layouts import Layout
 from ebr.training.resources.cost import ADAM_BYTES, size_text
@@ -106,7 +107,7 @@ def disk_needs(
 
 def _saved_bytes(model: SentenceTransformer) -> int:
     """Bytes of a saved model, or of an adapter and what stands behind its transformer: weights and tokenizer."""
-    adapter = [weight for name, weight in model.named_parameters() if "lora_" in name]
+    adapter = [weight for name, weight in model.named_parameters() if "lora_" in name or TOKEN_ROWS in name]
     base = set(map(id, model[0].parameters())) if adapter else set()
     weights = [*adapter, *(weight for weight in model.parameters() if id(weight) not in base)]
     backend = getattr(model.tokenizer, "backend_tokenizer", None)

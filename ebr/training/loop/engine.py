@@ -18,6 +18,7 @@ from ebr.data.training.text_table import RecordIds
 from ebr.model.compute.dropout import light_dropout
 from ebr.model.compute.lora_linear import fused_lora
 from ebr.model.compute.serving import as_served, frozen_in_bfloat16, unpadded
+from ebr.model.compute.token_rows import light_token_rows
 from ebr.model.encoder.text_reader import TextReader, asks_for_role
 from ebr.training.batches.collator import DOCUMENT, QUERY, Collator, Noise
 from ebr.training.batches.gradient_cache import GradientCache
@@ -177,6 +178,7 @@ def made_fast(model: SentenceTransformer, config: FinetuneConfig) -> Iterator[No
         if precision != "no" and config.attn_implementation is None:
             stack.enter_context(unpadded(model))
         stack.enter_context(fused_lora(model))
+        stack.enter_context(light_token_rows(model))
         stack.enter_context(light_dropout(model))
         yield
 

@@ -26,6 +26,7 @@ from ebr.model.adapters.attach import (
     attach_lora,
     check_finite,
     continue_lora,
+    token_rows,
     train_every_weight,
     trainable_share,
 )
@@ -34,6 +35,7 @@ from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.encoder.prompts import set_prompts
 from ebr.model.files.identity import architecture
 from ebr.model.files.quantization import check_bitsandbytes
+from ebr.model.vocabulary.new_tokens import new_tokens_of
 from ebr.training.batches.collator import Collator
 from ebr.training.batches.sampling import EpochBatches, is_needed
 from ebr.training.loop import checkpoints
@@ -41,6 +43,7 @@ from ebr.training.loop.arguments import steps_per_epoch, training_arguments
 from ebr.training.loop.engine import Engine, Mixture, Say, build_engine, made_fast, probe
 from ebr.training.loop.journal import EpochClock, EpochSaver, GracefulStop, LogFile, ProgressBar, StepJournal, Tracker
 from ebr.training.loop.layouts import HISTORY, TRACKING, WATCH
+from ebr.training.loop.new_rows import new_rows_of
 from ebr.training.loop.recovery import Recovery
 from ebr.training.loop.trainer import EmbeddingTrainer, Evaluate, RetrievalEvaluator, evaluation_folder
 from ebr.training.loop.watch import TrainingWatch, Warned
@@ -86,20 +89,35 @@ def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
         )
         model.similarity_fn_name = COSINE
     check_dims(config.matryoshka_dims, model.get_embedding_dimension())
+    new = new_tokens_of(model[0].model, f"model {config.model_name!r}")
     if config.finetune_type == "full":
         train_every_weight(model)
-        return
-    if adapter_settings(model) is not None:
+    elif adapter_settings(model) is not None:
         _refuse_another_adapter(model, config)
         continue_lora(model, dropout=config.lora_dropout)
-        return
-    attach_lora(
-        model,
-        r=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=config.target_modules,
-    )
+        if (rows := token_rows(model)) is not None:
+            rows.requires_grad_(config.new_token_learning_rate > 0)
+        elif new and config.new_token_learning_rate:
+            log.warning(
+                "%s: the adapter holds no rows for the new tokens of its base, which stay as they are", config.model_name
+            )
+    else:
+        attach_lora(
+            model,
+            r=config.lora_r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            target_modules=config.target_modules,
+            token_ids=new.ids() if new and config.new_token_learning_rate else (),
+        )
+    _refuse_idle_rate(config, has_rows=new is not None or token_rows(model) is not None)
+
+
+def _refuse_idle_rate(config: FinetuneConfig, *, has_rows: bool) -> None:
+    """A rate for rows that there are not was meant to do something. Raises ConfigError."""
+    name = "new_token_learning_rate"
+    if not has_rows and config[name] != type(config).model_fields[name].default:
+        raise ConfigError(f"{name}: {config.model_name} has no new tokens; extend it first (ebr extend), or leave this out")
 
 
 def _refuse_another_adapter(model: SentenceTransformer, config: FinetuneConfig) -> None:
@@ -261,6 +279,7 @@ def _build(
         ),
         watch=watch,
         sampler=sampler,
+        new_rows=new_rows_of(model, learning_rate=config.learning_rate, new_token_learning_rate=config.new_token_learning_rate),
         callbacks=_callbacks(config, work, batches, sampler, processes, watch),
         model=model,
         args=training_arguments(

@@ -24,6 +24,7 @@ from ebr.training.loop import checkpoints
 from ebr.training.loop.anomalies import NO_BEST, NO_CHECKPOINT
 from ebr.training.loop.journal import EpochSaver, GracefulStop, StepJournal
 from ebr.training.loop.layouts import PARTIAL
+from ebr.training.loop.new_rows import NewRows
 from ebr.training.loop.recovery import Recovery
 from ebr.training.loop.watch import TrainingWatch
 from ebr.training.resources.processes import Processes
@@ -49,6 +50,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         recovery: Recovery,
         watch: TrainingWatch,
         sampler: EpochBatches | None,
+        new_rows: NewRows | None,
         callbacks: Sequence[TrainerCallback],
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -61,6 +63,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         self.recovery = recovery
         self.watch = watch
         self.sampler = sampler
+        self.new_rows = new_rows
         self._bounds = torch.zeros(3, dtype=torch.float64)  # since the last log, by steps: floor, chance, and how many steps
         self._best: tuple[int, list[tuple[torch.Tensor, torch.Tensor]]] | None = None
         self._model_failure: OSError | None = None
@@ -68,6 +71,24 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: making one encodes rows before training begins."""
+
+    # ------------------------------------------------------------ rows of new tokens
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The stock one; under it the rows of new tokens learn at their own rate."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self.new_rows is not None:
+            self.new_rows.learn_at_own_rate(optimizer)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """The stock ones, without the rows of new tokens, or the table that they are rows of."""
+        decayed: list[str] = super().get_decay_parameter_names(model)
+        if self.new_rows is None:
+            return decayed
+        own = {name for name, weight in model.named_parameters() if weight is self.new_rows.table}
+        return [name for name in decayed if name not in own]
 
     # ------------------------------------------------------------ every record, once an epoch
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ebr.model.adapters.attach import TOKEN_ROWS
 from ebr.training.batches.collator import Batch, Collator
 from ebr.training.batches.gradient_cache import GradientCache
 from ebr.training.loss.objectives import Bounds, Objective, Targets
@@ -68,8 +69,11 @@ class BatchLoss(nn.Module):
         with torch.autocast(device.type, enabled=False):  # or cosines would be rounded before they are divided by a temperature
             parts = self.objective(queries, candidates, targets)
         if self.l1 and is_training:
-            weights = [parameter.abs().sum() for parameter in self.model.parameters() if parameter.requires_grad]
-            parts["l1_penalty"] = self.l1 * torch.stack(weights).sum()
+            # Single rows of a table are embeddings, no changes of any: tokens that no batch holds would fade to nothing.
+            weights = [
+                weight for name, weight in self.model.named_parameters() if weight.requires_grad and TOKEN_ROWS not in name
+            ]
+            parts["l1_penalty"] = self.l1 * torch.stack([weight.abs().sum() for weight in weights]).sum()
         return parts
 
 
