@@ -192,6 +192,15 @@ def test_unknown_tokens_name_the_script(model):
     finding = report_of(*SICK["unknown-tokens"][:1], model).findings[0]
     assert "Greek 100 %" in finding.what
     assert finding.severity is Severity.CRITICAL
+    assert finding.advice.endswith(
+        "multilingual one; where none can be had, ebr extend, which would leave about 0 % of the characters unknown, of 100 %"
+    )
+
+
+def test_what_cannot_be_extended_is_not_advised_to_be(model, monkeypatch):
+    monkeypatch.setattr("ebr.model.vocabulary.spelling._KINDS", {})
+    finding = report_of(*SICK["unknown-tokens"][:1], model).findings[0]
+    assert finding.advice.endswith("multilingual one")
 
 
 @pytest.mark.parametrize(

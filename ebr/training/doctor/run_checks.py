@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _CUT_NOTE, _CUT_WARNING = 0.01, 0.05
 _UNKNOWN_WARNING, _UNKNOWN_CRITICAL = 0.01, 0.2
 _BYTES_A_CHARACTER = 1.5
+_OF_THIS_LANGUAGE = "a base made for this language, for example a multilingual one"
 """Tokens a character above which characters are spelt in pieces: Chinese has about 0.6, English 0.25."""
 _MUCH_PADDING = 0.3
 _FEW_STEPS, _GOOD_STEPS = 20, 100
@@ -185,7 +186,7 @@ def _spelling(figures: TextFigures, config: FinetuneConfig) -> Iterator[Finding]
             Severity.CRITICAL if share > _UNKNOWN_CRITICAL else Severity.WARNING,
             f"{percent(share)} of the tokens are unknown to the tokenizer ({scripts})",
             "texts that differ only in what it cannot spell are the same to the model, whatever it learns",
-            f"{config.spelling('model_name')}: a base made for this language, for example a multilingual one",
+            f"{config.spelling('model_name')}: {_OF_THIS_LANGUAGE}{_extending(figures)}",
         )
     elif figures.tokens_a_character > _BYTES_A_CHARACTER:
         yield Finding(
@@ -193,8 +194,17 @@ def _spelling(figures: TextFigures, config: FinetuneConfig) -> Iterator[Finding]
             Severity.WARNING,
             f"a character takes {figures.tokens_a_character:.1f} tokens",
             "the tokenizer knows this script only by its bytes: texts are long and slow, and the model has hardly seen it",
-            f"{config.spelling('model_name')}: a base made for this language, for example a multilingual one",
+            f"{config.spelling('model_name')}: {_OF_THIS_LANGUAGE}",
         )
+
+
+def _extending(figures: TextFigures) -> str:
+    """What ebr extend would mend, where it can."""
+    found = figures.extended
+    if found is None or not found.tokens:
+        return ""
+    shares = f"about {percent(found.after.share)} of the characters unknown, of {percent(found.before.share)}"
+    return f"; where none can be had, ebr extend, which would leave {shares}"
 
 
 def _padding(figures: TextFigures, config: FinetuneConfig) -> Iterator[Finding]:

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ebr.config import ExtendConfig
 from ebr.data.training.examples import Example
+from ebr.errors import ModelError
 from ebr.model.compute.attention import PADDED, attention_of
 from ebr.model.encoder.batching import Ints, cost_of
 from ebr.model.encoder.lengths import position_limit
+from ebr.model.vocabulary.missing import MissingTokens, find_missing
+from ebr.model.vocabulary.spelling import spelling_of
 from ebr.training.batches.gradient_cache import PASS_COST_CPU, PASS_COST_CUDA, least_padding_cuts
 
 if TYPE_CHECKING:
@@ -102,7 +106,8 @@ class TextFigures:
     """Figures of the sampled records. unknown: by script, the tokens that the tokenizer cannot spell, of n_tokens in all.
 
     Both are of the texts themselves, without their prompts and special tokens, as is tokens_a_character: how many tokens a
-    character takes. positions: what the model has; None where it does not say. The share of a batch's tokens that is padding is
+    character takes. extended: which characters are unknown as it is, and which once ebr extend has been there; None where
+    it cannot help. positions: what the model has; None where it does not say. The share of a batch's tokens that is padding is
     padding_stock when each column is padded to its longest text, as stock sentence-transformers does; padding_ours when the
     texts are sorted and cut into micro-batches; padding_small when those are of SMALL_BUDGET tokens, None but on a CPU: a GPU
     would stand idle.
@@ -113,6 +118,7 @@ class TextFigures:
     unknown: Counter[str]
     n_tokens: int
     tokens_a_character: float
+    extended: MissingTokens | None
     padding_stock: float
     padding_ours: float
     padding_small: float | None
@@ -146,21 +152,32 @@ def measure_texts(
     first, most = model[0], model.max_seq_length or tokenizer.model_max_length
     queries = Lengths(spelt["query"].lengths, getattr(first, "query_length", None) or most)
     passages = Lengths(spelt["document"].lengths, getattr(first, "document_length", None) or most)
-    n_tokens = sum(one.n_tokens for one in spelt.values())
+    n_tokens, unknown = sum(one.n_tokens for one in spelt.values()), spelt["query"].unknown + spelt["document"].unknown
     columns = _columns(queries.kept(), passages.kept(), [len(texts) for texts in records.negatives])
     packed, on_cpu = attention_of(model) != PADDED, model.device.type == "cpu"
     pass_cost = PASS_COST_CUDA if model.device.type == "cuda" else PASS_COST_CPU
     return TextFigures(
         queries=queries,
         passages=passages,
-        unknown=spelt["query"].unknown + spelt["document"].unknown,
+        unknown=unknown,
         n_tokens=n_tokens,
         tokens_a_character=n_tokens / max(1, sum(one.n_characters for one in spelt.values())),
+        extended=_extended(model, records) if unknown else None,
         padding_stock=_mean_padding(columns, batch_size, None),
         padding_ours=0.0 if packed else _mean_padding(columns, batch_size, token_budget, pass_cost),
         padding_small=_mean_padding(columns, batch_size, SMALL_BUDGET) if on_cpu and not packed else None,
         positions=position_limit(model),
     )
+
+
+def _extended(model: SentenceTransformer, records: SampledRecords) -> MissingTokens | None:
+    """What ebr extend would do for these texts, as it comes."""
+    try:
+        spelling = spelling_of(model.tokenizer, "model", lower_case=bool(getattr(model[0], "do_lower_case", False)))
+    except ModelError:
+        return None
+    texts = (text[:_MOST_CHARACTERS] for text in (*records.queries, *records.passages))
+    return find_missing(spelling, texts, ExtendConfig.model_fields["max_new_tokens"].default)
 
 
 @dataclass(frozen=True)
