@@ -8,9 +8,11 @@ from ebr.config.index import SearchConfig as SearchConfig
 from ebr.config.inference import InferenceConfig as InferenceConfig
 from ebr.config.merge import MergeConfig as MergeConfig
 from ebr.config.mining import MiningConfig as MiningConfig
+from ebr.config.pairs import PairsConfig as PairsConfig
 from ebr.config.sample import SampleConfig as SampleConfig
 from ebr.config.train import TrainConfig as TrainConfig
 from ebr.config.visualization import VisualizationConfig as VisualizationConfig
+from ebr.data.pairs.command import make_pairs as make_pairs
 from ebr.data.sample.command import build_sample_corpus as build_sample_corpus
 from ebr.inference.command import run_batch_inference as run_batch_inference
 from ebr.model.command import merge_adapter as merge_adapter

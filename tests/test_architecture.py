@@ -105,7 +105,7 @@ def may_import(module, name):
     if module == "ebr.__main__":
         return name == "ebr.cli"
     # Data gets plain values, never a config; a verb's command reads one.
-    reads_config = module == "ebr.data.sample.command" and other == "config"
+    reads_config = room == "data" and module.endswith(".command") and other == "config"
     return other == room or other in MAY_IMPORT[room] or reads_config
 
 

@@ -19,6 +19,7 @@ from ebr.config import (
     InferenceConfig,
     MergeConfig,
     MiningConfig,
+    PairsConfig,
     SampleConfig,
     SearchConfig,
     TrainConfig,
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "sklearn", "matplotlib", "faiss"}
 VERBS = {
     "sample": ("build_sample_corpus", "plan_sample", SampleConfig),
+    "pairs": ("make_pairs", "plan_pairs", PairsConfig),
     "extend": ("extend_vocabulary", "plan_extend", ExtendConfig),
     "check": ("check_training", "plan_finetune", FinetuneConfig),
     "finetune": ("train_sentence_transformer", "plan_finetune", FinetuneConfig),
@@ -46,6 +48,7 @@ VERBS = {
 }
 NEEDED = {
     "train": ["--model_name_or_path", "m", "--train_dataset", "t.jsonl", "--output_dir", "o", "--batch_size", "4"],
+    "pairs": ["--corpus", "c", "--output_path", "o.jsonl"],
     "extend": ["--output_path", "o"],
     "merge": ["--base_model_path", "m", "--lora_adapter_path", "a", "--output_path", "o"],
     "evaluate": ["--models", "m", "--eval_dataset", "e"],
@@ -449,7 +452,7 @@ def test_help_of_train_shows_lr_and_its_other_spelling_in_one_row(capsys, monkey
 FIRST = "What matters first"
 
 
-@pytest.mark.parametrize("command", [name for name in VERBS if name not in ("sample", "extend", "merge")])
+@pytest.mark.parametrize("command", [name for name in VERBS if name not in ("sample", "pairs", "extend", "merge")])
 def test_help_shows_options_in_groups_and_those_that_matter_first(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):

@@ -8,6 +8,7 @@ from ebr.config.inference import InferenceConfig
 from ebr.config.merge import MergeConfig
 from ebr.config.mining import MiningConfig
 from ebr.config.options import Config
+from ebr.config.pairs import PairsConfig
 from ebr.config.sample import SampleConfig
 from ebr.config.train import TrainConfig
 from ebr.config.visualization import VisualizationConfig
@@ -21,6 +22,7 @@ __all__ = [
     "InferenceConfig",
     "MergeConfig",
     "MiningConfig",
+    "PairsConfig",
     "SampleConfig",
     "SearchConfig",
     "TrainConfig",

@@ -16,6 +16,7 @@ from ebr.config import (
     InferenceConfig,
     MergeConfig,
     MiningConfig,
+    PairsConfig,
     SampleConfig,
     SearchConfig,
     TrainConfig,
@@ -63,6 +64,7 @@ _LOOK = "Look at training data, options and machine before a fine-tuning, and tr
 
 _VERBS = (
     Verb("sample", SampleConfig, "ebr.data.sample.command.build_sample_corpus", "ebr.data.sample.command.plan_sample"),
+    Verb("pairs", PairsConfig, "ebr.data.pairs.command.make_pairs", "ebr.data.pairs.command.plan_pairs"),
     Verb(
         "extend",
         ExtendConfig,

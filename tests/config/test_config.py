@@ -171,7 +171,7 @@ def test_every_wrong_option_stands_in_one_error_each_on_its_line():
 
 LOWER_BOUNDS = {
     "num_epochs": (1, 0), "max_steps": (0, -1), "train_batch_size": (1, 0), "eval_batch_size": (2, 1),
-    "learning_rate": (1e-9, 0),
+    "learning_rate": (1e-9, 0), "new_token_learning_rate": (0, -1),
     "max_seq_length": (4, 3), "query_max_len": (4, 3), "passage_max_len": (4, 3), "neg_nums": (0, -1),
     "temperature": (1e-9, 0), "lora_r": (1, 0), "lora_alpha": (1, 0),
     "lora_dropout": (0, -0.1), "weight_decay": (0, -0.1), "l1_regularization": (0, -0.1), "max_grad_norm": (0, -1),

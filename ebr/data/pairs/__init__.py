@@ -1,0 +1,1 @@
+"""Training pairs from a bare corpus, and the command that makes them."""
