@@ -67,7 +67,7 @@ def test_a_checkpoint_of_before_the_options_is_taken_up(tiny_model, pairs_file, 
     train_sentence_transformer(config, say=lambda line: None)
     for mark in (tmp_path / "saved").rglob("ebr_checkpoint.json"):
         record = json.loads(mark.read_text(encoding="utf-8"))
-        for name in ("same_answer", "several_positives"):
+        for name in ("same_answer", "several_positives", "new_token_learning_rate"):
             del record["config"][name]
         mark.write_text(json.dumps(record), encoding="utf-8")
     config.resume_from_checkpoint = True

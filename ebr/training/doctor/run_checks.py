@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _CUT_NOTE, _CUT_WARNING = 0.01, 0.05
 _UNKNOWN_WARNING, _UNKNOWN_CRITICAL = 0.01, 0.2
 _BYTES_A_CHARACTER = 1.5
-_OF_THIS_LANGUAGE = "a base made for this language, for example a multilingual one"
 """Tokens a character above which characters are spelt in pieces: Chinese has about 0.6, English 0.25."""
+_OF_THIS_LANGUAGE = "a base made for this language, for example a multilingual one"
 _MUCH_PADDING = 0.3
 _FEW_STEPS, _GOOD_STEPS = 20, 100
 _MANY_PASSES, _SOON_LEARNT = 10, 2_000

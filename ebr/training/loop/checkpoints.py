@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ebr.config import FinetuneConfig
 from ebr.data.files.asides import put_folder
 from ebr.data.files.write import read_json, write_json
 from ebr.errors import ConfigError
@@ -26,9 +27,6 @@ _FREE = {
     "eval_dataset", "forgetting_dataset", "micro_batch_tokens", "model_name", "output_dir", "report_to",
     "resume_from_checkpoint", "save_on_epoch_end", "save_steps", "save_total_limit", "token_cache", "trust_remote_code",
 }  # fmt: skip
-
-_FORMERLY = {"same_answer": "text", "several_positives": False}
-"""What a run did before there was an option for it."""
 
 
 def step_name(step: int) -> str:
@@ -124,7 +122,9 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any], *, prepared_sha2
         changed += differences(saved["architecture"], record["architecture"])
     if "spelling_sha256" in saved and saved["spelling_sha256"] != record["spelling_sha256"]:
         changed.append("the base model's tokenizer changed")
-    before, now = _FORMERLY | saved.get("config", {}), record["config"]
+    # An option that came later had no effect then: as its default, or as here.
+    before = FinetuneConfig().to_json() | {"same_answer": "text"} | saved.get("config", {})
+    now = record["config"]
     # Under early stopping the evaluation set picks the weights.
     free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE
     changed += [
