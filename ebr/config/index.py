@@ -15,6 +15,9 @@ from ebr.errors import ConfigError
 IndexKind = Literal[
     "auto", "flat", "ivf", "hnsw", "pq", "ivf_sq8", "hnsw_sq8", "ivf_pq", "ivf_pq_sq8", "ivf_pq_fp16", "ivf_pq_flat"
 ]
+SearchMode = Literal["dense", "lexical", "hybrid"]
+
+_OF_VECTORS = ("search_effort", "model_path", "trust_remote_code", "pooling", "base_model_path")
 
 
 class _IndexMain(Config):
@@ -43,6 +46,12 @@ class _IndexMain(Config):
     )
     output_columns: Names | None = option(
         None, "columns kept to show with a hit; not set = every column", "随命中结果显示的列；未设置时保留所有列"
+    )
+    lexical_column: str | None = option(
+        None,
+        "also index the words of this column, one that is kept, with BM25: for search in mode lexical or hybrid; not set = "
+        "vectors only, or as the index has it that rows are added to",
+        "同时用 BM25 为该列（须为保留的列）的词建立索引，供 lexical 与 hybrid 模式检索；未设置时只有向量，追加时沿用原有设置",
     )
     add: bool = option(
         False,
@@ -120,6 +129,12 @@ class _SearchMain(Config):
     )
     index_path: Path = option(Path("./faiss/index"), "folder of the index, or a FAISS file", "索引目录，或 FAISS 索引文件")
     k: int = option(10, "hits a query", "每个查询返回的条数", ge=1)
+    mode: SearchMode = option(
+        "dense",
+        "dense = by vectors; lexical = by words (BM25); hybrid = both rankings by reciprocal rank fusion; the last two need an "
+        "index with lexical_column",
+        "dense 按向量；lexical 按词（BM25）；hybrid 以倒数排名融合（RRF）合并两者；后两种需要索引带有 lexical_column",
+    )
     output_format: Literal["table", "jsonl"] = option("table", "how hits are printed", "命中结果的输出格式")
     output_path: Path | None = option(None, "write the hits there as JSON lines", "把命中结果以 JSON 行写入此文件")
 
@@ -151,6 +166,11 @@ class SearchConfig(_Opened, _SearchMain):
     """Search an index with texts: its model and prompt encode them."""
 
     def check(self) -> None:
-        """Refuse a search for nothing, or for two things at once. Raises ConfigError."""
+        """Refuse a search for nothing, or for two things at once, and what its mode would not read. Raises ConfigError."""
         if bool(self.query) == bool(self.queries_path):
             raise ConfigError('query, queries_path: give one of the two, as in: ebr search "red shoes"')
+        unread = [name for name in _OF_VECTORS if self[name]] if self.mode == "lexical" else []
+        if unread:
+            raise ConfigError(
+                f"{', '.join(unread)}: mode lexical reads no vectors and needs no model; leave out, or take hybrid"
+            )

@@ -50,6 +50,8 @@ class IndexResult(Shown):
     """All of it, with what was measured."""
     cut: CutTexts = field(default_factory=CutTexts)
     """Rows whose text the model read only the beginning of, as far as the vectors' manifests say."""
+    lexical: Mapping[str, Any] | None = None
+    """What the sidecar says of BM25: column, n_words, file_bytes; None for an index of vectors only."""
 
     def summary(self) -> str:
         """What was built, how much memory it takes, and what it finds how fast."""
@@ -71,6 +73,11 @@ class IndexResult(Shown):
         facts = [("index", f"{self.index_path}: {rows}"), ("memory", memory), ("effort", effort)]
         if said := self.cut.line():
             facts.append(("cut", f"{said} when they were embedded"))
+        if self.lexical:
+            words = f"BM25 of {self.lexical['column']}: {self.lexical['n_words']:,} different ones"
+            facts.append(
+                ("words", f"{words}, {bytes_text(self.lexical['file_bytes'])}, read from the disk as they are asked for")
+            )
         took = f"{self.seconds:,.1f} s: {self.build_seconds:,.1f} to build, the rest to measure"
         return [*facts, *self._measured(), ("took", took)]
 
@@ -120,9 +127,10 @@ def build_index(config: IndexConfig, *, say: Say = speak) -> IndexResult:
         # faiss doubles its room as it fills: the peak lies above what is left at the end.
         grown = (_most_resident() if _most_resident() > most else resident_bytes()) - resident
         index.write(aside / INDEX_FILE)
+        lexical = _write_lexical(plan, aside)
         build_seconds = time.perf_counter() - started - (exact.seconds if exact else 0)
         quality, effort = _measured(index, exact, plan)
-        record = _record(plan, index, aside, quality, effort, grown)
+        record = _record(plan, index, aside, quality, effort, grown, lexical)
         if plan.before and read_manifest(config.index_path) != plan.before.facts:
             raise DataError(f"index_path {config.index_path}: changed while rows were added to it; add them again")
         write_json(aside / FOLDER_MANIFEST, record)
@@ -139,6 +147,7 @@ def build_index(config: IndexConfig, *, say: Say = speak) -> IndexResult:
         build_seconds=build_seconds,
         seconds=time.perf_counter() - started,
         cut=_cut_texts(record),
+        lexical=lexical,
     )
     _warn_if_outgrown(plan, say)
     return result
@@ -166,6 +175,32 @@ def _filled(plan: IndexPlan, aside: Path) -> tuple[FaissIndex, ExactNeighbours |
     index = _opened_whole(config.index_path, before) if before else learn(plan.spec, samples, seed=config.seed)
     queries = samples.queries if old is not None else None
     return index, fill(index, old or [], plan.source, aside / ROWS_FILE, queries, existing)
+
+
+def _write_lexical(plan: IndexPlan, folder: Path) -> dict[str, Any] | None:
+    """BM25 of all rows, made of the texts that were just written into the folder; what the sidecar says of it, None without.
+
+    Rows that are added change the weight of every word, so that it is always made of all of them.
+    """
+    if plan.lexical_column is None:
+        return None
+    from importlib.metadata import version
+
+    from ebr.retrieval.index.store import LEXICAL_FILES, LEXICAL_FOLDER, ROWS_FILE, RowsReader
+    from ebr.retrieval.measures.lexical import LexicalIndex
+
+    lexical = LexicalIndex(RowsReader(folder / ROWS_FILE).texts(plan.lexical_column))
+    if not lexical.n_words:
+        raise DataError(
+            f"{plan.source.path}: no text of {plan.lexical_column!r} has a word (lexical_column); name another column"
+        )
+    lexical.save(folder / LEXICAL_FOLDER)
+    return {
+        "column": plan.lexical_column,
+        "n_words": lexical.n_words,
+        "file_bytes": sum((folder / name).stat().st_size for name in LEXICAL_FILES),
+        "versions": {name: version(name) for name in ("bm25s", "rjieba")},
+    }
 
 
 def _warn_if_outgrown(plan: IndexPlan, say: Say) -> None:
@@ -210,14 +245,20 @@ def _measured(index: FaissIndex, exact: ExactNeighbours | None, plan: IndexPlan)
 
 
 def _record(
-    plan: IndexPlan, index: FaissIndex, folder: Path, quality: IndexQuality | None, effort: dict[str, int], grown: int
+    plan: IndexPlan,
+    index: FaissIndex,
+    folder: Path,
+    quality: IndexQuality | None,
+    effort: dict[str, int],
+    grown: int,
+    lexical: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The sidecar: what the index is, of which vectors and which model, how it is searched, and what that finds."""
     from ebr.retrieval.index.faiss_index import library_version
-    from ebr.retrieval.index.store import INDEX_FILE, KIND, ROWS_FILE
+    from ebr.retrieval.index.store import INDEX_FILE, KIND, LEXICAL_FILES, ROWS_FILE
 
     spec, source, before = plan.spec, plan.source, plan.before
-    files = {name: hash_file(folder / name) for name in (INDEX_FILE, ROWS_FILE)}
+    files = {name: hash_file(folder / name) for name in (INDEX_FILE, ROWS_FILE, *(LEXICAL_FILES if lexical else ()))}
     return {
         "kind": KIND,
         "index_kind": spec.kind.value,
@@ -229,6 +270,7 @@ def _record(
         "n_rows": index.n_rows,
         "id_column": source.id_column,
         "columns": list(source.columns),
+        "lexical": lexical,
         "files": files,
         **plan.model,
         "embeddings": [*(before.facts["embeddings"] if before else []), source.facts()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from ebr.data.result_tables import DataFrame, Part, Shown, Table
@@ -11,21 +12,38 @@ from ebr.data.text.terminal_text import cut_text, pad_text, text_columns
 
 _CELL_COLUMNS = 60
 _QUERY_COLUMNS = 72
-_OWN = ("query_id", "query", "rank", "score", "id")
+_OWN = ("query_id", "query", "rank", "score", "scored_by", "id")
+
+
+class Mode(Enum):
+    """How rows are found."""
+
+    DENSE = "dense"
+    LEXICAL = "lexical"
+    HYBRID = "hybrid"
+
+
+BM25, RRF = "BM25", "RRF"
+"""What scores are in the modes that read words: BM25, and the sum of reciprocal ranks; dense, they are the index's metric."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """One row that was found. rank: from 1. score: cosine or inner product. columns: what the index keeps of the row."""
+    """One row that was found. rank: from 1. columns: what the index keeps of the row.
+
+    scored_by: what the score is, cosine, inner_product, BM25 or RRF; scores of different kinds cannot be compared.
+    """
 
     rank: int
     score: float
     id: str
     columns: dict[str, str | None]
+    scored_by: str = "cosine"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"rank": self.rank, "score": self.score, "id": self.id, "columns": self.columns}
+        scored = {"score": self.score, "scored_by": self.scored_by}
+        return {"rank": self.rank, **scored, "id": self.id, "columns": self.columns}
 
 
 class Hits(list[list[Match]], Shown):
@@ -44,14 +62,15 @@ class Hits(list[list[Match]], Shown):
         return hits_parts(self.texts, self)
 
     def to_frame(self) -> DataFrame:
-        """A row for each match: query, rank, score, id, and the columns of its row, see hits_table."""
+        """A row for each match: query, rank, score, scored_by, id, and the columns of its row, see hits_table."""
         return hits_table(self.texts, self).to_frame()
 
 
 def hits_block(text: str, matches: Sequence[Match]) -> str:
     """A query and its matches, aligned for a terminal; long cells are cut."""
-    names = list(matches[0].columns) if matches else []
-    rows = [["rank", "score", "id", *names]]
+    if not matches:
+        return f"{cut_text(text, _QUERY_COLUMNS)}\nno hits"
+    rows = [["rank", matches[0].scored_by, "id", *matches[0].columns]]
     rows += [
         [str(match.rank), f"{match.score:.4f}", match.id, *("" if cell is None else cell for cell in match.columns.values())]
         for match in matches
@@ -71,7 +90,7 @@ def hits_parts(texts: Sequence[str], matches: Sequence[Sequence[Match]]) -> list
 
 
 def hits_table(texts: Sequence[str], matches: Sequence[Sequence[Match]], query_ids: Sequence[str] | None = None) -> Table:
-    """A row for each match: query_id (where there are any), query, rank, score, id, and the columns of its row.
+    """A row for each match: query_id (where there are any), query, rank, score, scored_by, id, and the columns of its row.
 
     A column of the index by one of these names comes as columns.<name>.
     """
@@ -79,7 +98,7 @@ def hits_table(texts: Sequence[str], matches: Sequence[Sequence[Match]], query_i
     rows = (
         {
             **({} if query_id is None else {"query_id": query_id}),
-            **{"query": text, "rank": match.rank, "score": match.score, "id": match.id},
+            **{"query": text, "rank": match.rank, "score": match.score, "scored_by": match.scored_by, "id": match.id},
             **{f"columns.{name}" if name in _OWN else name: cell for name, cell in match.columns.items()},
         }
         for query_id, text, found in zip(ids, texts, matches, strict=True)

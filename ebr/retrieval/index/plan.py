@@ -36,6 +36,8 @@ class IndexPlan:
     """Of the index that rows are added to."""
     model: Mapping[str, Any]
     """What searches must know of the model: where it lies, and how its vectors were made."""
+    lexical_column: str | None
+    """Whose words are indexed too."""
 
     def lines(self) -> list[str]:
         """The plan, for people."""
@@ -53,6 +55,7 @@ class IndexPlan:
             f"memory  {bytes_text(spec.predicted_bytes)} predicted, of {bytes_text(self.budget)}{learning}",
             f"index   {self.config.index_path}: ids of {source.id_column or 'row numbers'}; "
             f"kept: {', '.join(source.columns) or 'no columns'}",
+            *([f"words   BM25 of {self.lexical_column}"] if self.lexical_column else []),
         ]
         if spec.predicted_bytes > self.budget:
             lines.append(f"warning: kind {spec.kind.value} takes more than memory_budget; ivf_pq takes the least")
@@ -77,14 +80,27 @@ def plan_index(config: IndexConfig) -> IndexPlan:
     queries = open_source(_vector_files(config, "query_embeddings"), None, [], metric) if config.query_embeddings else None
     if queries:
         _check_queries(queries, source)
+    lexical_column = _lexical_column(config, source, before)
     budget = int(config.memory_budget) if config.memory_budget is not None else free_host_bytes() // 2
     if before:
         _check_added(config, source, before, model)
         n_rows = before.n_rows + source.n_rows
         spec = IndexSpec(before.kind, n_rows, source.dim, int(before.facts["n_lists"]))
-        return IndexPlan(config, source, spec, "that of the index", budget, queries, before, model)
+        return IndexPlan(config, source, spec, "that of the index", budget, queries, before, model, lexical_column)
     kind, why = choose_kind(source.n_rows, source.dim, budget) if config.kind == "auto" else (Kind(config.kind), "as asked for")
-    return IndexPlan(config, source, IndexSpec.of(kind, source.n_rows, source.dim), why, budget, queries, None, model)
+    spec = IndexSpec.of(kind, source.n_rows, source.dim)
+    return IndexPlan(config, source, spec, why, budget, queries, None, model, lexical_column)
+
+
+def _lexical_column(config: IndexConfig, source: VectorSource, before: Sidecar | None) -> str | None:
+    """Whose words are indexed too. Raises ConfigError when its texts are not kept: rows added later need them all again."""
+    column = config.lexical_column or (before.lexical_column if before else None)
+    if column is not None and column not in source.columns:
+        raise ConfigError(
+            f"lexical_column {column}: is not among the columns that are kept ({', '.join(source.columns) or 'none'}); "
+            "name one of them, or keep it with output_columns"
+        )
+    return column
 
 
 def _vector_files(config: IndexConfig, option: str) -> VerifiedEmbeddings:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ebr.config import SearchConfig
 from ebr.data.evaluation.queries import Query, one_query, read_queries
@@ -20,8 +21,11 @@ from ebr.data.speech import Say, speak
 from ebr.data.text.counted import counted
 from ebr.data.text.cut_texts import CutTexts
 from ebr.errors import ConfigError, ReaderGone
-from ebr.retrieval.index.matches import Match, hits_block, hits_parts, hits_table
+from ebr.retrieval.index.matches import Match, Mode, hits_block, hits_parts, hits_table
 from ebr.retrieval.index.text_index import TextIndex, open_index
+
+if TYPE_CHECKING:
+    from ebr.retrieval.index.store import Sidecar
 
 __all__ = ["Match", "SearchPlan", "SearchResult", "TextIndex", "open_index", "plan_search", "search_index"]
 
@@ -43,13 +47,14 @@ class SearchPlan:
         """The plan, for people."""
         from ebr.retrieval.index.store import read_sidecar
 
-        config = self.config
-        lines = [f"queries {len(self.queries):,}, k {config.k}"]
+        config, mode = self.config, Mode(self.config.mode)
+        lines = [f"queries {len(self.queries):,}, k {config.k}, {mode.value}"]
         if config.trust_index and (config.index_path.is_file() or read_manifest(config.index_path) is None):
-            return [*lines, f"index   {config.index_path}, without a sidecar; model {config.model_path}"]
+            found_by = _found_by(mode, config.model_path, config.index_path, None)
+            return [*lines, f"index   {config.index_path}, without a sidecar; {found_by}"]
         sidecar = read_sidecar(config.index_path)
-        model = config.model_path or sidecar.facts.get("model")
-        return [*lines, f"index   {config.index_path}: {counted(sidecar.n_rows, 'row')}, {sidecar.kind.value}; model {model}"]
+        found_by = _found_by(mode, config.model_path or sidecar.facts.get("model"), config.index_path, sidecar)
+        return [*lines, f"index   {config.index_path}: {counted(sidecar.n_rows, 'row')}, {sidecar.kind.value}; {found_by}"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class SearchResult(Shown):
     """Queries that are longer than the model reads."""
 
     def json_lines(self) -> list[str]:
-        """One JSON object a match: query_id, query, rank, score, id, columns."""
+        """One JSON object a match: query_id, query, rank, score, scored_by, id, columns."""
         pairs = zip(self.queries, self.matches, strict=True)
         return [line for query, matches in pairs for line in _json_lines(query, matches)]
 
@@ -80,7 +85,7 @@ class SearchResult(Shown):
         return self.table()
 
     def to_frame(self) -> DataFrame:
-        """A row for each match: query_id, query, rank, score, id, and the columns of its row, see hits_table."""
+        """A row for each match: query_id, query, rank, score, scored_by, id, and the columns of its row, see hits_table."""
         return hits_table(self._texts(), self.matches, [query.id for query in self.queries]).to_frame()
 
     def _texts(self) -> list[str]:
@@ -94,6 +99,18 @@ class SearchResult(Shown):
 def _json_lines(query: Query, matches: Sequence[Match]) -> list[str]:
     records = [{"query_id": query.id, "query": query.text, **match.to_json()} for match in matches]
     return [json.dumps(record, ensure_ascii=False) for record in records]
+
+
+def _found_by(mode: Mode, model: object, folder: Path, sidecar: Sidecar | None) -> str:
+    """What a search goes by: `model m`, `BM25 of description`, or both. Raises ConfigError when the index knows no words."""
+    from ebr.retrieval.index.store import no_words
+
+    if mode is Mode.DENSE:
+        return f"model {model}"
+    if sidecar is None or sidecar.lexical_column is None:
+        raise no_words(folder, sidecar)
+    words = f"BM25 of {sidecar.lexical_column}"
+    return words if mode is Mode.LEXICAL else f"model {model} and {words}"
 
 
 def plan_search(config: SearchConfig) -> SearchPlan:
@@ -147,7 +164,8 @@ def search_index(config: SearchConfig, *, say: Say = speak) -> SearchResult:
     )
     is_table = config.output_format == "table"
     if is_table:
-        say(f"{config.index_path}: {counted(len(opened), 'row')} of {opened.dim}; model {opened.model_path}")
+        found_by = _found_by(Mode(config.mode), opened.model_path, opened.path, opened.sidecar)
+        say(f"{config.index_path}: {counted(len(opened), 'row')} of {opened.dim}; {found_by}")
     matches: list[tuple[Match, ...]] = []
     with _hits_file(config.output_path) as write:
         for query, found in _each_found(opened, plan):
@@ -177,7 +195,7 @@ def _each_found(opened: TextIndex, plan: SearchPlan) -> Iterator[tuple[Query, tu
     with progress_bar(total=len(plan.queries), desc="search", unit="query", disable=disable, leave=False) as bar:
         while start < len(plan.queries):
             some = plan.queries[start : start + size]
-            found = opened.search([query.text for query in some], config.k, effort=config.search_effort)
+            found = opened.search([query.text for query in some], config.k, effort=config.search_effort, mode=config.mode)
             for query, matches in zip(some, found, strict=True):
                 yield query, tuple(matches)
             bar.update(len(some))

@@ -1,4 +1,4 @@
-"""An index on disk: a folder of the FAISS file, the rows that its hits show, and the sidecar that says what they are."""
+"""An index on disk: a folder of the FAISS file, the rows that its hits show, BM25 if there is one, and the sidecar of all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +18,22 @@ from ebr.data.vectors.batch import Columns
 from ebr.errors import ConfigError, DataError, first_line
 from ebr.retrieval.index.kinds import Kind, Metric
 
+if TYPE_CHECKING:
+    from ebr.retrieval.measures.lexical import LexicalIndex
+
 INDEX_FILE = "index.faiss"
 ROWS_FILE = "rows.parquet"
+LEXICAL_FOLDER = "bm25"
+LEXICAL_FILES = tuple(
+    f"{LEXICAL_FOLDER}/{name}.index.{suffix}"
+    for name, suffix in [
+        ("data.csc", "npy"),
+        ("indices.csc", "npy"),
+        ("indptr.csc", "npy"),
+        ("vocab", "json"),
+        ("params", "json"),
+    ]
+)
 ID = "id"
 KIND = "index"
 _GROUP_ROWS = 2048
@@ -37,6 +51,8 @@ class Sidecar:
     dim: int
     n_rows: int
     columns: tuple[str, ...]
+    lexical_column: str | None
+    """Whose words BM25 knows; None for an index of vectors only."""
     effort: dict[str, int]
     files: dict[str, str]
     facts: dict[str, Any]
@@ -59,14 +75,17 @@ def read_sidecar(folder: Path) -> Sidecar:
             f"index_path {folder}: its manifest is that of {facts.get('kind')!r}, not of an index; give another folder"
         )
     try:
+        lexical = facts.get("lexical")  # indexes of before have none
+        names = [INDEX_FILE, ROWS_FILE, *(LEXICAL_FILES if lexical else ())]
         return Sidecar(
             kind=Kind(facts["index_kind"]),
             metric=Metric(facts["metric"]),
             dim=int(facts["dim"]),
             n_rows=int(facts["n_rows"]),
             columns=tuple(map(str, facts["columns"])),
+            lexical_column=str(lexical["column"]) if lexical else None,
             effort={str(name): int(value) for name, value in facts["search_effort"].items()},
-            files={INDEX_FILE: str(facts["files"][INDEX_FILE]), ROWS_FILE: str(facts["files"][ROWS_FILE])},
+            files={name: str(facts["files"][name]) for name in names},
             facts=facts,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -129,6 +148,31 @@ def check_index(file: Path, index: Shape, sidecar: Sidecar, rows: RowsReader | N
         raise DataError(f"{rows.path}: has the columns {rows.columns}, where columns are {list(sidecar.columns)}; {mend}")
 
 
+def open_lexical(folder: Path, sidecar: Sidecar) -> LexicalIndex | None:
+    """BM25 of an index whose files were checked; None when it has none. Raises DataError when it is of other rows."""
+    if sidecar.lexical_column is None:
+        return None
+    from ebr.retrieval.measures.lexical import LexicalIndex  # with scipy, which a search by vectors does without
+
+    lexical = LexicalIndex.load(folder / LEXICAL_FOLDER)
+    if lexical.n_documents != sidecar.n_rows:
+        raise DataError(
+            f"{folder / LEXICAL_FOLDER}: has {lexical.n_documents:,} rows, where n_rows is {sidecar.n_rows:,}; "
+            f"{FOLDER_MANIFEST} is of another index; build it anew"
+        )
+    return lexical
+
+
+def no_words(folder: Path, sidecar: Sidecar | None) -> ConfigError:
+    """The error of a search by words in an index without BM25, with the command that mends it."""
+    vectors = [str(one["path"]) for one in sidecar.facts["embeddings"]] if sidecar else []
+    path = vectors[0] if len(vectors) == 1 else "VECTORS"
+    return ConfigError(
+        f"mode: lexical and hybrid read words, and the index {folder} holds vectors only; build it anew with the column of its "
+        f"texts: ebr index --embeddings_path {path} --index_path {folder} --lexical_column COLUMN"
+    )
+
+
 def check_replaceable(folder: Path) -> None:
     """Refuse to write an index over what is none. Raises ConfigError."""
     if folder.is_file():
@@ -142,7 +186,8 @@ def check_replaceable(folder: Path) -> None:
         what = "holds other files" if kind is None else f"is a {kind} of ebr"
         raise ConfigError(f"index_path {folder}: {what}; give a new folder")
     # The folder is replaced as a whole.
-    strangers = sorted({path.name for path in folder.iterdir()} - {INDEX_FILE, ROWS_FILE, FOLDER_MANIFEST})
+    ours = {INDEX_FILE, ROWS_FILE, FOLDER_MANIFEST, LEXICAL_FOLDER, *LEXICAL_FILES}
+    strangers = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*")} - ours)
     if strangers:
         raise ConfigError(f"index_path {folder}: holds {', '.join(strangers[:3])} beside the index; move that out of it")
 
@@ -198,6 +243,11 @@ class RowsReader:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)
         return self._kept[group]
+
+    def texts(self, column: str) -> Iterator[str]:
+        """One column of all rows in their order, null as an empty text."""
+        for group in range(len(self._starts) - 1):
+            yield from (text or "" for text in self._file.read_row_group(group, [column]).column(0).to_pylist())
 
     def groups(self) -> Iterator[tuple[list[str], Columns]]:
         """All rows in their order, as (ids, columns) of some at a time."""

@@ -17,8 +17,9 @@ from ebr.data.speech import Say, speak
 from ebr.data.text.blank import is_blank
 from ebr.data.text.cut_texts import CutTexts
 from ebr.data.vectors.batch import Vectors
+from ebr.data.vectors.exact_search import Ids, Scores
 from ebr.errors import ConfigError, DataError, ModelError
-from ebr.retrieval.index.matches import Hits, Match
+from ebr.retrieval.index.matches import BM25, RRF, Hits, Match, Mode
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ebr.model.compute.local_engine import LocalEngine
     from ebr.retrieval.index.faiss_index import FaissIndex
     from ebr.retrieval.index.store import RowsReader, Sidecar
+    from ebr.retrieval.measures.lexical import LexicalIndex
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class QueryModel:
 class TextIndex:
     """An index that is open, and the model that its vectors are of, which is loaded with the first text.
 
-    Made by open_index. sidecar: None for a bare FAISS file.
+    Made by open_index. sidecar: None for a bare FAISS file. lexical: BM25 of its rows; None for an index of vectors only.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class TextIndex:
         rows: RowsReader | None,
         sidecar: Sidecar | None,
         how: QueryModel = QueryModel(),
+        lexical: LexicalIndex | None = None,
     ) -> None:
         self.path = path
         self.sidecar = sidecar
         self._index = index
         self._rows = rows
         self._how = how
+        self._lexical = lexical
         self.model_path = how.model_path or (str(self._facts["model"]) if self._facts.get("model") else None)
 
     def __len__(self) -> int:
@@ -75,7 +79,8 @@ class TextIndex:
     @property
     def cut_queries(self) -> CutTexts:
         """How many of the texts that were searched for are longer than the model reads."""
-        return self._engine.cut_texts
+        # A search by words alone loads no model, and cuts nothing.
+        return self._engine.cut_texts if "_engine" in self.__dict__ else CutTexts()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -87,16 +92,27 @@ class TextIndex:
         return self.sidecar.facts if self.sidecar else {}
 
     @property
-    def _is_cosine(self) -> bool:
-        return bool(self._facts.get("metric", "cosine") == "cosine")
+    def _metric(self) -> str:
+        return str(self._facts.get("metric", "cosine"))
 
-    def search(self, texts: Sequence[str], k: int = 10, *, effort: int | None = None) -> Hits:
+    @property
+    def _is_cosine(self) -> bool:
+        return self._metric == "cosine"
+
+    def search(self, texts: Sequence[str], k: int = 10, *, effort: int | None = None, mode: Mode | str = Mode.DENSE) -> Hits:
         """The k best rows of each text, best first; all rows when the index has no more.
 
         effort: lists (ivf) or candidates (hnsw) looked at; None = as the index was tuned.
+        mode: dense, by vectors; lexical, by words, the rows that share one with the text, by BM25; hybrid, both rankings by
+        reciprocal rank fusion (Cormack et al. 2009), as the report of an evaluation has it: of the best 100 of each, or k if
+        that is more, with equal scores in the order of the rows.
         Raises DataError for what is no text, ModelError when the model is not the one of the index, ConfigError for an effort
-        that the index has not.
+        that the index has not, and for a mode that reads words where it has none.
         """
+        try:
+            mode = Mode(mode)
+        except ValueError:
+            raise ConfigError(f"mode {mode!r}: is none of {', '.join(one.value for one in Mode)}") from None
         if isinstance(texts, str):
             raise DataError(f"texts: is one text; give a list of texts, like [{texts[:40]!r}]")
         for number, text in enumerate(texts, start=1):
@@ -104,35 +120,67 @@ class TextIndex:
                 raise DataError(f"texts: number {number} is {text!r}; there is nothing to search for")
         if not texts:
             return Hits([])
-        return Hits(self.search_vectors(self.encode(texts), k, effort=effort), texts)
+        return Hits(self._search(texts, k, effort, mode), texts)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """N texts → (N, D) float32, as queries of this index. Raises ModelError when the model is not that of the index."""
         return self._engine.encode(list(texts))
 
     def search_vectors(self, vectors: Vectors, k: int = 10, *, effort: int | None = None) -> Hits:
-        """The same for (Q, D) vectors of queries. Raises DataError when their dimension is not the index's, or one is zero."""
+        """Search by (Q, D) vectors of queries. Raises DataError when their dimension is not the index's, or one is zero."""
+        return self._hits(*self._nearest(vectors, k, effort), self._metric)
+
+    def _search(self, texts: Sequence[str], k: int, effort: int | None, mode: Mode) -> Hits:
+        if mode is Mode.DENSE:
+            return self.search_vectors(self.encode(texts), k, effort=effort)
+        from ebr.retrieval.measures.lexical import FUSION_DEPTH, reciprocal_rank_fusion
+
+        if mode is Mode.LEXICAL:
+            if effort is not None:
+                raise ConfigError("search_effort: mode lexical reads no vectors; leave it out")
+            return self._hits(*self._sharing_words(texts, k), BM25)
+        depth = max(k, FUSION_DEPTH)
+        _, lexical = self._sharing_words(texts, depth)
+        scores, dense = self._nearest(self.encode(texts), depth, effort)
+        # Equal scores in the order of the rows, as those of BM25 stand: not in that of lists or graphs.
+        dense = np.take_along_axis(dense, np.lexsort((dense, -scores), axis=1), axis=1)
+        return self._hits(*reciprocal_rank_fusion([lexical, dense], min(k, len(self))), RRF)
+
+    def _sharing_words(self, texts: Sequence[str], k: int) -> tuple[Scores, Ids]:
+        """(Q, min(k, N)) BM25 and rows; 0 and -1 where fewer share a word. Raises ConfigError when the index knows no words."""
+        from ebr.retrieval.index.store import no_words
+
+        if self._lexical is None:
+            raise no_words(self.path, self.sidecar)
+        return self._lexical.search(texts, min(_checked(k), len(self)), show_progress=False)
+
+    def _nearest(self, vectors: Vectors, k: int, effort: int | None) -> tuple[Scores, Ids]:
+        """(Q, min(k, N)) scores and rows of (Q, D) vectors; -inf and -1 for what is not found."""
         from ebr.retrieval.index.source import scaled
 
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise DataError(f"queries of shape {vectors.shape}: the index {self.path} needs (Q, {self.dim}); use its own model")
-        if k < 1:
-            raise DataError(f"k is {k}; it must be at least 1")
+        _checked(k)
         queries = vectors.astype(np.float32)
         broken = np.flatnonzero(~np.isfinite(queries).all(axis=1))
         if broken.size:
             raise DataError(f"query {int(broken[0]) + 1}: its vector holds nan or inf; the model that made it is broken")
         if self._is_cosine:
             queries = scaled(queries, [f"query {row + 1}" for row in range(len(queries))], self.path)
-        scores, rows = self._index.search(queries, k, self._effort(effort))
+        return self._index.search(queries, k, self._effort(effort))
+
+    def _hits(self, scores: Scores, rows: Ids, scored_by: str) -> Hits:
         return Hits(
-            [self._match(rank, score, row) for rank, (score, row) in enumerate(zip(*pair, strict=True), start=1) if row >= 0]
+            [
+                Match(rank, score, *self._row(row), scored_by)
+                for rank, (score, row) in enumerate(zip(*pair, strict=True), start=1)
+                if row >= 0
+            ]
             for pair in zip(scores.tolist(), rows.tolist(), strict=True)
         )
 
-    def _match(self, rank: int, score: float, row: int) -> Match:
-        name, columns = self._rows.row(row) if self._rows else (str(row), {})
-        return Match(rank, score, name, columns)
+    def _row(self, row: int) -> tuple[str, dict[str, str | None]]:
+        return self._rows.row(row) if self._rows else (str(row), {})
 
     def _effort(self, asked: int | None) -> dict[str, int]:
         tuned = dict(self.sidecar.effort) if self.sidecar else self._index.default_effort
@@ -273,7 +321,15 @@ def open_index(
 
 def _open(path: Path, how: QueryModel) -> TextIndex:
     from ebr.retrieval.index.faiss_index import read_index
-    from ebr.retrieval.index.store import INDEX_FILE, ROWS_FILE, RowsReader, check_files, check_index, read_sidecar
+    from ebr.retrieval.index.store import (
+        INDEX_FILE,
+        ROWS_FILE,
+        RowsReader,
+        check_files,
+        check_index,
+        open_lexical,
+        read_sidecar,
+    )
 
     if path.is_file():
         raise DataError(
@@ -284,7 +340,13 @@ def _open(path: Path, how: QueryModel) -> TextIndex:
     check_files(path, sidecar)
     index, rows = read_index(path / INDEX_FILE), RowsReader(path / ROWS_FILE)
     check_index(path / INDEX_FILE, index, sidecar, rows)
-    return TextIndex(path, index, rows, sidecar, how)
+    return TextIndex(path, index, rows, sidecar, how, open_lexical(path, sidecar))
+
+
+def _checked(k: int) -> int:
+    if k < 1:
+        raise DataError(f"k is {k}; it must be at least 1")
+    return k
 
 
 def _open_bare(path: Path, how: QueryModel) -> TextIndex:
