@@ -185,7 +185,7 @@ def test_hits_are_lists_of_matches_and_a_frame_with_a_row_for_each():
     hits = Hits([MATCHES, []], ["shoes", "hats"])
     assert hits == [MATCHES, []]
     frame = hits.to_frame()
-    assert list(frame.columns) == ["query", "rank", "score", "id", "label", "columns.rank"]
+    assert list(frame.columns) == ["query", "rank", "score", "scored_by", "id", "label", "columns.rank"]
     assert frame["query"].tolist() == ["shoes", "shoes"]
     assert frame["rank"].tolist() == [1, 2]
     assert frame["columns.rank"].tolist() == ["gold", "tin"]
@@ -202,7 +202,7 @@ def test_a_search_has_its_query_ids_in_its_frame():
     result = SearchResult((Query("a", "shoes"), Query("b", "hats")), (tuple(MATCHES), ()))
     frame = result.to_frame()
     assert frame[["query_id", "query", "id"]].values.tolist() == [["a", "shoes", "7"], ["a", "shoes", "8"]]
-    assert list(SearchResult((), ()).to_frame().columns) == ["query_id", "query", "rank", "score", "id"]
+    assert list(SearchResult((), ()).to_frame().columns) == ["query_id", "query", "rank", "score", "scored_by", "id"]
 
 
 def test_a_ranking_has_every_document_of_each_query_in_its_frame():

@@ -675,6 +675,16 @@ def test_queries_of_the_same_weights_that_are_read_or_computed_otherwise_are_ref
         home.build(query_embeddings=home.path / "q.npy")
 
 
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_the_words_of_one_column_are_indexed(home, column):
+    home.write(clustered(4), text=["red", "blue", None, ""], label=["blue", "green", "green", "red"])
+    home.build(lexical_column=column)
+    texts = {"text": ["red", "blue", "", ""], "label": ["blue", "green", "green", "red"]}[column]
+    (found,) = open_index(home.index).search(["blue"], mode="lexical")
+    assert [match.id for match in found] == [f"r{texts.index('blue')}"]
+    assert home.sidecar["lexical"]["column"] == column and home.sidecar["lexical"]["n_words"] == len(set(texts) - {""})
+
+
 REACH = {
     "embeddings_path": "every test here",
     "delimiter": "test_a_text_file_made_elsewhere_is_read_with_its_delimiter",
@@ -682,6 +692,7 @@ REACH = {
     "id_column": "test_without_an_id_column_ids_are_row_numbers_and_a_column_called_id_may_be_kept",
     "output_columns": "test_ids_are_the_users_own_texts_and_come_back_with_their_columns",
     "index_path": "test_what_is_no_index_is_not_written_over",
+    "lexical_column": "test_the_words_of_one_column_are_indexed",
     "add": "test_rows_added_are_found_like_those_built_at_once",
     "kind": "test_predicted_memory_is_within_a_tenth_of_the_file",
     "model_path": "test_model_options_of_vectors_made_elsewhere_are_recorded",

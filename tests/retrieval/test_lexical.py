@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebr.errors import DataError
 from ebr.retrieval.measures.lexical import LexicalIndex, reciprocal_rank_fusion, segment
 
 
@@ -138,6 +139,59 @@ def test_k_below_one_is_refused():
 def test_chinese_documents_are_found_by_a_part_of_a_name():
     index = LexicalIndex(["他在一家公司工作", "欧几里得撰写了几何原本", "几里之外"])
     assert found(index, "欧几里得是谁")[0] == 1
+
+
+def test_what_was_saved_finds_the_same_with_the_same_scores(tmp_path):
+    documents = ["red cup", "", "他在北京大学工作", "the red lamps", "北京的大学", "red red"]
+    index = LexicalIndex(documents)
+    index.save(tmp_path / "bm25")
+    again = LexicalIndex.load(tmp_path / "bm25")
+    assert (again.n_documents, again.n_words) == (6, index.n_words)
+    queries = ["red lamp", "北京大学", "unknown", ""]
+    for before, after in zip(index.search(queries, 6), again.search(queries, 6), strict=True):
+        assert np.array_equal(before, after)
+
+
+def test_what_is_saved_is_arrays_and_json_that_are_mapped_and_that_bm25s_opens(tmp_path):
+    import bm25s
+
+    LexicalIndex(iter(["red cup", "blue"])).save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
+    assert isinstance(LexicalIndex.load(tmp_path)._bm25.scores["data"], np.memmap)
+    theirs = bm25s.BM25.load(tmp_path)
+    assert theirs.retrieve([["cup"]], k=1, show_progress=False).documents.tolist() == [[0]]
+
+
+def test_without_a_word_there_is_nothing_to_save(tmp_path):
+    with pytest.raises(ValueError, match="no document has a word"):
+        LexicalIndex(["", "?!"]).save(tmp_path / "bm25")
+    assert not (tmp_path / "bm25").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.index.json", b"{"),
+        ("vocab.index.json", b"[]"),
+        ("params.index.json", b"{}"),
+        ("data.csc.index.npy", b"no array"),
+        ("indptr.csc.index.npy", None),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused(tmp_path, name, content):
+    LexicalIndex(["red cup"]).save(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be read as a BM25 index|words; build it anew"):
+        LexicalIndex.load(tmp_path)
+
+
+def test_arrays_of_objects_are_not_unpickled(tmp_path):
+    LexicalIndex(["red cup"]).save(tmp_path)
+    np.save(tmp_path / "data.csc.index.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="cannot be read as a BM25 index"):
+        LexicalIndex.load(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)

@@ -203,7 +203,7 @@ def test_the_shell_embeds_indexes_and_shows_a_table(tiny_model, shop, capsys):
     assert main(["search", "--index_path", f"{shop}/i", "--k", "2", "这是一个大国"]) == 0
     out = capsys.readouterr().out
     header, first, _ = out.strip().split("\n")[-3:]
-    assert header.split() == ["rank", "score", "id", "label"]
+    assert header.split() == ["rank", "cosine", "id", "label"]
     assert first.split() == ["1", "1.0000", "苹果", "乙"]
 
 
@@ -215,7 +215,7 @@ def test_json_lines_are_all_that_stands_on_the_standard_output(shop, capsys):
     assert "大国" in out and not out.startswith("\n")
     hits = [json.loads(line) for line in out.rstrip("\n").split("\n")]
     assert [(hit["query_id"], hit["rank"]) for hit in hits] == [("q7", 1), ("q7", 2), ("q7", 3), ("2", 1), ("2", 2), ("2", 3)]
-    assert set(hits[0]) == {"query_id", "query", "rank", "score", "id", "columns"}
+    assert set(hits[0]) == {"query_id", "query", "rank", "score", "scored_by", "id", "columns"}
 
 
 def queries_file(home, n):
@@ -288,7 +288,7 @@ def test_vectors_made_elsewhere_are_said_to_be_so_once(shop, caplog):
 def test_a_dry_run_says_what_would_be_searched(shop, capsys):
     assert main(["search", "--index_path", f"{shop}/index", "--dry_run", "a", "cup"]) == 0
     out = capsys.readouterr().out
-    assert "queries 1, k 10" in out and "4 rows, flat; model" in out
+    assert "queries 1, k 10, dense" in out and "4 rows, flat; model" in out
     assert plan_search(SearchConfig(query="a cup", index_path=shop / "index")).queries == (Query("1", "a cup"),)
 
 
@@ -296,9 +296,37 @@ def test_chinese_takes_two_columns_of_a_table():
     matches = (Match(1, 0.5, "苹果", {"name": "红\n鞋", "no": None}), Match(2, 0.25, "b", {"name": "x" * 99, "no": "7"}))
     table = SearchResult((Query("1", "鞋"),), (matches,)).table().split("\n")
     assert table[0] == "鞋"
-    assert table[1] == "rank  score   id    name" + " " * 58 + "no"
+    assert table[1] == "rank  cosine  id    name" + " " * 58 + "no"
     assert table[2] == "1     0.5000  苹果  红 鞋"
     assert table[3] == "2     0.2500  b     " + "x" * 59 + "…  7"
+
+
+def test_the_shell_searches_by_words_and_by_both(shop, capsys):
+    files = ["--embeddings_path", f"{shop}/vectors.parquet", "--index_path", f"{shop}/both"]
+    assert main(["index", *files, "--lexical_column", "description"]) == 0
+    out = capsys.readouterr().out
+    assert "words   BM25 of description" in out and "words    BM25 of description: " in out
+    (shop / "q.tsv").write_text("a\t大国\nb\tgreen\n", encoding="utf-8")
+    asked = ["--index_path", f"{shop}/both", "--queries_path", f"{shop}/q.tsv", "--output_format", "jsonl"]
+    found = {}
+    for mode in ("dense", "lexical", "hybrid"):
+        assert main(["search", *asked, "--mode", mode]) == 0
+        found[mode] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(hit["query_id"], hit["id"], hit["scored_by"]) for hit in found["lexical"]] == [
+        ("a", "苹果", "BM25"),
+        ("b", "b 2", "BM25"),
+    ]
+    # Every row is near to some degree: the one that has the word as well stands before those that are as near or nearer by one.
+    assert len(found["hybrid"]) == len(found["dense"]) == 8
+    assert {hit["scored_by"] for hit in found["hybrid"]} == {"RRF"} and {hit["scored_by"] for hit in found["dense"]} == {
+        "cosine"
+    }
+    for query_id in ("a", "b"):
+        ranks = {hit["id"]: hit["rank"] for hit in found["dense"] if hit["query_id"] == query_id}
+        (named,) = [hit["id"] for hit in found["lexical"] if hit["query_id"] == query_id]
+        by_hand = {name: 1 / (60 + rank) + (1 / 61 if name == named else 0) for name, rank in ranks.items()}
+        scores = {hit["id"]: hit["score"] for hit in found["hybrid"] if hit["query_id"] == query_id}
+        assert scores == pytest.approx(by_hand)
 
 
 # ---------------------------------------------------------------- options
@@ -308,6 +336,7 @@ REACH = {
     "queries_path": "test_json_lines_are_all_that_stands_on_the_standard_output",
     "index_path": "every test here",
     "k": "test_json_lines_are_all_that_stands_on_the_standard_output",
+    "mode": "test_the_shell_searches_by_words_and_by_both",
     "model_path": "test_options_of_the_model_reach_the_loader",
     "trust_remote_code": "test_options_of_the_model_reach_the_loader",
     "pooling": "test_options_of_the_model_reach_the_loader",

@@ -66,16 +66,12 @@ class LexicalIndex:
             array("i", [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in segment(text)])
             for text in progress_bar(documents, desc="segment", unit="text", delay=_BAR_AFTER_S)
         ]
+        self.n_documents = len(word_ids)
         self._bm25 = bm25s.BM25(method="lucene", k1=_K1, b=_B, csc_backend="scipy")  # its numpy sort takes twice the memory
         if self._vocabulary:  # without a word there is no mean length to divide by
             self._bm25.scores = self._bm25.build_index_from_ids(
                 list(self._vocabulary.values()), word_ids, show_progress=len(word_ids) >= _LONG_CORPUS and is_watched()
             )
-
-    @property
-    def n_documents(self) -> int:
-        """N, those without a word too; 0 when no document has one."""
-        return int(self._bm25.scores["num_docs"]) if self._vocabulary else 0
 
     @property
     def n_words(self) -> int:
@@ -97,6 +93,7 @@ class LexicalIndex:
             index._bm25 = bm25s.BM25.load(folder, mmap=True, allow_pickle=False)
             index._vocabulary = index._bm25.vocab_dict
             n_words = len(index._bm25.scores["indptr"]) - 1
+            index.n_documents = int(index._bm25.scores["num_docs"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{folder}: cannot be read as a BM25 index ({first_line(error)}); build it anew") from None
         if n_words != index.n_words:
