@@ -50,7 +50,7 @@ class _IndexMain(Config):
     lexical_column: str | None = option(
         None,
         "also index the words of this column, one that is kept, with BM25: for search in mode lexical or hybrid; not set = "
-        "vectors only, or as the index has it that rows are added to",
+        "vectors only, with add as the index has it",
         "同时用 BM25 为该列（须为保留的列）的词建立索引，供 lexical 与 hybrid 模式检索；未设置时只有向量，追加时沿用原有设置",
     )
     add: bool = option(

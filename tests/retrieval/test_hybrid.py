@@ -14,6 +14,7 @@ from ebr.retrieval.index.matches import Mode
 from ebr.retrieval.index.search import plan_search
 from ebr.retrieval.index.store import LEXICAL_FILES
 from ebr.retrieval.index.text_index import TextIndex
+from ebr.retrieval.measures import lexical
 from ebr.retrieval.measures.lexical import LexicalIndex, reciprocal_rank_fusion
 
 DIM = 8
@@ -100,9 +101,9 @@ def test_hybrid_fuses_as_deep_as_the_report_whatever_k_is(home, kind):
     texts = texts_of(400)
     vectors = home.build(texts, kind=kind, min_recall=1)
     home.queries["red shoe"] = np.random.default_rng(1).standard_normal(DIM).astype(np.float32)
-    _, lexical = LexicalIndex(texts).search(["red shoe"], 100)
+    _, by_words = LexicalIndex(texts).search(["red shoe"], 100)
     _, dense = exact_search(unit_rows(home.queries["red shoe"][None]), unit_rows(vectors), 100)
-    scores, rows = reciprocal_rank_fusion([lexical, dense], 30)
+    scores, rows = reciprocal_rank_fusion([by_words, dense], 30)
     # A graph may miss a row far down, and move those behind it by a rank.
     same = ranked(scores[0], rows[0]) if kind == "flat" else home.search("red shoe", 30)
     for k in (1, 5, 30):
@@ -114,9 +115,9 @@ def test_deeper_than_a_hundred_is_as_deep_as_k(home):
     texts = texts_of(400)
     vectors = home.build(texts)
     home.queries["red"] = np.random.default_rng(1).standard_normal(DIM).astype(np.float32)
-    _, lexical = LexicalIndex(texts).search(["red"], 250)
+    _, by_words = LexicalIndex(texts).search(["red"], 250)
     _, dense = exact_search(unit_rows(home.queries["red"][None]), unit_rows(vectors), 250)
-    scores, rows = reciprocal_rank_fusion([lexical, dense], 250)
+    scores, rows = reciprocal_rank_fusion([by_words, dense], 250)
     assert home.search("red", 250) == ranked(scores[0], rows[0])
 
 
@@ -191,9 +192,9 @@ def test_the_sidecar_has_the_hash_of_every_file_and_says_what_bm25_is_of(home):
     files = {path.relative_to(home.index).as_posix(): path for path in home.index.rglob("*") if path.is_file()}
     assert sidecar["files"] == {name: hash_file(path) for name, path in files.items() if name != "ebr_manifest.json"}
     assert set(LEXICAL_FILES) < set(files)
-    lexical = sidecar["lexical"]
-    assert (lexical["column"], lexical["n_words"], set(lexical["versions"])) == ("text", 3, {"bm25s", "rjieba"})
-    assert lexical["file_bytes"] == sum(files[name].stat().st_size for name in LEXICAL_FILES)
+    words = sidecar["lexical"]
+    assert (words["column"], words["n_words"], set(words["versions"])) == ("text", 3, {"bm25s", "rjieba"})
+    assert words["file_bytes"] == sum(files[name].stat().st_size for name in LEXICAL_FILES)
     assert "words    BM25 of text: 3 different ones" in home.result.summary()
 
 
@@ -219,6 +220,14 @@ def test_bm25_of_other_rows_is_refused(home):
     hashes = {name: hash_file(home.index / name) for name in LEXICAL_FILES}
     home.spoil_sidecar(files={**read_manifest(home.index)["files"], **hashes})
     with pytest.raises(DataError, match="bm25: has 3 rows, where n_rows is 4"):
+        open_index(home.index)
+
+
+def test_words_that_are_cut_differently_now_are_refused(home, monkeypatch):
+    home.build(["", "红色的台灯", "red cups"])
+    assert home.search("台灯", mode="lexical")
+    monkeypatch.setattr(lexical, "_singular", lambda word: word)
+    with pytest.raises(DataError, match=r"bm25: lacks 'cups', a word of its own rows .*rjieba.*build the index anew"):
         open_index(home.index)
 
 

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,7 @@ ID = "id"
 KIND = "index"
 _GROUP_ROWS = 2048
 _GROUPS_KEPT = 64
+_TRIED_TEXTS = 100
 
 Cells = dict[str, str | None]
 
@@ -148,8 +150,8 @@ def check_index(file: Path, index: Shape, sidecar: Sidecar, rows: RowsReader | N
         raise DataError(f"{rows.path}: has the columns {rows.columns}, where columns are {list(sidecar.columns)}; {mend}")
 
 
-def open_lexical(folder: Path, sidecar: Sidecar) -> LexicalIndex | None:
-    """BM25 of an index whose files were checked; None when it has none. Raises DataError when it is of other rows."""
+def open_lexical(folder: Path, sidecar: Sidecar, rows: RowsReader) -> LexicalIndex | None:
+    """BM25 of an index whose files were checked; None when it has none. Raises DataError when it is of other rows or words."""
     if sidecar.lexical_column is None:
         return None
     from ebr.retrieval.measures.lexical import LexicalIndex  # with scipy, which a search by vectors does without
@@ -160,6 +162,13 @@ def open_lexical(folder: Path, sidecar: Sidecar) -> LexicalIndex | None:
             f"{folder / LEXICAL_FOLDER}: has {lexical.n_documents:,} rows, where n_rows is {sidecar.n_rows:,}; "
             f"{FOLDER_MANIFEST} is of another index; build it anew"
         )
+    # Words that are cut differently now, by another version, would be looked for in vain.
+    for text in islice(rows.texts(sidecar.lexical_column), _TRIED_TEXTS):
+        if unknown := lexical.unknown_words(text):
+            raise DataError(
+                f"{folder / LEXICAL_FOLDER}: lacks {unknown[0]!r}, a word of its own rows as this version of EBR cuts them "
+                f"(made with {sidecar.facts['lexical'].get('versions')}); build the index anew"
+            )
     return lexical
 
 

@@ -340,7 +340,7 @@ def _open(path: Path, how: QueryModel) -> TextIndex:
     check_files(path, sidecar)
     index, rows = read_index(path / INDEX_FILE), RowsReader(path / ROWS_FILE)
     check_index(path / INDEX_FILE, index, sidecar, rows)
-    return TextIndex(path, index, rows, sidecar, how, open_lexical(path, sidecar))
+    return TextIndex(path, index, rows, sidecar, how, open_lexical(path, sidecar, rows))
 
 
 def _checked(k: int) -> int:

@@ -78,6 +78,10 @@ class LexicalIndex:
         """Different words of the documents."""
         return len(self._vocabulary)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that no document has."""
+        return [word for word in segment(text) if word not in self._vocabulary]
+
     def save(self, folder: Path) -> None:
         """Write arrays and JSON into a folder, as bm25s itself opens them. Raises ValueError when no document has a word."""
         if not self._vocabulary:
