@@ -9,6 +9,9 @@ from ebr.config.options import Config, option
 from ebr.config.shared.encoder import PoolingMode, base_model_option, encoding_batch_option, pooling_option, trust_option
 from ebr.errors import ConfigError
 
+HYBRID = "hybrid"
+"""The teacher that is no model."""
+
 _SUFFIXES = (".jsonl", ".json")
 
 
@@ -38,6 +41,12 @@ class _Main(Config):
         "得分超过正例得分此比例的候选视为潜在正例而排除",
         gt=0,
         le=1,
+    )
+    teacher: str | None = option(
+        None,
+        "who gives the scores that are written, for loss distillation: hybrid = rank fusion of BM25 and the model; or another "
+        "model, its cosines; not set = the cosines of model_path",
+        "写入的分数（供 distillation）由谁给出：hybrid 为 BM25 与本模型的排名融合；或另一模型的余弦；未设置时取本模型的余弦",
     )
     top_k: int = option(100, "candidates looked at a query, best first", "每个查询考察的候选数，由高到低", ge=1)
 

@@ -20,6 +20,7 @@ from ebr.errors import DataError, first_line
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
+RRF_CONSTANT = 60
 FUSION_DEPTH = 100
 """How many hits of each ranking a fusion reads at least, as the report's does: so the first hits are the same for every k."""
 
@@ -115,15 +116,27 @@ class LexicalIndex:
         scores, rows = np.zeros((len(queries), k), np.float32), np.full((len(queries), k), -1, np.int64)
         bar = progress_bar(queries, desc="search by words", unit="query", delay=_BAR_AFTER_S, disable=not show_progress)
         for index, query in enumerate(bar):
-            word_ids = [self._vocabulary[word] for word in segment(query) if word in self._vocabulary]
-            if word_ids:
-                found = self._bm25.get_scores_from_ids(word_ids)
-                best = _best_rows(found, np.flatnonzero(found), k)
-                scores[index, : len(best)], rows[index, : len(best)] = found[best], best
+            found = self.scores(query)
+            best = _best_rows(found, np.flatnonzero(found), k)
+            scores[index, : len(best)], rows[index, : len(best)] = found[best], best
         return scores, rows
 
+    def scores(self, query: str) -> Scores:
+        """(N,) BM25 of every document; 0 where it shares no word with the query."""
+        word_ids = [self._vocabulary[word] for word in segment(query) if word in self._vocabulary]
+        if not word_ids:
+            return np.zeros(self.n_documents, np.float32)
+        found: Scores = self._bm25.get_scores_from_ids(word_ids)
+        return found
 
-def reciprocal_rank_fusion(rankings: Sequence[Rows], k: int, *, constant: int = 60) -> tuple[Scores, Rows]:
+
+def reciprocal_ranks(ranks: Rows, *, constant: int = RRF_CONSTANT) -> npt.NDArray[np.float64]:
+    """What ranks, from 1, add to the score of a fusion: 1 / (constant + rank) (Cormack et al. 2009)."""
+    gains: npt.NDArray[np.float64] = 1 / (constant + ranks)
+    return gains
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Rows], k: int, *, constant: int = RRF_CONSTANT) -> tuple[Scores, Rows]:
     """One ranking out of several: a document scores the sum of 1 / (constant + its rank) (Cormack et al. 2009).
 
     rankings: each (Q, any depth) rows, best first; -1 is no document. Ranks start at 1, and a document that a ranking lacks
@@ -137,7 +150,7 @@ def reciprocal_rank_fusion(rankings: Sequence[Rows], k: int, *, constant: int = 
     if not shapes or any(len(shape) != 2 or shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(f"rankings must be matrices of as many queries each, not {shapes}")
     ranked = np.concatenate(rankings, axis=1)
-    gains = np.concatenate([1 / (constant + 1 + np.arange(depth)) for _, depth in shapes])
+    gains = np.concatenate([reciprocal_ranks(1 + np.arange(depth), constant=constant) for _, depth in shapes])
     scores, rows = np.zeros((len(ranked), k), np.float32), np.full((len(ranked), k), -1, np.int64)
     for index, candidates in enumerate(ranked):
         found = candidates >= 0

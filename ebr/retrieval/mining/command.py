@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import MiningConfig
+from ebr.config.mining import HYBRID
 from ebr.data.evaluation.corpus import count_texts, find_corpus, read_corpus
 from ebr.data.files.places import check_place
 from ebr.data.files.write import hash_file, hash_files, manifest_path, read_manifest, write_aside, write_json
@@ -61,6 +62,7 @@ class MiningPlan:
             f"records     {self.n_read:,} from {counted(len(self.files), 'file')}{as_written}",
             f"candidates  {counted(self.n_candidates, what)} of {self.corpus or 'the records'}",
             f"model       {config.model_path}",
+            *([f"teacher     {config.teacher}"] if config.teacher else []),
             f"output      {config.output_path}, {self.format.value}: up to {config.num_negatives} new negatives a record",
             f"examples    {self.examples_path}",
         ]
@@ -124,6 +126,8 @@ def plan_mining(config: MiningConfig) -> MiningPlan:
     n_positives = len({text.strip() for record in records for text in record.positives})
     n_candidates = count_texts(corpus) if corpus else n_positives
     resolve_model(config.model_path)
+    if config.teacher not in (None, HYBRID):
+        resolve_model(config.teacher)
     return MiningPlan(config, files, as_format(records, found, wanted), wanted, len(records), corpus, n_candidates)
 
 
@@ -144,7 +148,7 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
     for line in plan.lines():
         say(line)
     inputs = _input_hashes(plan)
-    loaded = _load(config)
+    loaded, teacher = _load(config), _load_teacher(config)
     home = config.output_path.absolute().parent
     home.mkdir(parents=True, exist_ok=True)
     # The rules are shares of a cosine, and it is by cosine that training compares.
@@ -156,15 +160,17 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
         _rules(config),
         scratch=home,
         n_candidates=plan.n_candidates,
+        by_words_too=config.teacher == HYBRID,
     )
     with closing(mined):
-        result = _write(plan, mined, started)
+        result = _write(plan, _scored(plan, mined, teacher), started)
     result = replace(result, cut=encoder.cut_texts)
     manifest = {
         "kind": KIND,
         "config": config.to_json(),
         "model": config.model_path,
         **loaded.facts(),
+        "teacher": {"name": config.teacher, **(teacher.facts() if teacher else {})} if config.teacher else None,
         **inputs,
         "sha256": hash_file(result.path),
         "format": plan.format.value,
@@ -192,6 +198,29 @@ def _load(config: MiningConfig) -> LoadedModel:
     return LoadedModel.of(model, resolve_model(config.model_path))
 
 
+def _load_teacher(config: MiningConfig) -> LoadedModel | None:
+    """The model that gives the scores, with its own prompts and lengths; None where none is needed."""
+    from ebr.model.encoder.encoder import load_encoder
+    from ebr.model.encoder.loaded import LoadedModel
+    from ebr.model.origin import resolve_model
+
+    if config.teacher is None or config.teacher == HYBRID:
+        return None
+    model = load_encoder(config.teacher, trust_remote_code=config.trust_remote_code)
+    return LoadedModel.of(model, resolve_model(config.teacher))
+
+
+def _scored(plan: MiningPlan, mined: Iterator[Mined], teacher: LoadedModel | None) -> Iterator[Mined]:
+    from ebr.model.compute.local_engine import RetrievalEncoder
+    from ebr.model.encoder.encoder import COSINE
+    from ebr.retrieval.mining.teachers import scored_by
+
+    if teacher is None:
+        return mined
+    encoder = RetrievalEncoder(teacher.model, batch_size=plan.config.batch_size, show_progress=False, similarity=COSINE)
+    return scored_by(encoder, plan.records, mined)
+
+
 def _rules(config: MiningConfig) -> Rules:
     from ebr.retrieval.mining.rules import Rules
 
@@ -215,7 +244,7 @@ def _write(plan: MiningPlan, mined: Iterator[Mined], started: float) -> MiningRe
     with write_aside(config.output_path) as aside:
         with training_file(aside) as append:
             for row, (record, one) in enumerate(zip(plan.records, mined, strict=True)):
-                append(to_object(record, plan.format, one.positive_scores, one.negatives))
+                append(to_object(record, plan.format, *one.as_taught()))
                 tally.add(one)
                 if row in chosen:
                     examples.append((row, record, one))

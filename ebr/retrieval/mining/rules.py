@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,9 @@ from ebr.data.vectors.exact_search import exact_search
 from ebr.errors import DataError
 from ebr.retrieval.measures.measurement import TextEncoder
 from ebr.retrieval.mining.passages import Likenesses, Texts, blocks, distinct, embed_to_disk
+
+if TYPE_CHECKING:
+    from ebr.retrieval.mining.teachers import HybridTeacher
 
 _BLOCK = 1024
 
@@ -80,11 +85,21 @@ class Mined:
     """By rank; with the mined ones, every candidate that was looked at."""
     contradictions: tuple[str, ...]
     """Negatives that the record had before and that are positives of its query: no longer kept."""
+    teacher_scores: tuple[float, ...] | None = None
+    """A teacher's scores of the positives, then of the negatives; None = the cosines of the model that mined are the scores."""
 
     @property
     def negatives(self) -> tuple[Negative, ...]:
         """All of the record's: those it had before, then the new ones."""
         return self.kept + self.mined
+
+    def as_taught(self) -> tuple[tuple[float, ...], tuple[Negative, ...]]:
+        """The scores of the positives, and the negatives with theirs: the teacher's, where there is one."""
+        if self.teacher_scores is None:
+            return self.positive_scores, self.negatives
+        n_positives = len(self.positive_scores)
+        scored = zip(self.negatives, self.teacher_scores[n_positives:], strict=True)
+        return self.teacher_scores[:n_positives], tuple(replace(one, score=score) for one, score in scored)
 
 
 def mine(
@@ -96,12 +111,14 @@ def mine(
     scratch: Path,
     block: int = _BLOCK,
     n_candidates: int | None = None,
+    by_words_too: bool = False,
 ) -> Generator[Mined, None, None]:
     """What each record gets, in the order of the records; it depends neither on that order nor on `block`.
 
     candidates: what to choose from, read once; None = every positive of the records. Texts of one normal form count once.
     scratch: a folder on whose disk the candidates' texts and float32 vectors lie, in files without a name; `block` of them, and
     the search results of `block` records, are in memory at once. n_candidates: how many there may be, for the bar.
+    by_words_too: also have the texts scored by a HybridTeacher as deep as top_k; the candidates' words are then in memory.
 
     A query's positives are those of every record with the same normal form of the query. A document is one of them, and one of
     the record's negatives, also when only its title, or its text without the title, stands in the record. The candidates of a
@@ -118,7 +135,7 @@ def mine(
     with closing(_Passages(candidates, own, ids_of, encode, scratch, block, n_candidates)) as passages:
         if not len(passages.texts):
             raise DataError("there are no candidates to choose negatives from; give a corpus with texts")
-        judge = _Judge(records, ids_of, passages, rules)
+        judge = _Judge(records, ids_of, passages, rules, passages.hybrid_teacher(rules.top_k) if by_words_too else None)
         queries = {query: row for row, query in enumerate(dict.fromkeys(record.query for record in records))}
         vectors = embed_to_disk(queries, encode.encode_queries, scratch, block=block, desc="queries", total=len(queries))
         with progress_bar(total=len(records), desc="mine", unit="record") as bar:
@@ -174,6 +191,7 @@ class _Passages:
         # Only now is it known which texts of the records are not among the candidates.
         others = [text for text in wanted if text not in self._row_of]
         self._row_of |= {text: len(self.candidates) + row for row, text in enumerate(others)}
+        self._other_texts = others
         self._others = embed_to_disk(others, encoded, scratch, block=block, desc="positives", total=len(others))
 
     def _wholes(
@@ -198,9 +216,20 @@ class _Passages:
             self.texts.append(text)
             yield text
 
+    def hybrid_teacher(self, depth: int) -> HybridTeacher:
+        """A teacher that ranks among these candidates, and knows the other texts by the rows behind them."""
+        from ebr.retrieval.mining.teachers import HybridTeacher
+
+        texts = (self.texts[row] for row in range(len(self.texts)))
+        return HybridTeacher(chain(texts, self._other_texts), len(self.texts), depth)
+
+    def row_of(self, text: str) -> int:
+        """Where a text of the records stands: among the candidates, or behind them."""
+        return self._row_of[text.strip()]
+
     def score(self, query: Vectors, text: str) -> float:
         """Cosine of a query's vector and a text of the records, in the same arithmetic as exact_search's."""
-        row = self._row_of[text.strip()]
+        row = self.row_of(text)
         n = len(self.candidates)
         vector = self.candidates[row] if row < n else self._others[row - n]
         return float(np.float32(query.astype(np.float64) @ vector.astype(np.float64)))
@@ -224,6 +253,7 @@ class _Hit:
 
     text: str
     form: str
+    row: int
     score: float
     rank: int
     reason: Reason | None
@@ -235,15 +265,22 @@ class _Query:
 
     hits: list[_Hit]
     right: frozenset[str]
+    scores: npt.NDArray[np.float32]
+    """Of the hits."""
 
 
 class _Judge:
     """Says of every candidate of a record why it is no negative, or that it is one."""
 
     def __init__(
-        self, records: Sequence[Record], ids_of: Mapping[str, AbstractSet[str]], passages: _Passages, rules: Rules
+        self,
+        records: Sequence[Record],
+        ids_of: Mapping[str, AbstractSet[str]],
+        passages: _Passages,
+        rules: Rules,
+        teacher: HybridTeacher | None,
     ) -> None:
-        self._ids_of, self._passages, self._rules = ids_of, passages, rules
+        self._ids_of, self._passages, self._rules, self._teacher = ids_of, passages, rules, teacher
         # Texts only: the shingles of all positives would take many times their memory.
         self._positives: dict[str, dict[str, None]] = {}
         for record in records:
@@ -266,8 +303,8 @@ class _Judge:
                 reason = Reason.NEAR_POSITIVE
             elif self._passages.has_id_among(its_form, self._ids_of[form]):
                 reason = Reason.QUERY
-            hits.append(_Hit(text, its_form, score, rank, reason))
-        return _Query(hits, right)
+            hits.append(_Hit(text, its_form, row, score, rank, reason))
+        return _Query(hits, right, scores)
 
     def _is_near(self, words: frozenset[str], others: Iterable[frozenset[str]]) -> bool:
         return any(is_near(words, other, self._rules.near_duplicate) for other in others)
@@ -280,14 +317,21 @@ class _Judge:
         kept, contradictions = self._kept(record, vector, query)
         annotated = {normal_form(one.text) for one in kept}
         mined: list[Negative] = []
+        mined_rows: list[int] = []
         left_out: list[LeftOut] = []
         for hit in query.hits:
             reason = hit.reason or self._own_reason(hit, limit, annotated, len(mined))
             if reason is None:
                 mined.append(Negative(hit.text, hit.score, hit.rank))
+                mined_rows.append(hit.row)
             else:
                 left_out.append(LeftOut(hit.text, hit.score, hit.rank, reason))
-        return Mined(positive_scores, limit, kept, tuple(mined), tuple(left_out), contradictions)
+        taught = None
+        if self._teacher is not None:
+            own = map(self._passages.row_of, (*record.positives, *(one.text for one in kept)))
+            cosines = [*positive_scores, *(one.score for one in (*kept, *mined))]
+            taught = self._teacher.scores(record.query, [*own, *mined_rows], cosines, query.scores)
+        return Mined(positive_scores, limit, kept, tuple(mined), tuple(left_out), contradictions, taught)
 
     def _own_reason(self, hit: _Hit, limit: float, annotated: set[str], n_mined: int) -> Reason | None:
         """What speaks against a candidate in one record; annotated: the normal forms of its own negatives."""
