@@ -685,6 +685,12 @@ def test_the_words_of_one_column_are_indexed(home, column):
     assert home.sidecar["lexical"]["column"] == column and home.sidecar["lexical"]["n_words"] == len(set(texts) - {""})
 
 
+def test_a_column_whose_name_begins_another_is_not_mistaken_for_it(home):
+    home.write(clustered(2), **{"text.zh": ["苹果", "台灯"], "text": ["apple", "lamp"]})
+    home.build(lexical_column="text")
+    assert ids_of(open_index(home.index).search(["lamps", "台灯"], mode="lexical")) == [["r1"], []]
+
+
 REACH = {
     "embeddings_path": "every test here",
     "delimiter": "test_a_text_file_made_elsewhere_is_read_with_its_delimiter",

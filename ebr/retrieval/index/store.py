@@ -256,7 +256,7 @@ class RowsReader:
     def texts(self, column: str) -> Iterator[str]:
         """One column of all rows in their order, null as an empty text."""
         for group in range(len(self._starts) - 1):
-            yield from (text or "" for text in self._file.read_row_group(group, [column]).column(0).to_pylist())
+            yield from (text or "" for text in self._file.read_row_group(group, [column]).column(column).to_pylist())
 
     def groups(self) -> Iterator[tuple[list[str], Columns]]:
         """All rows in their order, as (ids, columns) of some at a time."""
