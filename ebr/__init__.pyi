@@ -15,8 +15,7 @@ from ebr.config.visualization import VisualizationConfig as VisualizationConfig
 from ebr.data.pairs.command import make_pairs as make_pairs
 from ebr.data.sample.command import build_sample_corpus as build_sample_corpus
 from ebr.inference.command import run_batch_inference as run_batch_inference
-from ebr.model.command import merge_adapter as merge_adapter
-from ebr.model.command import plan_merge as plan_merge
+from ebr.model.merge_plan import plan_merge as plan_merge
 from ebr.model.vocabulary.command import extend_vocabulary as extend_vocabulary
 from ebr.notebook import notebook_configs as notebook_configs
 from ebr.retrieval.evaluation.command import compare_models as compare_models
@@ -29,5 +28,6 @@ from ebr.retrieval.ranking import rank_texts as rank_texts
 from ebr.training.doctor.command import check_training as check_training
 from ebr.visualization.command import visualize_embeddings as visualize_embeddings
 from ebr.workflow.finetuning import train_sentence_transformer as train_sentence_transformer
+from ebr.workflow.merging import merge_adapter as merge_adapter
 
 __version__: str

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from ebr.config import MergeConfig
 from ebr.data.files.write import write_json
 from ebr.errors import ModelError
-from ebr.model.command import merge_adapter
+from ebr.workflow.merging import merge_adapter
 
 TEXTS = ["buy a red shoe", "the blue small cup", "这是一个大国", "a " * 100]
 PROMPTS = {"query": "query: ", "document": "passage: "}

@@ -50,7 +50,7 @@ NEEDED = {
     "train": ["--model_name_or_path", "m", "--train_dataset", "t.jsonl", "--output_dir", "o", "--batch_size", "4"],
     "pairs": ["--corpus", "c", "--output_path", "o.jsonl"],
     "extend": ["--output_path", "o"],
-    "merge": ["--base_model_path", "m", "--lora_adapter_path", "a", "--output_path", "o"],
+    "merge": ["--base_model_path", "m", "--output_path", "o"],
     "evaluate": ["--models", "m", "--eval_dataset", "e"],
     "mine": ["--output_path", "o"],
 }
@@ -522,7 +522,7 @@ def test_what_needs_no_model_loads_no_heavy_library(what):
         ("ebr_finetune.py", "finetune", ["--help"], "num_epochs"),
         ("train.py", "train", ["--epoch", "2"], "--epochs"),
         ("train.py", "train", ["--help"], "--train_dataset"),
-        ("merge.py", "merge", [], "lora_adapter_path"),
+        ("merge.py", "merge", [], "base_model_path"),
         ("merge.py", "merge", ["--help"], "--lora_adapter_path"),
     ],
 )

@@ -15,7 +15,6 @@ from ebr import cli
 from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, TrainConfig
 from ebr.data.vectors.embeddings import read_embeddings
 from ebr.inference.command import run_batch_inference
-from ebr.model.command import merge_adapter
 from ebr.model.compute.attention import FLASH, PADDED, VARLEN, attention_of
 from ebr.model.compute.local_engine import LocalEngine
 from ebr.model.compute.serving import unpadded
@@ -23,6 +22,7 @@ from ebr.model.compute.settings import ComputeSettings
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.prompts import Role
 from ebr.workflow.finetuning import train_sentence_transformer
+from ebr.workflow.merging import merge_adapter
 
 N_GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not N_GPUS, reason="needs a CUDA device: make gpu")]

@@ -269,8 +269,11 @@ def _is_list(field: FieldInfo) -> bool:
 
 def choices(field: FieldInfo) -> list[str]:
     """The words that the field takes, where it takes no others."""
-    words = [str(choice) for part in _inner_types(field) if get_origin(part) is Literal for choice in get_args(part)]
-    return [*words, "true", "false"] if words and bool in _inner_types(field) else words
+    parts = [part for part in _inner_types(field) if part is not NoneType]
+    if any(part is not bool and get_origin(part) is not Literal for part in parts):
+        return []
+    words = [str(choice) for part in parts for choice in get_args(part)]
+    return [*words, "true", "false"] if words and bool in parts else words
 
 
 def type_name(field: FieldInfo) -> str:

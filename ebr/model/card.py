@@ -124,12 +124,32 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
         start=public_name(Path(str(trained["start_model"]))) if "start_model" in trained else None,
         is_adapter=is_adapter,
         is_merged=is_merged,
+        merged=_merged(manifest) if is_merged else "",
+        n_merged=_n_merged(manifest) if is_merged else 0,
+        tried=_tried(manifest["weight_choice"]) if "weight_choice" in manifest else None,
         trust_remote_code=bool(manifest["config"].get("trust_remote_code")),
         prompts={role.value: saved_prompt(manifest["prompts"], role) for role in Role},
         measured=measured,
         leaks=_leaks(report) if report else None,
         hashes={label: digest for label, digest in _hashes(manifest, trained).items() if digest},
     )
+
+
+def _merged(manifest: Facts) -> str:
+    """What was merged, and how much of it, in words."""
+    n_tuned, weight = _n_merged(manifest), manifest.get("weight", 1)
+    kind = "a LoRA adapter" if manifest.get("finetune_type") != "full" else "a full fine-tuning"
+    what = kind if n_tuned == 1 else f"the mean of {n_tuned} tunings"
+    return what if weight == 1 else f"{weight:g} of what {what} changes"
+
+
+def _n_merged(manifest: Facts) -> int:
+    return len(manifest["config"].get("adapters") or [""])
+
+
+def _tried(choice: Facts) -> list[tuple[str, list[float]]]:
+    """A row for each weight that was tried, with nDCG@10 on each set."""
+    return [(f"{one['weight']:g}", one["ndcg@10"]) for one in choice["tried"]]
 
 
 def _measured(dataset: Facts) -> _Measured:
@@ -165,7 +185,7 @@ def _hashes(manifest: Facts, trained: Facts) -> dict[str, str | None]:
     return {
         "weights": manifest.get("model_sha256"),
         "weights of the base": manifest.get("base_sha256"),
-        "file of the adapter": manifest.get("adapter_sha256"),
+        "weights that were merged": manifest.get("adapter_sha256"),
         "training data": trained.get("data_sha256"),
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig
+from ebr.data.evaluation.comparison import EVALUATION_JSON
 from ebr.data.files.write import FOLDER_MANIFEST, write_folder_aside, write_json
 from ebr.errors import MissingPackageError, require_extra
 from ebr.model.card import CARD, TRAINING_CONFIG, read_report, write_card
@@ -49,7 +50,7 @@ def save_model(
         write_json(aside / TRAINING_CONFIG, rerun_config(config).model_dump(mode="json", by_alias=True))
         try:
             if report:
-                write_json(aside / "evaluation.json", report.main.contrasts[0].comparison.to_json())
+                write_json(aside / EVALUATION_JSON, report.main.contrasts[0].comparison.to_json())
                 write_report(aside, report, "en")
             write_card(aside, public_name(folder), manifest, manifest, read_report(aside))
             _draw_curve(record, aside / LOSS_CURVE)

@@ -74,7 +74,7 @@ _VERBS = (
     Verb("check", FinetuneConfig, _CHECK, _PLAN_FINETUNE, about=_LOOK),
     Verb("finetune", FinetuneConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, "FINETUNE_CONFIG", on_every_gpu=_RELAUNCH),
     Verb("train", TrainConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, on_every_gpu=_RELAUNCH),
-    Verb("merge", MergeConfig, "ebr.model.command.merge_adapter", "ebr.model.command.plan_merge"),
+    Verb("merge", MergeConfig, "ebr.workflow.merging.merge_adapter", "ebr.model.merge_plan.plan_merge"),
     Verb(
         "infer",
         InferenceConfig,
@@ -125,7 +125,7 @@ VERBS = {verb.name: verb for verb in _VERBS}
 """By the name of the command, in the order of `ebr --help`."""
 
 MORE_FUNCTIONS = (
-    "ebr.model.command.plan_merge",
+    "ebr.model.merge_plan.plan_merge",
     "ebr.retrieval.evaluation.command.compare_models",
     "ebr.retrieval.index.text_index.open_index",
     "ebr.retrieval.ranking.rank_texts",

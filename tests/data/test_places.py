@@ -27,7 +27,7 @@ from ebr.data.sample.command import plan_sample
 from ebr.data.vectors.embeddings import read_embeddings, write_embeddings
 from ebr.errors import ConfigError
 from ebr.inference.command import plan_inference, run_batch_inference
-from ebr.model.command import check_output as check_merged
+from ebr.model.output import check_output as check_merged
 from ebr.retrieval.evaluation.command import plan_evaluation
 from ebr.retrieval.index.command import build_index, plan_index
 from ebr.retrieval.index.search import plan_search, search_index
@@ -241,7 +241,7 @@ def plans(tiny_model, tables, pairs_file, evaluation_folder, tmp_path):
         ),
         "index": lambda path: plan_index(IndexConfig(embeddings_path=tmp_path / "v.npy", index_path=path)),
         "sample": lambda path: plan_sample(SampleConfig(output_root=tmp_path / "theirs")),
-        "merge": lambda path: check_merged(path.parent, {}),
+        "merge": lambda path: check_merged(path.parent, {}, mark="adapter_sha256", work="merge"),
         "finetune": lambda path: Layout(path.parent, path.parent).check(),
         "evaluate": lambda path: plan_evaluation(
             EvaluationConfig(models=[tiny_model], eval_dataset=evaluation_folder, output_dir=path.parent, save_runs=True)

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from ebr.data.files.write import write_json
 from ebr.model.adapters.foreign import plain_key
-from ebr.model.command import plan_merge
+from ebr.model.merge_plan import plan_merge
 from tests.lora_adapters import PROMPTS, QUERY, WEIGHTS, config_of, merge, refuse, rewrite, save_tuned, vectors
 
 
@@ -124,7 +124,7 @@ def test_file_of_any_name_takes_its_settings_from_beside_it(tiny_model, adapter)
     first, _ = merge(tiny_model, adapter / "best.safetensors")
     np.testing.assert_allclose(vectors(first.model_path), expected, atol=1e-5)
     assert SentenceTransformer(str(first.model_path)).prompts == PROMPTS
-    assert plan_merge(config_of(tiny_model, adapter)).adapter.weights.name == "best.safetensors"
+    assert plan_merge(config_of(tiny_model, adapter)).tuned[0].weights.name == "best.safetensors"
 
 
 def test_key_without_a_place_is_refused_by_name(tiny_model, adapter):

@@ -10,7 +10,6 @@ from ebr.config import EvaluationConfig, FinetuneConfig, MergeConfig, MiningConf
 from ebr.data.files import write
 from ebr.data.files.write import read_manifest
 from ebr.errors import ConfigError
-from ebr.model.command import merge_adapter
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.files import identity
 from ebr.model.files.identity import fingerprint
@@ -22,6 +21,7 @@ from ebr.training.loop.checkpoints import MARK
 from ebr.training.loop.fit import prepare_model
 from ebr.training.plan import load_for_training
 from ebr.workflow.finetuning import train_sentence_transformer
+from ebr.workflow.merging import merge_adapter
 from tests.hashed import noting_hashes
 from tests.lora_adapters import save_tuned
 

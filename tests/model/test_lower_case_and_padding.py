@@ -10,10 +10,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from ebr.config import FinetuneConfig
 from ebr.data.files.write import read_manifest
-from ebr.model.command import merge_adapter
 from ebr.model.encoder.encoder import load_encoder, save_encoder
 from ebr.model.files.identity import spelling_digest
 from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
+from ebr.workflow.merging import merge_adapter
 from tests.lora_adapters import PROMPTS, config_of, save_tuned
 from tests.whole_models import TEXTS, edit_json, run_over, save_bert, save_encoder_of
 

@@ -14,9 +14,9 @@ from ebr.cli import main
 from ebr.config import FinetuneConfig, MergeConfig
 from ebr.data.files.write import hash_file, write_json
 from ebr.errors import ConfigError, DataError, ModelError
-from ebr.model.command import plan_merge
 from ebr.model.encoder import merging as merging_model
 from ebr.model.files.identity import fingerprint
+from ebr.model.merge_plan import plan_merge
 from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
 from tests.lora_adapters import PROMPTS, QUERY, TEXTS, WEIGHTS, config_of, merge, refuse, rewrite, save_tuned, tuned, vectors
 

@@ -24,10 +24,10 @@ import faiss
 from ebr.config import FinetuneConfig, IndexConfig, InferenceConfig, MergeConfig
 from ebr.data.files.write import hash_file
 from ebr.inference.command import run_batch_inference
-from ebr.model.command import merge_adapter
 from ebr.retrieval.index.command import build_index
 from ebr.retrieval.ranking import rank_texts
 from ebr.workflow.finetuning import train_sentence_transformer
+from ebr.workflow.merging import merge_adapter
 from tests.conftest import REPO
 
 PAGE, CHINESE_PAGE = REPO / "docs" / "serving.md", REPO / "docs" / "serving.zh.md"

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ebr.config import MergeConfig, TrainConfig
-from ebr.model.command import merge_adapter
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.encoder.pooling import pooling_name
 from ebr.workflow.finetuning import train_sentence_transformer
+from ebr.workflow.merging import merge_adapter
 from tests.conftest import REPO, SHARED_DATA
 
 pytestmark = pytest.mark.slow

@@ -16,13 +16,13 @@ from ebr.config import EvaluationConfig, FinetuneConfig, MergeConfig, TrainConfi
 from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
 from ebr.data.files.write import hash_files, write_json
 from ebr.errors import ConfigError, DataError, ModelError
-from ebr.model.command import merge_adapter
 from ebr.model.compute.local_engine import RetrievalEncoder
 from ebr.retrieval.evaluation import command as evaluation
 from ebr.retrieval.evaluation.command import evaluate_retrieval
 from ebr.retrieval.evaluation.leak_check import Provenance, RecordedSource
 from ebr.retrieval.measures.metrics import METRICS, score_run
 from ebr.workflow.finetuning import train_sentence_transformer
+from ebr.workflow.merging import merge_adapter
 from tests.conftest import SHARED_DATA
 from tests.trec import read_run
 

@@ -16,7 +16,6 @@ from ebr.data.files.write import read_manifest
 from ebr.errors import ConfigError, ModelError
 from ebr.model.adapters.adapted import base_of
 from ebr.model.adapters.attach import adapter_settings
-from ebr.model.command import merge_adapter
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.files.identity import fingerprint
 from ebr.retrieval.evaluation.command import evaluate_retrieval
@@ -24,6 +23,7 @@ from ebr.retrieval.evaluation.leak_check import Provenance, check_leaks
 from ebr.training.doctor.command import check_training
 from ebr.training.plan import load_for_training
 from ebr.workflow.finetuning import train_sentence_transformer as fine_tune
+from ebr.workflow.merging import merge_adapter
 from tests.data.test_leaks import dataset_of
 from tests.lora_adapters import TEXTS, WEIGHTS, said_by_us, save_tuned, vectors
 

@@ -12,6 +12,8 @@ from ebr.data.text.counted import counted
 
 REPORT_JSON = "report.json"
 """The report of an evaluation, for programs."""
+EVALUATION_JSON = "evaluation.json"
+"""The comparison alone, in the folder of a model."""
 HEADLINES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "Recall@10", "recall@100": "Recall@100"}
 CONFIDENCE = 0.95
 _COLUMNS = "{:<10}  {:>6}  {:>6}  {:>10}  {:<18}  {:>6}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
@@ -64,6 +65,8 @@ class AdaptedEncoder:
     base: ModelOrigin
     base_sha256: str | None
     """The fingerprint of the base alone; None where it was not asked for."""
+    base_weights: dict[str, torch.Tensor] | None = None
+    """A copy of the base's own, by their names in the encoder; None where it was not asked for."""
 
 
 def base_source(adapter: LoraAdapter, base_model_path: str | None) -> ModelOrigin:
@@ -130,13 +133,21 @@ def _no_adapter(source: ModelOrigin, who: str) -> ModelOrigin:
 
 
 def attach(
-    encoder: SentenceTransformer, adapter: LoraAdapter, base: ModelOrigin, *, trust_remote_code: bool, hash_base: bool
+    encoder: SentenceTransformer,
+    adapter: LoraAdapter,
+    base: ModelOrigin,
+    *,
+    trust_remote_code: bool,
+    hash_base: bool,
+    keep_base: bool = False,
 ) -> AdaptedEncoder:
     """Put an adapter into a base that was loaded as an encoder. Raises ModelError when the two do not fit.
 
-    The base is changed in place, and not to be used any more.
+    The base is changed in place, and not to be used any more. keep_base: copy its weights before that.
     """
     base_sha256 = fingerprint(encoder) if hash_base else None
+    # Before anything is attached: some ways of beginning an adapter (pissa, olora) move the base's weights.
+    base_weights = {name: tensor.clone() for name, tensor in encoder.state_dict().items()} if keep_base else None
     transformer: PreTrainedModel = encoder[0].model
     tuner = attach_adapter(transformer, adapter)
     # What transformers' own loader sets, and asks for when the adapter is saved or merged.
@@ -149,25 +160,25 @@ def attach(
         log.info("%s holds no modules.json: pooling, prompts and lengths are taken from the base", adapter.folder)
         _take_tokenizer(adapter, encoder, trust_remote_code=trust_remote_code)
     encoder.__dict__[_BASE] = BaseRecord(base, base_sha256)
-    return AdaptedEncoder(encoder, tuner, base, base_sha256)
+    return AdaptedEncoder(encoder, tuner, base, base_sha256, base_weights)
 
 
-def other_base_note(adapter: LoraAdapter, adapted: AdaptedEncoder, *, bits: int) -> str:
-    """What is to be said of a base that is not the one that an adapter of ours was trained on; '' of any other.
+def other_base_note(folder: Path, base: ModelOrigin, base_sha256: str | None) -> str:
+    """What is to be said of a base that is not the one that a model of ours was tuned from; '' of any other.
 
-    bits: in which the base is held now, 0 = not quantised.
+    folder: of the tuned model, or adapter. base_sha256: the base's fingerprint; None where it is held quantised, or not known.
     """
-    record = read_manifest(adapter.folder) or {}
+    record = read_manifest(folder) or {}
     options = record.get("config")
     if isinstance(options, dict) and options.get("finetune_type") == "qlora":
         # What a quantised base's weights come to differs between devices; its files do not.
         name = "base_files_sha256"
-        found = weight_files_digest(adapted.base) if name in record else None
+        found = weight_files_digest(base) if name in record else None
     else:
-        name, found = "base_sha256", adapted.base_sha256 if not bits else None
+        name, found = "base_sha256", base_sha256
     if record.get(name) is None or found is None or record[name] == found:
         return ""
-    return f"{adapted.base.name} is not the base that the adapter was trained on: its weights differ"
+    return f"{base.name} is not the base that the adapter was trained on: its weights differ"
 
 
 # ---------------------------------------------------------------- how to embed

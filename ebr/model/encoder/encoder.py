@@ -86,7 +86,8 @@ def load_encoder(
         else:
             adapter = find_adapter(folder, option="model")
             adapted = load.adapted(adapter, base_model_path, pooling, hash_base=hash_base, compare=compare)
-            if compare and (note := other_base_note(adapter, adapted, bits=bits)):
+            base_sha256 = None if bits else adapted.base_sha256
+            if compare and (note := other_base_note(adapter.folder, adapted.base, base_sha256)):
                 log.warning("%s: %s; its vectors are those of no model that was ever trained", name, note)
             model = adapted.encoder
     _settle(model)
@@ -106,12 +107,13 @@ def load_adapted(
     device: str | None = None,
     bits: int = 0,
     hash_base: bool = False,
+    keep_base: bool = False,
 ) -> AdaptedEncoder:
     """A base and an adapter on it, not merged, as load_encoder loads the adapter's folder. Errors as there."""
     with _readable(resolve_model(base_model_path)):
         kwargs = _model_kwargs(base_model_path, bits, torch.float32, None)
         loader = _Loader(trust_remote_code=trust_remote_code, device=device, model_kwargs=kwargs)
-        adapted = loader.adapted(adapter, base_model_path, None, hash_base=hash_base, compare=False)
+        adapted = loader.adapted(adapter, base_model_path, None, hash_base=hash_base, compare=False, keep_base=keep_base)
     _settle(adapted.encoder)
     return adapted
 
@@ -195,7 +197,14 @@ class _Loader:
         return plain_encoder(location, pooling=pooling, **options)
 
     def adapted(
-        self, adapter: LoraAdapter, base_model_path: str | None, pooling: str | None, *, hash_base: bool, compare: bool
+        self,
+        adapter: LoraAdapter,
+        base_model_path: str | None,
+        pooling: str | None,
+        *,
+        hash_base: bool,
+        compare: bool,
+        keep_base: bool = False,
     ) -> AdaptedEncoder:
         """A base with an adapter in its layers, pooled and prompted as the adapter says. Arguments as of load_encoder."""
         folder, where = adapter.folder, f"model {str(adapter.folder)!r}"
@@ -208,7 +217,12 @@ class _Loader:
         require_transformer(encoder, "base_model_path", base.name)
         recorded = (read_manifest(folder) or {}).get("base_sha256") if compare else None
         adapted = attach(
-            encoder, adapter, base, trust_remote_code=self.trust_remote_code, hash_base=hash_base or recorded is not None
+            encoder,
+            adapter,
+            base,
+            trust_remote_code=self.trust_remote_code,
+            hash_base=hash_base or recorded is not None,
+            keep_base=keep_base,
         )
         check_trust(folder, [encoder[0].model], where)
         if adapter.is_encoder:

@@ -16,7 +16,7 @@ from ebr.data.files.write import read_json, write_json
 from ebr.errors import ModelError
 from ebr.model.adapters.adapted import AdaptedEncoder
 from ebr.model.adapters.files import LoraAdapter
-from ebr.model.encoder.encoder import load_adapted, quiet_files, save_encoder
+from ebr.model.encoder.encoder import load_adapted, load_encoder, quiet_files, save_encoder
 from ebr.model.files.peft_import import LoraModel
 from ebr.model.files.quantization import is_quantized
 
@@ -36,15 +36,41 @@ SAMPLES = (
 
 
 def unmerged(
-    base: str, adapter: LoraAdapter, *, trust_remote_code: bool, bits: int = 0, hash_base: bool = False
+    base: str,
+    adapter: LoraAdapter,
+    *,
+    trust_remote_code: bool,
+    bits: int = 0,
+    hash_base: bool = False,
+    keep_base: bool = False,
 ) -> AdaptedEncoder:
     """Base and adapter in float32, or on a base in 4 or 8 bits. Raises ModelError when the base is quantised as it is."""
     # On a CPU float32 is float32; a GPU may multiply in less.
     device = None if bits else "cpu"
-    adapted = load_adapted(adapter, base, trust_remote_code=trust_remote_code, device=device, bits=bits, hash_base=hash_base)
-    if not bits and is_quantized(adapted.encoder):
-        raise ModelError(f"base_model_path {base}: its weights are quantised; give the unquantised model")
+    adapted = load_adapted(
+        adapter,
+        base,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        bits=bits,
+        hash_base=hash_base,
+        keep_base=keep_base,
+    )
+    if not bits:
+        _refuse_quantised(adapted.encoder, f"base_model_path {base}")
     return adapted
+
+
+def load_whole(name: str, option: str, *, trust_remote_code: bool) -> SentenceTransformer:
+    """A model that is no adapter, in float32 on the CPU. option: what messages call it. Raises ModelError as load_encoder."""
+    encoder = load_encoder(name, trust_remote_code=trust_remote_code, device="cpu")
+    _refuse_quantised(encoder, f"{option} {name}")
+    return encoder
+
+
+def _refuse_quantised(encoder: SentenceTransformer, who: str) -> None:
+    if is_quantized(encoder):
+        raise ModelError(f"{who}: its weights are quantised; give the unquantised model")
 
 
 def merge_layers(tuner: LoraModel) -> PreTrainedModel:
@@ -57,10 +83,13 @@ def merge_layers(tuner: LoraModel) -> PreTrainedModel:
         raise ModelError(f"the adapter cannot be merged ({error})") from error
 
 
-def save_merged(encoder: SentenceTransformer, adapter: LoraAdapter, folder: Path, *, trust_remote_code: bool) -> None:
-    """Write a whole encoder: the weights of `encoder`, and how to embed from the adapter's folder where that says it."""
+def save_merged(encoder: SentenceTransformer, adapter: LoraAdapter | None, folder: Path, *, trust_remote_code: bool) -> None:
+    """Write a whole encoder: the weights of `encoder`, and how to embed from the adapter's folder where that says it.
+
+    adapter: None = `encoder` was loaded whole, and says itself how to embed.
+    """
     try:
-        if not adapter.is_encoder:
+        if adapter is None or not adapter.is_encoder:
             save_encoder(encoder, folder)
             return
         with quiet_files():

@@ -27,6 +27,10 @@ _NOTES: dict[str, dict[Language, str]] = {
         "en": "the weights were chosen on this set, by early stopping: its figures are optimistic, evaluate on another one",
         "zh": "权重是用这份评测集通过早停选出的，因此数值偏乐观，请在另一份评测集上评测",
     },
+    "weight": {
+        "en": "the weight of the merge was chosen on this set: its figures are optimistic, evaluate on another one",
+        "zh": "合并比例是在这份评测集上选出的，因此数值偏乐观，请在另一份评测集上评测",
+    },
 }
 _BETWEEN: dict[Language, str] = {"en": "; ", "zh": "；"}
 
@@ -85,8 +89,8 @@ def _recorded(model: Path, above: frozenset[Path] = frozenset()) -> Iterator[Rec
         sources = recorded.get("sources")
         listed = json.dumps(sources) if sources is not None else ""
         yield RecordedSource(str(recorded["data_path"]), manifest.get("data_sha256"), listed)
-    for name in ("lora_adapter_path", "base_model_path", "model_name"):
-        below = recorded.get(name)  # null where the option was left out
+    names = [recorded.get(name) for name in ("lora_adapter_path", "base_model_path", "model_name")]
+    for below in [*(recorded.get("adapters") or []), *names]:
         if below and Path(below).resolve() not in (seen := above | {model.resolve()}):
             yield from _recorded(Path(below), seen)
 
@@ -97,12 +101,17 @@ class Notes:
 
     said: tuple[tuple[str, dict[str, str]], ...] = ()
 
+    def and_more(self, other: Notes) -> Notes:
+        """These, and those of another."""
+        return Notes(self.said + other.said)
+
     def text(self, language: Language = "en") -> str:
         """All of it, in one line."""
         return _BETWEEN[language].join(_NOTES[key][language].format(**gaps) for key, gaps in self.said)
 
 
 CHOSEN_HERE = Notes((("chosen", {}),))
+WEIGHT_CHOSEN_HERE = Notes((("weight", {}),))
 
 
 def check_leaks(known: Provenance, dataset: EvaluationSet) -> tuple[LeakCheck | None, Notes]:
