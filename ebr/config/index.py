@@ -135,6 +135,20 @@ class _SearchMain(Config):
         "index with lexical_column",
         "dense 按向量；lexical 按词（BM25）；hybrid 以倒数排名融合（RRF）合并两者；后两种需要索引带有 lexical_column",
     )
+    min_precision: float | None = option(
+        None,
+        "leave out hits below the similarity from which this share of them was relevant when the model was evaluated; what "
+        "lies between 0.5, 0.6, 0.7, 0.8, 0.9 and 0.95 counts as the next higher",
+        "略去低于某相似度的命中：评测该模型时，自此相似度起命中的相关比例达到此值；取 0.5、0.6、0.7、0.8、0.9、0.95，"
+        "介于其间时取较高者",
+        gt=0,
+        le=1,
+    )
+    evaluation_path: Path | None = option(
+        None,
+        "for min_precision: what ebr evaluate wrote about the model, a folder or its report.json; not set = the model's folder",
+        "用于 min_precision：ebr evaluate 对该模型的评测结果，目录或其中的 report.json；未设置时取模型目录",
+    )
     output_format: Literal["table", "jsonl"] = option("table", "how hits are printed", "命中结果的输出格式")
     output_path: Path | None = option(None, "write the hits there as JSON lines", "把命中结果以 JSON 行写入此文件")
 
@@ -174,3 +188,7 @@ class SearchConfig(_Opened, _SearchMain):
             raise ConfigError(
                 f"{', '.join(unread)}: mode lexical reads no vectors and needs no model; leave out, or take hybrid"
             )
+        if self.evaluation_path is not None and self.min_precision is None:
+            raise ConfigError("evaluation_path: is read for min_precision only; set that, or leave it out")
+        if self.min_precision is not None and self.mode != "dense":
+            raise ConfigError(f"min_precision: the scores of mode {self.mode} are no similarities; leave it out, or take dense")

@@ -131,6 +131,7 @@ def model_card(name: str, manifest: Facts, trained: Facts, report: Facts | None)
         prompts={role.value: saved_prompt(manifest["prompts"], role) for role in Role},
         measured=measured,
         leaks=_leaks(report) if report else None,
+        threshold=_threshold(report) if report else "",
         hashes={label: digest for label, digest in _hashes(manifest, trained).items() if digest},
     )
 
@@ -159,6 +160,14 @@ def _measured(dataset: Facts) -> _Measured:
     name = dataset["dataset"]["name"]
     comparison = Comparison.from_json({"dataset": name, **dataset["comparisons"][0]})
     return _Measured(name, comparison, dataset["baselines"].get("BM25", {}).get("ndcg@10"))
+
+
+def _threshold(report: Facts) -> str:
+    """From which similarity on hits were precise; '' in a report of before there were thresholds."""
+    from ebr.data.evaluation.calibration import Calibration
+
+    record = report.get("thresholds", {}).get(report["comparisons"][0]["tuned"])
+    return Calibration.from_json(record).line() if record else ""
 
 
 def _leaks(report: Facts) -> str:

@@ -98,7 +98,7 @@ def merge_planned(plan: MergePlan, choose: Choose | None = None, *, say: Say = s
         saved = load_saved(aside, trust_remote_code=plan.config.trust_remote_code)
         manifest = {**_manifest(plan, saved, merged.base_sha256), "weight": weight}
         if choice:
-            choice.write_report(aside)
+            choice.write_report(aside, manifest)
             manifest["weight_choice"] = choice.record
         cosine, quantised = _compare(plan, saved, expected, say)
         _write_card(plan, aside, manifest, say)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
 
 if TYPE_CHECKING:
+    from ebr.data.evaluation.calibration import Calibration
     from ebr.data.evaluation.comparison import Comparison
     from ebr.training.loop.fit import TrainingRecord
 
@@ -30,6 +31,8 @@ class FinetuneResult(Shown):
     """The evidence, as a page: base against tuned."""
     forgetting: Comparison | None = None
     """The same on the set of something else."""
+    thresholds: tuple[tuple[str, Calibration], ...] = ()
+    """Of base and tuned on the evaluation set, by what they are called."""
 
     def summary(self) -> str:
         """What was made, where, and whether it is better."""
@@ -70,6 +73,7 @@ class FinetuneResult(Shown):
             ("steps", f"{record.n_steps} in {record.duration_s:.0f} s ({how}{share:.2%} of the weights trained)"),
             *(("warning", warning.line()) for warning in record.warnings),
             *(("memory", line) for line in record.recoveries),
+            *(("threshold", f"{name}: {calibration.line()}") for name, calibration in self.thresholds),
             *([("loss curve", str(self.loss_curve))] if self.loss_curve else []),
             *([("report", str(self.report))] if self.report else []),
         ]

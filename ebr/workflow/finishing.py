@@ -57,7 +57,9 @@ class TrainedModel:
         forgetting = report.forgetting.contrasts[0].comparison if report and report.forgetting else None
         self._end_run(folder, comparison, say)
         curve, page = (path if path.is_file() else None for path in (folder / LOSS_CURVE, folder / REPORT))
-        return FinetuneResult(folder, self.record, comparison, curve, page, forgetting), next(iter(failures), None)
+        thresholds = tuple(report.main.thresholds_by_role().items()) if report else ()
+        result = FinetuneResult(folder, self.record, comparison, curve, page, forgetting, thresholds)
+        return result, next(iter(failures), None)
 
     def _end_run(self, folder: Path, comparison: Comparison | None, say: Say) -> None:
         """The last files of the run's folder; the model is whole without them."""

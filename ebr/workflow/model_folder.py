@@ -50,7 +50,7 @@ def save_model(
         write_json(aside / TRAINING_CONFIG, rerun_config(config).model_dump(mode="json", by_alias=True))
         try:
             if report:
-                write_json(aside / EVALUATION_JSON, report.main.contrasts[0].comparison.to_json())
+                write_json(aside / EVALUATION_JSON, report.main.evaluation_json())
                 write_report(aside, report, "en")
             write_card(aside, public_name(folder), manifest, manifest, read_report(aside))
             _draw_curve(record, aside / LOSS_CURVE)

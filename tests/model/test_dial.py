@@ -207,6 +207,9 @@ def test_the_weight_that_is_best_on_the_evaluation_set_is_merged_with_its_eviden
     for dataset, number in ((report, 0), (report["forgetting"], 1)):
         change = dataset["comparisons"][0]["metrics"]["ndcg@10"]
         assert (change["base"], change["tuned"]) == pytest.approx([tried[step]["ndcg@10"][number] for step in (0, 5)], abs=1e-6)
+    # Its thresholds are found by its weights.
+    (name,) = [name for name, facts in report["model_facts"].items() if facts.get("model_sha256") == record["model_sha256"]]
+    assert report["thresholds"][name]["points"]
     card = (result.model_path / "README.md").read_text()
     assert "| 0.5 | 1.0000 |" in card
     assert "before they were merged" not in card

@@ -27,8 +27,8 @@ class WeightChoice:
     comparison: Comparison
     """The base against the chosen weight, on the set that it was chosen on."""
     forgetting: Comparison | None
-    write_report: Callable[[Path], None]
-    """Writes the evidence into a model's folder."""
+    write_report: Callable[[Path, Mapping[str, Any]], None]
+    """Writes the evidence into a model's folder, with what the model's manifest says of how it embeds."""
 
 
 class WeightDial:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.vectors.batch import Vectors
 from ebr.data.vectors.exact_search import unit_rows
+from ebr.model.encoder.encoder import COSINE, DOT
 from ebr.retrieval.measures.changes import most_changed, slices_by_query_length
 from ebr.retrieval.measures.compression import compress_table
 from ebr.retrieval.measures.lexical import LexicalIndex, reciprocal_rank_fusion
@@ -24,6 +25,7 @@ from ebr.retrieval.measures.measurement import (
 )
 from ebr.retrieval.measures.significance import wins_ties_losses
 from ebr.retrieval.measures.space import measure_space, positive_pairs
+from ebr.retrieval.measures.thresholds import calibrate
 from ebr.retrieval.report.write import Contrast, DatasetReport, Measured
 
 BM25 = "BM25"
@@ -34,7 +36,7 @@ _ROUNDING = 1e-3
 def measure_encoder(
     name: str, encode: TextEncoder, dataset: EvaluationSet, *, k: int, seed: int, facts: Mapping[str, Any]
 ) -> Measured:
-    """One model on one set: its ranking and metrics, the health of its space, and what smaller vectors would cost."""
+    """One model on one set: its ranking, metrics and thresholds, the health of its space, what smaller vectors would cost."""
     queries = encode.encode_queries(dataset.queries)
     documents = encode.encode_documents(dataset.documents)
     evaluation = evaluate_vectors(queries, documents, dataset, k=k)
@@ -43,7 +45,8 @@ def measure_encoder(
     if not unit:  # compared by inner product; the health of a space is told in angles
         queries, documents = unit_rows(queries), unit_rows(documents)
     space = measure_space(queries, documents, positive_pairs(dataset), seed=seed)
-    return Measured(name=name, evaluation=evaluation, space=space, compression=compression, facts=dict(facts))
+    thresholds = calibrate(evaluation, dataset, COSINE if unit else DOT)
+    return Measured(name, evaluation, space, compression, dict(facts), thresholds)
 
 
 def _are_unit(vectors: Vectors) -> bool:

@@ -41,7 +41,7 @@ class EvaluationResult(Shown):
             for found in self.report.forgetting.contrasts:
                 lines += ["", f"forgetting, on {self.report.forgetting.name}: {found.base} → {found.tuned}"]
                 lines.append(found.comparison.table())
-        return "\n".join([*lines, "", leak_line(self.report.leaks, self.leak_note), *fact_lines(self._facts(), 9)])
+        return "\n".join([*lines, "", leak_line(self.report.leaks, self.leak_note), *fact_lines(self._facts(), 10)])
 
     def parts(self) -> list[Part]:
         """The metrics of every model, what became of the base's, and where the report is."""
@@ -81,7 +81,9 @@ class EvaluationResult(Shown):
         cut = [("cut", f"{name}: {said}") for report in reports for name, said in _cut_texts(report)]
         page = [("report", str(self.html))] if self.html else []
         files = [*page, ("numbers", str(self.json)), *(("run", str(path)) for path in self.runs)]
-        return [*cut, *files, ("took", f"{self.seconds:,.1f} s")]
+        calibrated = [(model.name, model.thresholds) for model in self.report.main.measured if model.thresholds]
+        points = [("threshold", f"{name}: {calibration.line()}") for name, calibration in calibrated]
+        return [*points, *cut, *files, ("took", f"{self.seconds:,.1f} s")]
 
 
 def _metrics(report: DatasetReport) -> Table:

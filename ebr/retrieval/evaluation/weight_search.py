@@ -15,16 +15,21 @@ from ebr.data.files.write import write_json
 from ebr.data.speech import Say
 from ebr.model.compute.local_engine import RetrievalEncoder
 from ebr.model.encoder.dial import WeightChoice, WeightDial
+from ebr.model.encoder.encoder import similarity_of
 from ebr.retrieval.evaluation.command import report_facts
 from ebr.retrieval.evaluation.evidence import report_on
 from ebr.retrieval.evaluation.leak_check import WEIGHT_CHOSEN_HERE, Provenance, check_leaks
 from ebr.retrieval.measures.measurement import Evaluation, evaluate_encoder
+from ebr.retrieval.measures.thresholds import calibrate
 from ebr.retrieval.report.write import Measured, Report, write_report
 
 WEIGHTS = tuple(tenths / 10 for tenths in range(11))
 _METRIC = "ndcg@10"
 _DIGITS = 4
 _K = 100
+_HOW_IT_EMBEDS = (
+    "model_sha256", "similarity", "pooling", "prompts", "max_seq_length", "query_max_len", "passage_max_len", "dim",
+)  # fmt: skip
 
 
 class WeightSearch:
@@ -54,7 +59,7 @@ class WeightSearch:
         found = {weight: self._measure(dial, weight) for weight in WEIGHTS}
         best = best_weight({weight: evaluations[0].mean(_METRIC) for weight, evaluations in found.items()})
         self.say(f"weight {best:g} is taken: the best on {self.sets[0][0].name}, of equals the smallest")
-        report = self._report(found[0.0], found[best], best)
+        report = self._report(found[0.0], found[best], best, similarity_of(dial.encoder))
         names = [dataset.name for dataset, _ in self.sets]
         tried = [
             {"weight": weight, _METRIC: [round(evaluation.mean(_METRIC), 6) for evaluation in evaluations]}
@@ -63,8 +68,9 @@ class WeightSearch:
         comparison = report.main.contrasts[0].comparison
         forgetting = report.forgetting.contrasts[0].comparison if report.forgetting else None
 
-        def write(folder: Path) -> None:
-            write_json(folder / EVALUATION_JSON, comparison.to_json())
+        def write(folder: Path, manifest: Mapping[str, Any]) -> None:
+            report.main.measured[1].facts.update({name: manifest[name] for name in _HOW_IT_EMBEDS})
+            write_json(folder / EVALUATION_JSON, report.main.evaluation_json())
             write_report(folder, report, "en")
 
         return WeightChoice(best, {"datasets": names, "tried": tried}, comparison, forgetting, write)
@@ -76,14 +82,17 @@ class WeightSearch:
         self.say(f"weight {weight:g}: nDCG@10 " + ", ".join(f"{one.mean(_METRIC):.4f} on {one.dataset}" for one in found))
         return found
 
-    def _report(self, base: Sequence[Evaluation], chosen: Sequence[Evaluation], weight: float) -> Report:
+    def _report(self, base: Sequence[Evaluation], chosen: Sequence[Evaluation], weight: float, similarity: str) -> Report:
         """The base against the weight that is taken."""
         seed = FinetuneConfig.model_fields["seed"].default
         names = (str(self.config["base_model_path"]), f"weight {weight:g}")
         main, *forgetting = [
             report_on(
                 dataset,
-                [Measured(name, one, None, [], {}) for name, one in zip(names, pair, strict=True)],
+                [
+                    Measured(name, one, None, [], {}, calibrate(one, dataset, similarity))
+                    for name, one in zip(names, pair, strict=True)
+                ],
                 k=_K,
                 seed=seed,
                 baselines=True,

@@ -23,6 +23,7 @@ from ebr.data.text.cut_texts import CutTexts
 from ebr.errors import ConfigError, ReaderGone
 from ebr.retrieval.index.matches import Match, Mode, hits_block, hits_parts, hits_table
 from ebr.retrieval.index.text_index import TextIndex, open_index
+from ebr.retrieval.index.threshold import Floor, find_floor
 
 if TYPE_CHECKING:
     from ebr.retrieval.index.store import Sidecar
@@ -42,13 +43,15 @@ class SearchPlan:
 
     config: SearchConfig
     queries: tuple[Query, ...]
+    floor: Floor | None = None
+    """Which hits are left out; None = none."""
 
     def lines(self) -> list[str]:
         """The plan, for people."""
         from ebr.retrieval.index.store import read_sidecar
 
         config, mode = self.config, Mode(self.config.mode)
-        lines = [f"queries {len(self.queries):,}, k {config.k}, {mode.value}"]
+        lines = [f"queries {len(self.queries):,}, k {config.k}, {mode.value}", *([self.floor.line()] if self.floor else [])]
         if config.trust_index and (config.index_path.is_file() or read_manifest(config.index_path) is None):
             found_by = _found_by(mode, config.model_path, config.index_path, None)
             return [*lines, f"index   {config.index_path}, without a sidecar; {found_by}"]
@@ -118,7 +121,7 @@ def plan_search(config: SearchConfig) -> SearchPlan:
     config.check()
     _check_output(config)
     queries = read_queries(config.queries_path) if config.queries_path else [one_query(config.query or "")]
-    return SearchPlan(config, tuple(queries))
+    return SearchPlan(config, tuple(queries), find_floor(config))
 
 
 def _check_output(config: SearchConfig) -> None:
@@ -166,6 +169,8 @@ def search_index(config: SearchConfig, *, say: Say = speak) -> SearchResult:
     if is_table:
         found_by = _found_by(Mode(config.mode), opened.model_path, opened.path, opened.sidecar)
         say(f"{config.index_path}: {counted(len(opened), 'row')} of {opened.dim}; {found_by}")
+        if plan.floor:
+            say(plan.floor.line())
     matches: list[tuple[Match, ...]] = []
     with _hits_file(config.output_path) as write:
         for query, found in _each_found(opened, plan):
@@ -197,7 +202,7 @@ def _each_found(opened: TextIndex, plan: SearchPlan) -> Iterator[tuple[Query, tu
             some = plan.queries[start : start + size]
             found = opened.search([query.text for query in some], config.k, effort=config.search_effort, mode=config.mode)
             for query, matches in zip(some, found, strict=True):
-                yield query, tuple(matches)
+                yield query, tuple(match for match in matches if plan.floor is None or match.score >= plan.floor.threshold)
             bar.update(len(some))
             start, size = start + size, min(2 * size, _QUERIES_AT_ONCE)
 

@@ -129,6 +129,7 @@ def _environment() -> jinja2.Environment:
     texts = (report_text.shortened, report_text.without_unit, isolated)
     for function in (score, signed, report_text.probability, *texts):
         environment.filters[function.__name__] = function
+    environment.filters["columns"] = lambda rows: list(zip(*rows, strict=True))
     return environment
 
 

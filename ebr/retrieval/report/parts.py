@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ebr.data.evaluation.calibration import Calibration
 from ebr.data.evaluation.comparison import Comparison
 from ebr.data.evaluation.leaks import LeakCheck
 from ebr.retrieval.measures.changes import ChangedQuery, Slice
@@ -21,8 +22,8 @@ MOST_CHARACTERS = 4000
 class Measured:
     """One model on one evaluation set.
 
-    name: unique within the set. space: None and compression: empty where they were not measured. facts: hash, pooling,
-    prompts, lengths, dimension, seconds: whatever a reader needs to get the same numbers, by name; plain values.
+    name: unique within the set. space, thresholds: None and compression: empty where they were not measured. facts: hash,
+    pooling, prompts, lengths, dimension, seconds: whatever a reader needs to get the same numbers, by name; plain values.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Measured:
     space: SpaceHealth | None
     compression: list[Compressed]
     facts: dict[str, Any]
+    thresholds: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class DatasetReport:
     baselines: dict[str, dict[str, float]]
     contrasts: list[Contrast]
     rankings: dict[str, Evaluation] = field(default_factory=dict)
+
+    def thresholds_by_role(self) -> dict[str, Calibration]:
+        """Those of the base and of the first model after it, as `base` and `tuned`."""
+        pairs = zip(("base", "tuned"), self.measured, strict=False)
+        return {role: model.thresholds for role, model in pairs if model.thresholds}
+
+    def evaluation_json(self) -> dict[str, Any]:
+        """What evaluation.json of a model's folder holds: base against tuned, and the thresholds of both."""
+        thresholds = {role: calibration.to_json() for role, calibration in self.thresholds_by_role().items()}
+        return {**self.contrasts[0].comparison.to_json(), "thresholds": thresholds}
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,10 +53,10 @@ def _write_record(folder: Path, report: Report) -> Path:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The report as plain JSON: models by name, baselines, comparisons, forgetting, leaks, space, compression, and all facts.
+    """The report as plain JSON: models by name, baselines, comparisons, forgetting, leaks, space, compression, thresholds.
 
-    Numbers that are not finite are None. Texts of documents are cut at 4,000 characters; their ids stand beside them. A fact
-    of the run never hides one of the entries above.
+    All facts stand beside them; a fact of the run never hides one of these entries. Numbers that are not finite are None. Texts
+    of documents are cut at 4,000 characters; their ids stand beside them.
     """
     main = _dataset(report.main)
     record = {
@@ -82,6 +82,7 @@ def _dataset(report: DatasetReport) -> dict[str, Any]:
             for model in report.measured
             if model.compression
         },
+        "thresholds": {model.name: model.thresholds.to_json() for model in report.measured if model.thresholds},
         "model_facts": {model.name: model.facts for model in report.measured},
     }
 

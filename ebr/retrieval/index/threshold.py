@@ -1,0 +1,124 @@
+"""The least similarity of a hit, by the precision that is asked for: looked up in an evaluation of the index's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebr.config import SearchConfig
+from ebr.data.evaluation.calibration import Calibration, OperatingPoint
+from ebr.data.evaluation.comparison import REPORT_JSON
+from ebr.data.files.write import read_json, read_manifest
+from ebr.errors import ConfigError
+from ebr.retrieval.index.kinds import Metric
+from ebr.retrieval.index.store import Sidecar, read_sidecar
+
+_HOW = "measure it with ebr evaluate --models MODEL --eval_dataset FOLDER --output_dir OUT, and give --evaluation_path OUT"
+_SIMILARITY = {Metric.COSINE: "cosine", Metric.INNER_PRODUCT: "dot"}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Hits below a threshold are left out. point: where it is from; its threshold is a number."""
+
+    threshold: float
+    point: OperatingPoint
+    calibration: Calibration
+
+    def line(self) -> str:
+        """What is left out and why, for people."""
+        return f"floor   {self.point.line(self.calibration.similarity)}, on {self.calibration.dataset}"
+
+
+def find_floor(config: SearchConfig) -> Floor | None:
+    """What min_precision asks for; None where it is not set.
+
+    Raises ConfigError where no evaluation of the index's model is at hand, or it does not tell: nothing is guessed.
+    """
+    if config.min_precision is None:
+        return None
+    if config.trust_index and (config.index_path.is_file() or read_manifest(config.index_path) is None):
+        raise ConfigError("min_precision: an index without a sidecar does not say which model its vectors are of")
+    sidecar = read_sidecar(config.index_path)
+    file = _report_file(config, sidecar)
+    calibration = _calibration(file, sidecar)
+    point = calibration.point(config.min_precision)
+    if point is None:
+        highest = calibration.points[-1].precision
+        raise ConfigError(f"min_precision {config.min_precision:g}: {file} has thresholds up to {highest:g}; ask for less")
+    if point.threshold is None:
+        reached = [one.precision for one in calibration.points if one.threshold is not None]
+        most = f"the highest that is: {max(reached):g}" if reached else "nor is any other"
+        raise ConfigError(
+            f"min_precision {config.min_precision:g}: {point.line(calibration.similarity)} on {calibration.dataset} ({most})"
+        )
+    return Floor(point.threshold, point, calibration)
+
+
+def _report_file(config: SearchConfig, sidecar: Sidecar) -> Path:
+    if config.evaluation_path is not None:
+        path = config.evaluation_path
+        file = path / REPORT_JSON if path.is_dir() else path
+        if not file.is_file():
+            raise ConfigError(f"evaluation_path {path}: holds no {REPORT_JSON}; give what ebr evaluate wrote")
+        return file
+    model = config.model_path or sidecar.facts.get("model")
+    file = Path(str(model)) / REPORT_JSON
+    if model is None or not file.is_file():
+        raise ConfigError(f"min_precision: no evaluation lies beside the model {model} of the index; {_HOW}")
+    return file
+
+
+def _calibration(file: Path, sidecar: Sidecar) -> Calibration:
+    """The thresholds of the index's model in a report. Raises ConfigError where they are not of these vectors."""
+    try:
+        report = read_json(file)
+        found = list(_of_model(report, sidecar.facts.get("model_sha256")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({type(error).__name__}: {error}); {_HOW}") from None
+    if not found:
+        raise ConfigError(f"min_precision: {file} has no thresholds of the model whose vectors the index holds; {_HOW}")
+    calibration, facts = found[-1]
+    scored_by = "cosine" if sidecar.facts.get("normalized") else _SIMILARITY[sidecar.metric]
+    if calibration.similarity != scored_by:
+        raise ConfigError(
+            f"min_precision: the hits of {sidecar.metric.value} have other scores than the thresholds in {file}, which are by "
+            f"{calibration.similarity}; build the index with the metric that the model was made for"
+        )
+    if differs := _differences(facts, sidecar.facts):
+        raise ConfigError(
+            f"min_precision: the thresholds in {file} were measured otherwise than the index embeds ({'; '.join(differs)}); "
+            "evaluate with those settings"
+        )
+    return calibration
+
+
+def _of_model(report: Mapping[str, Any], model_sha256: object) -> Iterator[tuple[Calibration, Mapping[str, Any]]]:
+    """Of each entry of a report that has the weights and says how it embeds: its thresholds, and that."""
+    for name, record in report.get("thresholds", {}).items():
+        facts = report["model_facts"][name]
+        # The base of a fine-tuning is read at the lengths of tuning, which its facts do not say.
+        if model_sha256 is not None and facts.get("model_sha256") == model_sha256 and "prompts" in facts:
+            yield Calibration.from_json(record), facts
+
+
+def _differences(measured: Mapping[str, Any], indexed: Mapping[str, Any]) -> list[str]:
+    """What changes a similarity, and is not the same in an evaluation and in an index, in words."""
+    from ebr.model.encoder.prompts import Role, saved_prompt
+
+    prompts, length = measured["prompts"], measured.get("max_seq_length")
+    pairs = {
+        "pooling": (measured.get("pooling"), indexed.get("pooling")),
+        "query prompt": (saved_prompt(prompts, Role.QUERY), indexed.get("query_prompt") or ""),
+        "passage prompt": (saved_prompt(prompts, Role.DOCUMENT), indexed.get("prompt") or ""),
+        "query_max_len": (measured.get("query_max_len") or length, _length(indexed, "query_max_len")),
+        "passage_max_len": (measured.get("passage_max_len") or length, _length(indexed, "passage_max_len")),
+        "truncate_dim": (None, indexed.get("truncate_dim")),
+    }
+    return [f"{name} {was!r}, here {now!r}" for name, (was, now) in pairs.items() if was != now]
+
+
+def _length(facts: Mapping[str, Any], name: str) -> object:
+    return facts.get(name) or facts.get("max_seq_length")
