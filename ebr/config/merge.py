@@ -63,8 +63,8 @@ class MergeConfig(Config):
     )
     training_precision: Literal["float32", "bfloat16"] | None = option(
         None,
-        "precision of the merged weights; not set = the one that the adapter was trained in, else float32",
-        "合并后权重的精度；未设置时取适配器训练时的精度，否则 float32",
+        "precision of the merged weights; not set = float32, in which adapters are saved, whatever the training multiplied in",
+        "合并后权重的精度；未设置时为 float32，即适配器保存时的精度，与训练时的乘法精度无关",
     )
     trust_remote_code: bool = trust_option()
 

@@ -96,11 +96,12 @@ def merge_planned(plan: MergePlan, choose: Choose | None = None, *, say: Say = s
         if pickles := pickles_in(aside):
             raise ModelError(f"{first.folder / pickles[0].relative_to(aside)}: is a pickle; save it as safetensors")
         saved = load_saved(aside, trust_remote_code=plan.config.trust_remote_code)
-        manifest = {**_manifest(plan, saved, merged.base_sha256), "weight": weight}
+        cosine, quantised = _compare(plan, saved, expected, say)
+        # In float32, as every command loads it: its fingerprint is of that, also where the file holds bfloat16.
+        manifest = {**_manifest(plan, saved.float(), merged.base_sha256), "weight": weight}
         if choice:
             choice.write_report(aside, manifest)
             manifest["weight_choice"] = choice.record
-        cosine, quantised = _compare(plan, saved, expected, say)
         _write_card(plan, aside, manifest, say)
         write_json(aside / FOLDER_MANIFEST, {**manifest, "smallest_cosine": cosine, "quantised_cosine": quantised})
     return MergeResult(plan.output, plan.precision, cosine, quantised, weight, choice, plan.compared_with)

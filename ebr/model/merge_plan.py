@@ -93,11 +93,6 @@ class MergePlan:
         elif not self.is_whole_adapter:
             lines.append(f"weight  {self.config.weight:g}{' of the mean' if len(self.tuned) > 1 else ''}")
         lines.append(f"output  {self.output}: {self.precision}")
-        for one in self.tuned:
-            trained = _trained_precision(one.training)
-            if trained not in (None, self.precision):
-                who = one.folder if len(self.tuned) > 1 else "the adapter"
-                lines.append(f"warning: {who} was trained in {trained}; the merged weights will be {self.precision}")
         return lines
 
 
@@ -118,8 +113,7 @@ def plan_merge(config: MergeConfig) -> MergePlan:
     of_base = {"base_model_path": base.folder} if base.folder else {}
     for one in tuned:
         check_output(output, {option: one.folder, **of_base}, mark="adapter_sha256", work="merge")
-    trained = {_trained_precision(one.training) for one in tuned}
-    precision = config.training_precision or (trained.pop() if len(trained) == 1 else None) or "float32"
+    precision = config.training_precision or "float32"
     sets = tuple(read_evaluation_set(one) for one in (config.eval_dataset, config.forgetting_dataset) if one)
     return MergePlan(config, tuned, base, output, precision, sets)
 
@@ -157,9 +151,3 @@ def _options_beside(folder: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise DataError(f"{path}: is not a JSON object of options; mend or delete it")
     return options
-
-
-def _trained_precision(training: Mapping[str, Any]) -> str | None:
-    if "bf16" not in training:
-        return None
-    return "bfloat16" if training["bf16"] is True else "float32"

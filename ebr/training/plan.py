@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebr.config import FinetuneConfig, TrainConfig
-from ebr.config.shared.objective import LOSSES
+from ebr.config.shared.objective import reads_same_answer
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.speech import Say
 from ebr.data.text.counted import counted
@@ -256,17 +256,19 @@ def mixture_of(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None
 def settled(config: FinetuneConfig, plan: FinetunePlan) -> FinetuneConfig:
     """The config with every `auto` as this run takes it, which is what its records hold: they make the same model elsewhere.
 
-    A run that is taken up goes on in its own precision, whatever this machine would be faster in.
+    A run that is taken up goes on as it began: in its own precision, whatever this machine would be faster in, and with what
+    counted as the same answer then.
     """
     from ebr.training.loop.checkpoints import options_of
     from ebr.training.loop.engine import same_answer_of
     from ebr.training.resources.mixed_precision import mixed_precision
 
-    before = options_of(plan.checkpoint).get("bf16") if plan.checkpoint else None
-    bf16 = before if config.bf16 == "auto" and isinstance(before, bool) else mixed_precision(config) == "bf16"
-    update: dict[str, Any] = {"bf16": bf16}
-    if LOSSES[config.loss].masks:
+    update: dict[str, Any] = {"bf16": mixed_precision(config) == "bf16"}
+    if reads_same_answer(config):
         update["same_answer"] = same_answer_of(config, plan.texts.records(plan.records()))
+    if plan.checkpoint:
+        before = options_of(plan.checkpoint)
+        update |= {name: before[name] for name in update if config[name] == "auto" and name in before}
     return config.model_copy(update=update)
 
 

@@ -85,6 +85,25 @@ def ring(start, size):
     return [(start + place, [start + (place + 1) % size], []) for place in range(size)]
 
 
+def both_ways(told):
+    return [*told, *records(*((positive, [one.query], []) for one in told for positive in one.positives))]
+
+
+def test_pairs_written_in_both_directions_say_nothing_of_roles():
+    two_kinds = records(*((row, [100 + row // 2], []) for row in range(40)))
+    mirrored = both_ways(two_kinds)
+    assert count_chains(mirrored, 8).both_roles == 0
+    assert count_chains(mirrored, 8).answer("auto") == "text"
+
+
+def test_negatives_within_chains_speak_against_them():
+    intents = [record for start in range(0, 60, 6) for record in ring(start, 6)]
+    against = records(*((query, positives, [positives[0] // 6 * 6 + (query + 3) % 6]) for query, positives, _ in intents))
+    figures = count_chains(against, 8)
+    assert (figures.contradicted, figures.n_negatives) == (60, 60)
+    assert figures.answer("auto") == "text"
+
+
 def test_auto_takes_chains_where_records_join_like_with_like():
     intents = records(*(record for start in range(0, 60, 6) for record in ring(start, 6)))
     assert count_chains(intents, 8).answer("auto") == "chain"

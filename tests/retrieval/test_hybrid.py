@@ -276,6 +276,20 @@ def test_an_index_of_vectors_learns_the_words_of_all_rows_when_some_are_added(ho
     assert [home.search(word, mode="lexical")[0][0] for word in ("red", "green")] == ["r0", "r2"]
 
 
+def test_rows_are_not_added_under_the_words_of_another_column(home):
+    home.build(["red", "blue"])
+    home.write(["green"], first=2, name="more.npy")
+    with pytest.raises(ConfigError, match=r"^lexical_column id: index_path .* has the words of text; give that"):
+        build_index(home.config("more.npy", add=True, lexical_column="id"), say=silent)
+
+
+def test_a_search_by_vectors_opens_no_words(home, monkeypatch):
+    home.build(["red", "blue"])
+    opened = open_index(home.index)
+    monkeypatch.setattr(opened, "_open_lexical", lambda: pytest.fail("BM25 was opened"))
+    assert len(opened.search_vectors(np.eye(opened.dim, dtype=np.float32)[:1], 2)[0]) == 2
+
+
 # ---------------------------------------------------------------- what is refused
 
 

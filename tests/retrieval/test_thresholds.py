@@ -103,7 +103,7 @@ def tuned(tiny_model, pairs_file, evaluation_folder, tmp_path):
     return train_sentence_transformer(FinetuneConfig(model_name=tiny_model, **files, **options), say=silent)
 
 
-def indexed(model, evaluation_folder, home, *, metric="cosine", **options):
+def indexed(model, evaluation_folder, home, *, metric="cosine", kind="auto", **options):
     """An index of the documents of the evaluation set."""
     (home / "tables").mkdir(exist_ok=True)
     documents = [json.loads(line) for line in (evaluation_folder / "corpus.jsonl").read_text().splitlines()]
@@ -111,7 +111,8 @@ def indexed(model, evaluation_folder, home, *, metric="cosine", **options):
     (home / "tables" / "part.csv").write_text("\n".join(lines) + "\n")
     files = {"input_dir": home / "tables", "output_path": home / "vectors.npy"}
     run_batch_inference(InferenceConfig(model_path=str(model), precision="float32", **files, **options), say=silent)
-    build_index(IndexConfig(embeddings_path=home / "vectors.npy", index_path=home / "index", metric=metric), say=silent)
+    vectors = home / "vectors.npy"
+    build_index(IndexConfig(embeddings_path=vectors, index_path=home / "index", metric=metric, kind=kind), say=silent)
     return home / "index"
 
 
@@ -142,6 +143,11 @@ def test_a_search_leaves_out_what_lies_below_the_threshold_stored_with_the_model
     assert 0 < sum(map(len, found.matches)) < 60
     assert f"floor   precision 0.9 from cosine {middle:.4f} on: recall 0.2500 (8 hits), on evaluation" in "\n".join(lines)
     assert search(index, min_precision=0.85)[0].matches == found.matches
+
+
+def test_scores_of_codes_alone_are_held_against_no_threshold(tuned, evaluation_folder, tmp_path):
+    index = indexed(tuned.model_path, evaluation_folder, tmp_path, kind="pq")
+    refused("an index of kind pq scores by short codes", index, min_precision=0.5)
 
 
 def test_thresholds_are_stored_before_and_after_and_told(tuned, evaluation_folder):

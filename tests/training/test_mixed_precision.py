@@ -62,6 +62,26 @@ def test_a_run_goes_on_in_its_own_precision(tiny_model, pairs_file, tmp_path):
     assert settled(config, plan).bf16 is True
 
 
+@pytest.mark.parametrize(
+    "objective", [{"loss": "MultipleNegativesRankingLoss"}, {"loss": "distillation", "contrastive_weight": 0.0}], ids=str
+)
+def test_a_loss_that_hides_nothing_reruns_and_resumes_from_before_the_options(tiny_model, pairs_file, tmp_path, objective):
+    scored = [
+        {**record, "positive_score": 0.9, "negative_scores": [0.1]}
+        for record in json.loads(pairs_file.read_text(encoding="utf-8"))
+    ]
+    pairs_file.write_text(json.dumps(scored), encoding="utf-8")
+    config = options(tiny_model, pairs_file, tmp_path, max_steps=2, validation_split=0, save_steps=1, **objective)
+    result = train_sentence_transformer(config, say=lambda line: None)
+    FinetuneConfig.from_dict(json.loads((result.model_path / "training_config.json").read_text(encoding="utf-8"))).check()
+    for mark in (tmp_path / "saved").rglob("ebr_checkpoint.json"):
+        record = json.loads(mark.read_text(encoding="utf-8"))
+        del record["config"]["same_answer"]
+        mark.write_text(json.dumps(record), encoding="utf-8")
+    config.resume_from_checkpoint = True
+    train_sentence_transformer(config, say=lambda line: None)
+
+
 def test_a_checkpoint_of_before_the_options_is_taken_up(tiny_model, pairs_file, tmp_path):
     config = options(tiny_model, pairs_file, tmp_path, max_steps=2, validation_split=0, save_steps=1)
     train_sentence_transformer(config, say=lambda line: None)

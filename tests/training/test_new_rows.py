@@ -154,9 +154,10 @@ def test_a_further_tuning_of_the_adapter_goes_on_with_its_rows(extended, records
     assert any("holds no rows for the new tokens of its base" in line for line in said_by_us(caplog))
 
 
-def test_the_penalty_of_l1_lets_them_be(extended, records, tmp_path):
+@pytest.mark.parametrize("finetune_type", ["lora", "full"])
+def test_the_penalty_of_l1_lets_them_be(extended, records, tmp_path, finetune_type):
     drawn = rows(extended)
-    tuned = rows(tune(extended, records, tmp_path, l1_regularization=0.1))
+    tuned = rows(tune(extended, records, tmp_path, l1_regularization=0.1, finetune_type=finetune_type))
     assert all(np.array_equal(tuned[one], drawn[one]) for one in NEVER_SEEN)
 
 

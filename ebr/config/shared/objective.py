@@ -140,6 +140,11 @@ class ObjectiveOptions(Config):
     )
 
 
+def reads_same_answer(config: Any) -> bool:  # noqa: ANN401 - a FinetuneConfig, as below
+    """Whether the loss hides, or learns, right answers that stand in the batch by chance; distillation in its info_nce."""
+    return LOSSES[config.loss].masks and not (config.loss == DISTILLATION and config.contrastive_weight == 0)
+
+
 def check_objective(config: Any) -> None:  # noqa: ANN401 - a FinetuneConfig, which is made from the class above
     """Refuse an objective that there is not, and options that it never reads. Raises ConfigError."""
     traits = LOSSES.get(config.loss)

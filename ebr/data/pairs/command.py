@@ -124,6 +124,7 @@ def make_pairs(config: PairsConfig, *, say: Say = speak) -> PairsResult:
                 f"{', '.join(map(str, plan.corpora))}: no text makes a pair ({', '.join(config.kinds)}): all are shorter than "
                 f"{counted(config.min_words, 'word')}, or have no title; lower min_words, or choose other kinds"
             )
+        corpus_sha256 = hash_files(plan.corpora)  # before the file is put in place: its manifest must follow at once
         manifest_path(plan.output).unlink(missing_ok=True)
     result = PairsResult(
         plan.output,
@@ -135,7 +136,7 @@ def make_pairs(config: PairsConfig, *, say: Say = speak) -> PairsResult:
     manifest = {
         "kind": _KIND,
         "config": config.to_json(),
-        "corpus_sha256": hash_files(plan.corpora),
+        "corpus_sha256": corpus_sha256,
         "texts": result.n_texts,
         "repeated": result.n_repeated,
         "made": result.made,

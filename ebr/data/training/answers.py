@@ -17,6 +17,8 @@ _BOTH_ROLES = 0.5
 """Share of the texts that are both a query and a positive from which records are taken to join texts of one kind."""
 _MOST_IN_A_CHAIN = 0.2
 """Share of all texts beyond which a chain shows no answer but that everything hangs together."""
+_MOST_CONTRADICTED = 0.01
+"""Share of the records' negatives that may stand in the chain of their query: more, and chains are not what was meant."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def chain_of_each(records: Iterable[RecordIds]) -> dict[int, int]:
 class ChainFigures:
     """n_texts: queries and positives; largest: texts of the largest chain; both_roles: texts that are query and positive.
 
-    contradicted: negatives that stand in the chain of their query.
+    A pair that is there in both directions says nothing of roles: it does not count for both_roles. contradicted: of
+    n_negatives, those that stand in the chain of their query.
     """
 
     n_texts: int
@@ -91,6 +94,7 @@ class ChainFigures:
     largest: int
     both_roles: int
     contradicted: int
+    n_negatives: int
     meeting: float
     """Chance that a query meets another positive of its chain in a batch."""
 
@@ -103,7 +107,8 @@ class ChainFigures:
         answers two questions that have nothing in common.
         """
         alike = self.both_roles >= _BOTH_ROLES * self.n_texts and self.largest <= _MOST_IN_A_CHAIN * self.n_texts
-        return "chain" if alike and self.n_chains > 1 else "text"
+        agreed = self.contradicted <= _MOST_CONTRADICTED * self.n_negatives
+        return "chain" if alike and agreed and self.n_chains > 1 else "text"
 
     def answer(self, wanted: SameAnswer | Literal["auto"]) -> SameAnswer:
         """What the option same_answer comes to."""
@@ -117,13 +122,16 @@ def count_chains(records: Sequence[RecordIds], batch_size: int) -> ChainFigures:
     rows = Counter(chain_of[one.query] for one in records)
     n_others = min(batch_size, len(records)) - 1
     met = sum(count * (1 - (1 - (count - 1) / max(1, len(records) - 1)) ** n_others) for count in rows.values())
-    queries, positives = {one.query for one in records}, {text for one in records for text in one.positives}
+    pairs = {(one.query, positive) for one in records for positive in one.positives}
+    one_way = [(query, positive) for query, positive in pairs if (positive, query) not in pairs]
+    queries, positives = {query for query, _ in one_way}, {positive for _, positive in one_way}
     return ChainFigures(
         n_texts=len(chain_of),
         n_chains=len(sizes),
         largest=max(sizes.values(), default=0),
         both_roles=len(queries & positives),
         contradicted=sum(chain_of.get(text) == chain_of[one.query] for one in records for text in one.negatives),
+        n_negatives=sum(len(one.negatives) for one in records),
         meeting=met / max(1, len(records)),
     )
 

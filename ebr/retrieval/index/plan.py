@@ -157,6 +157,11 @@ def _check_added(config: IndexConfig, source: VectorSource, before: Sidecar, fac
     from ebr.retrieval.index.source import SAME_VECTORS, UNRECORDED
 
     where = f"index_path {config.index_path}"
+    if before.lexical_column and config.lexical_column not in (None, before.lexical_column):
+        raise ConfigError(
+            f"lexical_column {config.lexical_column}: {where} has the words of {before.lexical_column}; give that, or build "
+            "anew without add"
+        )
     if config.kind not in ("auto", before.kind.value):
         raise ConfigError(f"kind {config.kind}: {where} is {before.kind.value}; leave kind out, or build anew without add")
     if source.metric is not before.metric:

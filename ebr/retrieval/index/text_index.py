@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,8 @@ class QueryModel:
 class TextIndex:
     """An index that is open, and the model that its vectors are of, which is loaded with the first text.
 
-    Made by open_index. sidecar: None for a bare FAISS file. lexical: BM25 of its rows; None for an index of vectors only.
+    Made by open_index. sidecar: None for a bare FAISS file. open_lexical: opens BM25 of its rows, which a search by vectors
+    does without; gives None for an index of vectors only.
     """
 
     def __init__(
@@ -57,15 +58,19 @@ class TextIndex:
         rows: RowsReader | None,
         sidecar: Sidecar | None,
         how: QueryModel = QueryModel(),
-        lexical: LexicalIndex | None = None,
+        open_lexical: Callable[[], LexicalIndex | None] = lambda: None,
     ) -> None:
         self.path = path
         self.sidecar = sidecar
         self._index = index
         self._rows = rows
         self._how = how
-        self._lexical = lexical
+        self._open_lexical = open_lexical
         self.model_path = how.model_path or (str(self._facts["model"]) if self._facts.get("model") else None)
+
+    @cached_property
+    def _lexical(self) -> LexicalIndex | None:
+        return self._open_lexical()
 
     def __len__(self) -> int:
         """Rows in the index."""
@@ -340,7 +345,7 @@ def _open(path: Path, how: QueryModel) -> TextIndex:
     check_files(path, sidecar)
     index, rows = read_index(path / INDEX_FILE), RowsReader(path / ROWS_FILE)
     check_index(path / INDEX_FILE, index, sidecar, rows)
-    return TextIndex(path, index, rows, sidecar, how, open_lexical(path, sidecar, rows))
+    return TextIndex(path, index, rows, sidecar, how, lambda: open_lexical(path, sidecar, rows))
 
 
 def _checked(k: int) -> int:

@@ -80,6 +80,11 @@ def _calibration(file: Path, sidecar: Sidecar) -> Calibration:
         raise ConfigError(f"{file}: cannot be read ({type(error).__name__}: {error}); {_HOW}") from None
     if not found:
         raise ConfigError(f"min_precision: {file} has no thresholds of the model whose vectors the index holds; {_HOW}")
+    if sidecar.kind.has_codes and not sidecar.kind.refined:
+        raise ConfigError(
+            f"min_precision: an index of kind {sidecar.kind.value} scores by short codes, which lie below the similarity that "
+            "was measured; build one that ranks the best again (ivf_pq_flat, ivf_pq_fp16, ivf_pq_sq8), or flat"
+        )
     calibration, facts = found[-1]
     scored_by = "cosine" if sidecar.facts.get("normalized") else _SIMILARITY[sidecar.metric]
     if calibration.similarity != scored_by:

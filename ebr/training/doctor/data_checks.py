@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ebr.config import FinetuneConfig
-from ebr.config.shared.objective import DISTILLATION, LOSSES, Need
+from ebr.config.shared.objective import LOSSES, Need, reads_same_answer
 from ebr.data.evaluation.leaks import LeakCheck
 from ebr.data.text.counted import counted
 from ebr.data.text.terminal_text import cut_text
@@ -59,14 +59,9 @@ def data_option(config: FinetuneConfig) -> str:
     return "sources" if config.sources is not None else config.spelling("data_path")
 
 
-def _masks(config: FinetuneConfig) -> bool:
-    """Whether the loss hides right answers; distillation does in its share of info_nce."""
-    return LOSSES[config.loss].masks and not (config.loss == DISTILLATION and config.contrastive_weight == 0)
-
-
 def _fate(config: FinetuneConfig) -> tuple[str, bool]:
     """What becomes of a negative that is a right answer, and whether that does harm."""
-    if _masks(config):
+    if reads_same_answer(config):
         return "the loss hides such a negative, so its draw is lost", False
     if LOSSES[config.loss].scores is Need.ALWAYS:
         return "it counts as much as the teacher's score says", False
@@ -109,7 +104,7 @@ def _zero_loss(figures: RecordFigures, examples: Sequence[Example], config: Fine
     severity = _graded(share, note=_RARE, warning=_COMMON, critical=_MOST)
     if severity is None:
         return
-    if not (_masks(config) and LOSSES[config.loss].in_batch):
+    if not (reads_same_answer(config) and LOSSES[config.loss].in_batch):
         return
     faults, size, negatives = figures.faults, config.spelling("train_batch_size"), config.spelling("neg_nums")
     what = f"the loss of {percent(share)} of the records is zero from the start (first: {_named(first, examples)})"
@@ -211,7 +206,7 @@ def _contradictions(faults: RecordFaults, examples: Sequence[Example], config: F
 
 def _chains(chains: ChainFigures, config: FinetuneConfig) -> Iterator[Finding]:
     """Where the option same_answer says something else than the records."""
-    if not _masks(config):
+    if not reads_same_answer(config):
         return
     if config.same_answer == "text" and chains.shows == "chain" and chains.meeting >= _COMMON:
         yield Finding(

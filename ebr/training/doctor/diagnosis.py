@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ebr.config import FinetuneConfig
-from ebr.config.shared.objective import LOSSES
+from ebr.config.shared.objective import reads_same_answer
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.evaluation.leaks import find_leaks
 from ebr.data.files.write import write_aside, write_json
@@ -93,7 +93,7 @@ def diagnose(
     run = RunFigures.of(len(plan.train), plan.n_steps, config, n_processes)
     findings = [*judge_records(counted, plan.train, config), *judge_options(run, config)]
     facts = _plan_facts(plan, run, leaks)
-    if LOSSES[config.loss].masks:
+    if reads_same_answer(config):
         facts.append(_chains_fact(counted.chains, config))
     if disk is not None:
         findings += judge_disk(disk, config)
@@ -150,7 +150,8 @@ def _count(plan: Material, config: FinetuneConfig, n_processes: int, leaks: Leak
 
     train, rng = plan.texts.records(plan.train), _rng(config)
     in_sight = config.train_batch_size * (n_processes if config.gather_negatives else 1)
-    chains = count_chains(train, in_sight)
+    # Of all records, as the run's collator knows them.
+    chains = count_chains([*train, *plan.texts.records(plan.validation)], in_sight)
     return RecordFigures(
         faults=find_faults(train),
         near=find_near_duplicates(train, plan.texts, rng),

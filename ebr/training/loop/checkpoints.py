@@ -10,9 +10,11 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ebr.config import FinetuneConfig
+from ebr.config.shared.objective import INFO_NCE, reads_same_answer
 from ebr.data.files.asides import put_folder
 from ebr.data.files.write import read_json, write_json
 from ebr.errors import ConfigError
@@ -87,8 +89,14 @@ def keep_newest(folder: Path, limit: int, best_step: int | None) -> None:
 
 
 def options_of(checkpoint: Path) -> dict[str, Any]:
-    """The options of the run that wrote a whole checkpoint."""
-    return dict(read_json(checkpoint / MARK).get("config", {}))
+    """The options of the run that wrote a whole checkpoint; one that came later had no effect then."""
+    return _options(read_json(checkpoint / MARK))
+
+
+def _options(mark: Mapping[str, Any]) -> dict[str, Any]:
+    saved = {"loss": INFO_NCE, "contrastive_weight": 1.0} | dict(mark.get("config", {}))
+    then = {"same_answer": "text"} if reads_same_answer(SimpleNamespace(**saved)) else {}
+    return FinetuneConfig().to_json() | then | saved
 
 
 def find_checkpoint(wanted: bool | Path, folder: Path) -> Path:
@@ -122,9 +130,7 @@ def check_same_run(checkpoint: Path, record: Mapping[str, Any], *, prepared_sha2
         changed += differences(saved["architecture"], record["architecture"])
     if "spelling_sha256" in saved and saved["spelling_sha256"] != record["spelling_sha256"]:
         changed.append("the base model's tokenizer changed")
-    # An option that came later had no effect then: as its default, or as here.
-    before = FinetuneConfig().to_json() | {"same_answer": "text"} | saved.get("config", {})
-    now = record["config"]
+    before, now = _options(saved), record["config"]
     # Under early stopping the evaluation set picks the weights.
     free = _FREE - {"eval_dataset"} if now.get("early_stopping_patience") else _FREE
     changed += [

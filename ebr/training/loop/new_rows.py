@@ -46,11 +46,12 @@ class NewRows:
 
 def new_rows_of(model: SentenceTransformer, *, learning_rate: float, new_token_learning_rate: float) -> NewRows | None:
     """Those of a prepared model that are trained; None where there are none."""
-    rate = new_token_learning_rate / learning_rate
+    rate, new = new_token_learning_rate / learning_rate, new_tokens_of(model[0].model, "model")
     if adapter_settings(model) is not None:
-        rows = token_rows(model)
+        # Rows that somebody else's adapter trains were never new: they learn as the rest of it does.
+        rows = token_rows(model) if new is not None else None
         return NewRows(rows, slice(None), rate) if rows is not None and rows.requires_grad else None
-    new, table = new_tokens_of(model[0].model, "model"), table_of(model[0].model)
+    table = table_of(model[0].model)
     if new is None or not isinstance(table, torch.nn.Embedding) or not table.weight.requires_grad:
         return None
     return NewRows(table.weight, slice(new.first, new.first + new.count), rate)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ebr.model.adapters.attach import TOKEN_ROWS
+from ebr.model.files.tokenizer import table_of
+from ebr.model.vocabulary.new_tokens import new_tokens_of
 from ebr.training.batches.collator import Batch, Collator
 from ebr.training.batches.gradient_cache import GradientCache
 from ebr.training.loss.objectives import Bounds, Objective, Targets
@@ -69,12 +73,23 @@ class BatchLoss(nn.Module):
         with torch.autocast(device.type, enabled=False):  # or cosines would be rounded before they are divided by a temperature
             parts = self.objective(queries, candidates, targets)
         if self.l1 and is_training:
-            # Single rows of a table are embeddings, no changes of any: tokens that no batch holds would fade to nothing.
-            weights = [
-                weight for name, weight in self.model.named_parameters() if weight.requires_grad and TOKEN_ROWS not in name
-            ]
-            parts["l1_penalty"] = self.l1 * torch.stack([weight.abs().sum() for weight in weights]).sum()
+            parts["l1_penalty"] = self.l1 * torch.stack([weight.abs().sum() for weight in self._penalised()]).sum()
         return parts
+
+    def _penalised(self) -> Iterator[Tensor]:
+        """The trained weights but for the rows of new tokens: embeddings, no changes of any, that would fade unused.
+
+        With an adapter they are a parameter of their own; tuned whole, rows of the table.
+        """
+        new = new_tokens_of(self.model[0].model, "model") if isinstance(self.model, SentenceTransformer) else None
+        table: Any = getattr(table_of(self.model[0].model), "weight", None) if new else None
+        for name, weight in self.model.named_parameters():
+            if not weight.requires_grad or TOKEN_ROWS in name:
+                continue
+            if new is not None and weight is table:
+                yield from (table[: new.first], table[new.first + new.count :])
+            else:
+                yield weight
 
 
 def _padded(values: Tensor, length: int, filling: float) -> Tensor:
