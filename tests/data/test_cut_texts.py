@@ -232,8 +232,8 @@ def test_an_evaluation_says_what_was_cut_of_queries_and_documents(tiny_model, tm
     )  # fmt: skip
     result = evaluate_retrieval(config, say=silent)
     # "buy a small red shoe" has seven tokens, "the red small shoe" six.
-    assert f"cut      {tiny_model}: 10 of 10 queries are longer than 6 tokens and were cut" in result.summary()
-    assert f"cut      {tiny_model}: 30 of 30 documents are longer than 5 tokens and were cut" in result.summary()
+    assert f"cut       {tiny_model}: 10 of 10 queries are longer than 6 tokens and were cut" in result.summary()
+    assert f"cut       {tiny_model}: 30 of 30 documents are longer than 5 tokens and were cut" in result.summary()
     assert read_json(result.json)["model_facts"][tiny_model]["cut"] == {
         "queries": {"n_texts": 10, "n_cut": 10, "length": 6},
         "documents": {"n_texts": 30, "n_cut": 30, "length": 5},

@@ -220,7 +220,7 @@ def test_bm25_of_other_rows_is_refused(home):
     hashes = {name: hash_file(home.index / name) for name in LEXICAL_FILES}
     home.spoil_sidecar(files={**read_manifest(home.index)["files"], **hashes})
     with pytest.raises(DataError, match="bm25: has 3 rows, where n_rows is 4"):
-        open_index(home.index)
+        home.search("red", mode="lexical")
 
 
 def test_words_that_are_cut_differently_now_are_refused(home, monkeypatch):
@@ -228,7 +228,7 @@ def test_words_that_are_cut_differently_now_are_refused(home, monkeypatch):
     assert home.search("台灯", mode="lexical")
     monkeypatch.setattr(lexical, "_singular", lambda word: word)
     with pytest.raises(DataError, match=r"bm25: lacks 'cups', a word of its own rows .*rjieba.*build the index anew"):
-        open_index(home.index)
+        home.search("台灯", mode="hybrid")
 
 
 def test_a_sidecar_without_the_hashes_of_bm25_cannot_be_used(home):
@@ -277,10 +277,12 @@ def test_an_index_of_vectors_learns_the_words_of_all_rows_when_some_are_added(ho
 
 
 def test_rows_are_not_added_under_the_words_of_another_column(home):
-    home.build(["red", "blue"])
-    home.write(["green"], first=2, name="more.npy")
-    with pytest.raises(ConfigError, match=r"^lexical_column id: index_path .* has the words of text; give that"):
-        build_index(home.config("more.npy", add=True, lexical_column="id"), say=silent)
+    for name, ids in (("v.npy", ["a", "b"]), ("more.npy", ["c", "d"])):
+        cells = {"id": ids, "text": ["red", "blue"], "title": ["cup", "shoe"]}
+        write_embeddings(home.path / name, cells, np.eye(2, DIM, dtype=np.float32), facts={"model": "m"})
+    build_index(home.config(lexical_column="text"), say=silent)
+    with pytest.raises(ConfigError, match=r"^lexical_column title: index_path .* has the words of text; give that"):
+        build_index(home.config("more.npy", add=True, lexical_column="title"), say=silent)
 
 
 def test_a_search_by_vectors_opens_no_words(home, monkeypatch):

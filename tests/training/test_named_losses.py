@@ -196,6 +196,8 @@ OTHERS = {
     "contrastive_weight": 0.5,
     "teacher_temperature": 2.0,
 }
+OF_THE_BATCH = {"gather_negatives": True, "same_answer": "chain", "several_positives": True}
+"""They decide which candidates there are, and which of them are right: what an objective is told, not what it is."""
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -207,14 +209,14 @@ def test_an_option_changes_a_loss_if_and_only_if_the_table_says_that_it_reads_it
 
     plain = cost()
     read = {name for name, value in OTHERS.items() if cost(**{name: value}) != pytest.approx(plain, rel=1e-9)}
-    assert read == LOSSES[loss].options - {"gather_negatives"}
+    assert read == LOSSES[loss].options - set(OF_THE_BATCH)
 
 
 @pytest.mark.parametrize("config", [Options, OtherOptions])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_options_that_a_loss_never_reads_are_refused_and_the_defaults_never(loss, config):
     check_objective(config(loss=loss))
-    for name, value in {**OTHERS, "gather_negatives": True}.items():
+    for name, value in {**OTHERS, **OF_THE_BATCH}.items():
         changed = config(loss=loss, **{name: value})
         if name in LOSSES[loss].options:
             check_objective(changed)

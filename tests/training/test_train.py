@@ -229,7 +229,8 @@ def test_a_run_at_the_lowest_loss_that_label_smoothing_leaves_is_told_so(options
 
     sizes = set()
 
-    def nothing_left(queries, candidates, mask, *, temperature, label_smoothing):
+    def nothing_left(queries, candidates, mask, *, temperature, label_smoothing, positives):
+        assert positives is None
         counts = mask.sum(dim=1).tolist()
         sizes.update(counts)
         cost = sum(lowest(count, label_smoothing) for count in counts) / len(counts)
