@@ -51,7 +51,10 @@ class MissingTokens:
 
 
 class _Counted:
-    """Texts, word by word, as far as they have to be kept: 4 bytes for each distinct word of a text that is lost in it."""
+    """Texts, word by word: each distinct word once, and 4 bytes for each word of a text that is lost in it.
+
+    To a Unigram a run without spaces is one word, so that of Chinese nearly the whole text is kept.
+    """
 
     def __init__(self, spelling: Spelling, texts: Iterable[str]) -> None:
         self._spelling = spelling

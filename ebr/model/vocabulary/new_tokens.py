@@ -16,7 +16,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class NewTokens:
-    """Tokens whose rows were drawn and never trained with the model: `count` ids from `first` on."""
+    """Tokens whose rows were drawn, not trained with the base: `count` ids from `first` on. A tuned model keeps the note."""
 
     first: int
     count: int

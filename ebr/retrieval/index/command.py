@@ -114,7 +114,8 @@ def build_index(config: IndexConfig, *, say: Say = speak) -> IndexResult:
     """Build an index from finished vectors, or add them to one; measure it against exact search; write its sidecar last.
 
     What was at index_path stays until the new index is whole. Vectors stream: beside the index itself, memory holds a block of
-    them, the sample that it learns from, the queries, and every id. Raises EBRError subclasses that say what to mend.
+    them, the sample that it learns from, the queries, and every id; with lexical_column, at the end, the words of all rows too
+    (some 2 GB a million documents, which memory_budget does not count). Raises EBRError subclasses that say what to mend.
     """
     from ebr.retrieval.index.store import INDEX_FILE
 
