@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -103,19 +104,15 @@ def vectors_in_small_memory() -> np.ndarray:
     return long[: len(TEXTS)]
 
 
-class little_memory:
-    """This process may take so many more bytes of the GPU than it holds already."""
-
-    def __init__(self, n_bytes: int) -> None:
-        self.n_bytes = n_bytes
-
-    def __enter__(self) -> None:
-        torch.cuda.empty_cache()
-        held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
-        # The model itself must fit: 90 MB for the embedded one.
-        torch.cuda.set_per_process_memory_fraction((held + 2**27 + self.n_bytes) / whole)
-
-    def __exit__(self, *_: object) -> None:
+@contextmanager
+def little_memory(n_bytes: int) -> Iterator[None]:
+    """This process may take so many more bytes of the GPU than it holds already, and the model itself."""
+    torch.cuda.empty_cache()
+    held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((held + 2**27 + n_bytes) / whole)  # the embedded model is 90 MB
+    try:
+        yield
+    finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
 

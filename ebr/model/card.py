@@ -66,7 +66,7 @@ class _Measured:
 
 def write_card(folder: Path, name: str, manifest: Facts, trained: Facts, report: Facts | None) -> None:
     """Write README.md into a finished model's folder. Arguments: see model_card."""
-    (folder / CARD).write_bytes(model_card(name, manifest, trained, report).encode("utf-8", "replace"))
+    _write(folder, model_card(name, manifest, trained, report))
 
 
 def write_extended_card(folder: Path, name: str, manifest: Facts) -> None:
@@ -83,7 +83,11 @@ def write_extended_card(folder: Path, name: str, manifest: Facts) -> None:
         after=manifest["unknown"]["after"],
         hashes={label: digest for label, digest in _hashes(manifest, manifest).items() if digest},
     )
-    (folder / CARD).write_bytes(text.encode("utf-8", "replace"))
+    _write(folder, text)
+
+
+def _write(folder: Path, card: str) -> None:
+    (folder / CARD).write_bytes(card.encode("utf-8", "replace"))
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

@@ -110,9 +110,9 @@ def plan_merge(config: MergeConfig) -> MergePlan:
     adapter = next((one.adapter for one in tuned if one.adapter), None)
     base = base_source(adapter, config.base_model_path) if adapter else resolve_model(config.base_model_path)
     output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
-    of_base = {"base_model_path": base.folder} if base.folder else {}
-    for one in tuned:
-        check_output(output, {option: one.folder, **of_base}, mark="adapter_sha256", work="merge")
+    folders = [(option, one.folder) for one in tuned]
+    folders += [("base_model_path", base.folder)] if base.folder else []
+    check_output(output, folders, mark="adapter_sha256", work="merge")
     precision = config.training_precision or "float32"
     sets = tuple(read_evaluation_set(one) for one in (config.eval_dataset, config.forgetting_dataset) if one)
     return MergePlan(config, tuned, base, output, precision, sets)

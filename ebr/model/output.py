@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from ebr.data.files.write import read_manifest
 from ebr.errors import ConfigError
 
 
-def check_output(output: Path, folders: Mapping[str, Path], *, mark: str, work: str) -> None:
+def check_output(output: Path, folders: Iterable[tuple[str, Path]], *, mark: str, work: str) -> None:
     """Refuse a folder that no work of this kind made, or that is, holds or lies in one of `folders`. Raises ConfigError.
 
-    mark: what the manifest of such a work alone holds. work: what it is called.
+    folders: each with the option that names it. mark: what the manifest of such a work alone holds. work: what it is called.
     """
-    for name, folder in folders.items():
+    for name, folder in folders:
         folder = folder.resolve()
         if output == folder or output in folder.parents or folder in output.parents:
             raise ConfigError(f"output_path {output}: is, holds or lies in the {name} {folder}; write elsewhere")

@@ -263,12 +263,14 @@ def settled(config: FinetuneConfig, plan: FinetunePlan) -> FinetuneConfig:
     from ebr.training.loop.engine import same_answer_of
     from ebr.training.resources.mixed_precision import mixed_precision
 
+    before = options_of(plan.checkpoint) if plan.checkpoint else {}
+    begun: dict[str, Any] = {
+        name: before[name] for name in ("bf16", "same_answer") if name in before and config[name] == "auto"
+    }
+    config = config.model_copy(update=begun)
     update: dict[str, Any] = {"bf16": mixed_precision(config) == "bf16"}
     if reads_same_answer(config):
-        update["same_answer"] = same_answer_of(config, plan.texts.records(plan.records()))
-    if plan.checkpoint:
-        before = options_of(plan.checkpoint)
-        update |= {name: before[name] for name in update if config[name] == "auto" and name in before}
+        update["same_answer"] = same_answer_of(config, plan.records(), plan.texts.ids)
     return config.model_copy(update=update)
 
 

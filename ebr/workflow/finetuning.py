@@ -47,10 +47,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
     processes = join_processes()
     if not processes.is_main:
         say = _silence
-    plan = plan_finetune(config, processes.count)
-    for line in plan.lines():
-        say(line)
-    config = settled(config, plan)
+    plan, config = _planned(config, processes, say)
     prepared = _prepared(plan, config, processes, say)
     start, model = prepared.start, prepared.start.model
     plan.texts.drop_forms()
@@ -90,6 +87,14 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
         say(f"the model is saved in {result.model_path}, but its report could not be made; ebr evaluate makes one")
         raise failure
     return result
+
+
+def _planned(config: FinetuneConfig, processes: Processes, say: Say) -> tuple[FinetunePlan, FinetuneConfig]:
+    """The plan, said, and the config with every `auto` as the run takes it."""
+    plan = plan_finetune(config, processes.count)
+    for line in plan.lines():
+        say(line)
+    return plan, settled(config, plan)
 
 
 @dataclass(frozen=True)

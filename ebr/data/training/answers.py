@@ -39,7 +39,7 @@ class Answers:
         """Those of the texts that are right for the query."""
         right = self.right[query]
         # Whichever is fewer is gone through: a large batch has millions of pairs, a label as a query a million answers.
-        found = {text for text in right if text in texts} if len(right) < len(texts) else {one for one in texts if one in right}
+        found = right & texts if len(right) < len(texts) else texts & right
         return found - self.exceptions[query] if query in self.exceptions else found
 
 

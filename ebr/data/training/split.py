@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ebr.data.text.near_duplicates import Groups
+from ebr.data.training.answers import chain_of_each
 from ebr.data.training.examples import Example
 from ebr.data.training.text_table import RecordIds, TextTable
 from ebr.errors import DataError
@@ -65,12 +65,8 @@ def _without_negatives(examples: Sequence[Example], taken: Collection[int], ids:
 
 def connected_groups(records: Sequence[RecordIds]) -> list[list[int]]:
     """Indices of records, grouped so that two records with a query or a positive in common are in one group."""
-    together = Groups(len(records))
-    first_with: dict[int, int] = {}
-    for index, record in enumerate(records):
-        for text in record.core():
-            together.join(first_with.setdefault(text, index), index)
+    chain_of = chain_of_each(records)
     groups: dict[int, list[int]] = {}
-    for index in range(len(records)):
-        groups.setdefault(together.root(index), []).append(index)
+    for index, record in enumerate(records):
+        groups.setdefault(chain_of[record.query], []).append(index)
     return list(groups.values())

@@ -125,7 +125,7 @@ def plan_extend(config: ExtendConfig) -> ExtendPlan:
             f"model_name {config.model_name}: is an adapter, whose base has the vocabulary; merge it first (ebr merge)"
         )
     output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
-    check_output(output, {"model_name": base.folder} if base.folder else {}, mark="new_tokens", work="extension")
+    check_output(output, [("model_name", base.folder)] if base.folder else [], mark="new_tokens", work="extension")
     training = find_training_files(config.data_path) if config.data_path is not None else []
     corpora = [find_corpus(Path(name).expanduser()) for name in config.corpus or ()]
     encoder = load_encoder(config.model_name, pooling=config.pooling, trust_remote_code=config.trust_remote_code, device="cpu")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
 from ebr.config import FinetuneConfig
+from ebr.config.shared.objective import reads_same_answer
 from ebr.data.training.answers import SameAnswer, count_chains
 from ebr.data.training.examples import Example
 from ebr.data.training.text_table import RecordIds
@@ -115,7 +116,7 @@ def build_engine(
         noise_of(config),
         source_of=mixture.source_of,
         by_role=asks_for_role(model),
-        same_answer=same_answer_of(config, [RecordIds.of(one, ids) for one in (*train, *validation)]),
+        same_answer=same_answer_of(config, (*train, *validation), ids),
     )
     memory = _memory(model, config, processes)
     embedder = GradientCache(model, readers, token_budget_of(model, config), memory, say)
@@ -139,10 +140,13 @@ def build_engine(
     return Engine(batches, embedder, loss, caches)
 
 
-def same_answer_of(config: FinetuneConfig, records: Sequence[RecordIds]) -> SameAnswer:
-    """What the option same_answer comes to for these records."""
-    # Not counted where the answer is known: ten million pairs take minutes.
-    return count_chains(records, config.train_batch_size).shows if config.same_answer == "auto" else config.same_answer
+def same_answer_of(config: FinetuneConfig, examples: Sequence[Example], ids: Mapping[str, int]) -> SameAnswer:
+    """What the option same_answer comes to for all records of a run; by text for a loss that never asks."""
+    if not reads_same_answer(config):
+        return "text"
+    if config.same_answer != "auto":
+        return config.same_answer  # not counted where it is known: ten million pairs take minutes
+    return count_chains([RecordIds.of(one, ids) for one in examples], config.train_batch_size).shows
 
 
 def noise_of(config: FinetuneConfig) -> Noise | None:

@@ -32,8 +32,8 @@ def masked_info_nce(
     mask: (B, C) bool; False hides a candidate that is a positive in disguise.
     temperature > 0: logits are cosine / temperature.
     label_smoothing: share of the target that is spread evenly over the visible candidates (Szegedy et al. 2016).
-    positives: (B, C) bool, candidates that are to be picked as much as the query's own, and are visible whatever the mask says:
-    the mean of -log p over all of them is the loss L_out of Khosla et al. 2020, eq. 2. None = only the own ones.
+    positives: (B, C) bool, candidates beside the query's own that are to be picked as much, and are visible whatever the mask
+    says: the mean of -log p over all of them is the loss L_out of Khosla et al. 2020, eq. 2. None = only the own ones.
     Raises ValueError when the shapes disagree or a query's own positive is hidden. van den Oord et al. 2018, eq. 4.
     """
     n_queries, n_candidates = len(queries), len(candidates)
@@ -47,8 +47,7 @@ def masked_info_nce(
     log_odds = logits.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
     cost = -log_odds.diagonal()
     if positives is not None:
-        wanted = positives | torch.eye(n_queries, n_candidates, dtype=torch.bool, device=positives.device)
-        cost = -log_odds.masked_fill(~wanted, 0.0).sum(dim=1) / wanted.sum(dim=1)
+        cost = (cost - log_odds.masked_fill(~positives, 0.0).sum(dim=1)) / (1 + positives.sum(dim=1))
     if label_smoothing:
         even = -log_odds.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
         cost = (1 - label_smoothing) * cost + label_smoothing * even
@@ -149,14 +148,16 @@ class InfoNCE:
 
     def bounds(self, mask: Tensor, positives: Tensor | None = None) -> Bounds:
         """See Objective."""
-        own = torch.eye(*mask.shape, dtype=torch.bool)
-        wanted = own if positives is None else own | positives
-        counts = [_in_rows(mask | wanted), _in_rows(wanted)]
-        if self.bidirectional:
-            counts += [_in_rows(_turned(one)) for one in (mask | wanted, wanted)]
-        n_candidates, n_wanted = torch.cat(counts[::2]), torch.cat(counts[1::2])
+        n_candidates = self._in_rows(mask if positives is None else mask | positives)
+        n_wanted = 1 if positives is None else 1 + self._in_rows(positives)
         floor = smoothed_floor(self.label_smoothing, n_candidates, n_wanted)
         return Bounds(floor.mean().item(), n_candidates.log().mean().item())
+
+    def _in_rows(self, cells: Tensor) -> Tensor:
+        """(B,) float64, or (2B,) with the other direction: how many are True in each row."""
+        sides = [cells, _turned(cells)] if self.bidirectional else [cells]
+        # NumPy sums a wide mask ten times as fast as torch does.
+        return torch.cat([torch.from_numpy(side.numpy().sum(axis=1)) for side in sides]).double()
 
     def _cost(self, rows: Tensor, columns: Tensor, mask: Tensor, positives: Tensor | None) -> Tensor:
         return masked_info_nce(
@@ -172,11 +173,6 @@ class InfoNCE:
 def _turned(cells: Tensor) -> Tensor:
     """(B, C) of queries and candidates -> (B, B) of their positives and the queries."""
     return cells[:, : len(cells)].T
-
-
-def _in_rows(visible: Tensor) -> Tensor:
-    """(B,) float64: how many are True in each row; NumPy sums a wide mask ten times as fast as torch does."""
-    return torch.from_numpy(visible.numpy().sum(axis=1)).double()
 
 
 @dataclass(frozen=True)
