@@ -24,6 +24,7 @@ from ebr.errors import ModelError
 from ebr.model.compute.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.model.compute.engine import NO_DIRECTION, TOO_LARGE, OnBatch, UnfitTexts
 from ebr.model.compute.packed_weights import packed_forward
+from ebr.model.compute.passes import how_many, passes_at_once
 from ebr.model.compute.settings import ComputeSettings, apply_settings, settings_of
 from ebr.model.encoder.batching import Bools, Ints, cost_of, token_budget_batches
 from ebr.model.encoder.encoder import COSINE, similarity_of
@@ -160,33 +161,40 @@ class LocalEngine:
         skipped = np.union1d(prepared.wordless, np.fromiter(prepared.unfit, np.int64))
         if skipped.size:
             on_batch(skipped.size)
+        texts = np.setdiff1d(np.arange(len(vectors)), skipped)
+        at_once, budget = self._passes_at_once(prepared, texts)
+        waiting = self._plan(prepared, texts, budget)
         too_large: list[int] = []
         computed: list[tuple[Ints, torch.Tensor]] = []
-        budget = self._settings.token_budget
-        waiting = self._plan(prepared, np.setdiff1d(np.arange(len(vectors)), skipped), budget)
-        while waiting:
-            batch = waiting.popleft()
-            tokens = cost_of(prepared.lengths[batch], padded=not self._packs(prepared))
-            rows = self._attempt(prepared, batch)
-            if rows is None:
-                _collect(computed, vectors)  # frees what they hold
-                self._empty_cache()
-                # A text alone is as long as its tokens; attention takes memory by their square, so short ones prove nothing.
-                if len(batch) == 1 and tokens <= self._longest:
+        with passes_at_once(partial(self._attempt, prepared), at_once) as passes:
+            while waiting or passes:
+                passes.start(waiting)
+                batch, rows = passes.next()
+                if rows is None:
+                    _collect(computed, vectors)  # frees what they hold
                     rows = self._attempt_again(prepared, batch)
-            if rows is None:
-                budget = self._lower_budget(tokens, len(batch), budget)
-                too_large += batch.tolist() if len(batch) == 1 else []
-                rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
-                waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]), budget)
-                continue
-            self._longest = max(self._longest, int(prepared.lengths[batch].max()))
-            computed.append((batch, rows))
-            if len(computed) == _PASSES_A_COPY or not waiting:
-                _collect(computed, vectors)
-            on_batch(len(batch))
+                if rows is None:
+                    tokens = self._tokens_of(prepared, batch)
+                    budget = self._lower_budget(tokens, len(batch), budget)
+                    too_large += batch.tolist() if len(batch) == 1 else []
+                    rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
+                    waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]), budget)
+                    continue
+                self._longest = max(self._longest, int(prepared.lengths[batch].max()))
+                computed.append((batch, rows))
+                if len(computed) == _PASSES_A_COPY or not waiting:
+                    _collect(computed, vectors)
+                on_batch(len(batch))
         _collect(computed, vectors)
         return too_large
+
+    def _passes_at_once(self, prepared: Prepared, texts: Ints) -> tuple[int, int]:
+        """How many passes are computed at once, and the tokens of each."""
+        budget = self._settings.token_budget
+        # A compiled pass, and a model with its own way with texts, are for one thread.
+        if prepared.tokens is None or self.settings.compiled or self._packs(prepared):
+            return 1, budget
+        return how_many(self.model, int(prepared.lengths[texts].sum()), budget)
 
     def _plan(self, prepared: Prepared, indices: Ints, budget: int) -> deque[Ints]:
         batches = token_budget_batches(
@@ -213,8 +221,18 @@ class LocalEngine:
         self._settings = replace(self._settings, token_budget=kept)
         return budget
 
-    def _attempt_again(self, prepared: Prepared, batch: Ints) -> torch.Tensor:
-        """Vectors of a text that memory sufficed for before, once it does again. Raises ModelError when it stays short."""
+    def _tokens_of(self, prepared: Prepared, batch: Ints) -> int:
+        return cost_of(prepared.lengths[batch], padded=not self._packs(prepared))
+
+    def _attempt_again(self, prepared: Prepared, batch: Ints) -> torch.Tensor | None:
+        """Vectors of a text that memory sufficed for before, once it does again; None for what may be too large.
+
+        Raises ModelError when memory stays short.
+        """
+        self._empty_cache()
+        # A text alone is as long as its tokens; attention takes memory by their square, so short ones prove nothing.
+        if len(batch) > 1 or self._tokens_of(prepared, batch) > self._longest:
+            return None
         for seconds in _WAITS:
             log.warning("out of memory for a text no larger than what did fit: waiting %g s", seconds)
             self._sleep(seconds)

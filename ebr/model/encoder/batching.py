@@ -226,10 +226,10 @@ def default_token_budget(model: SentenceTransformer, dtype: torch.dtype) -> int:
 def packed_token_budget(model: SentenceTransformer, dtype: torch.dtype) -> int:
     """The same for packed weights, on a CPU.
 
-    In bfloat16 as many for each thread as have the widest activation in twice a core's own cache: what a fused product writes,
+    In bfloat16 as many as have the widest activation in twice a core's own cache: what a fused product writes,
     the next one reads. 2 MiB a core and 1,536 numbers, as MiniLM has them, are 1,365 tokens.
     """
     if dtype != torch.bfloat16:
         return default_token_budget(model, dtype)
     a_core = int(_CORE_CACHES * cache_bytes(level=2) / (dtype.itemsize * _widths(model)[1]))
-    return min(min(max(a_core, _FEWEST_TOKENS), _MOST_TOKENS_A_CORE) * torch.get_num_threads(), _MOST_TOKENS_CPU)
+    return min(max(a_core, _FEWEST_TOKENS), _MOST_TOKENS_A_CORE)
