@@ -5,6 +5,8 @@ other work can only slow one down. Cosines are to stock float32. A row of its ow
 
     python benchmarks/encode.py                                   # the shop corpus when ../shared/data has it, else the sample
     python benchmarks/encode.py --texts 2000 --rounds 5 --json out.json
+    python benchmarks/encode.py --busy                            # beside a process that keeps one core busy
+    python benchmarks/encode.py --command --texts 2000            # the whole of ebr infer
 """
 
 from __future__ import annotations
@@ -12,9 +14,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -172,9 +180,9 @@ def ours(load: Load, texts: Sequence[str], precision: str, compiling: str) -> Ar
 
 
 def ours_packed(load: Load) -> list[Arm]:
-    """Packed weights in each precision that they can be had in here."""
-    made = []
-    for precision, label in (("float32", "packed float32"), ("bfloat16", "packed bf16")):
+    """Packed weights in each precision that this processor multiplies: what oneDNN emulates would take many times as long."""
+    made, half = [], [("bfloat16", "packed bf16")] if this_machine("cpu").has_bfloat16 else []
+    for precision, label in (("float32", "packed float32"), *half):
         model = load()
         if reason := why_not_packed(model, DTYPES[precision]):
             print(f"{label} is left out: {reason}")
@@ -258,6 +266,49 @@ def dedup_row(
     return print_table(f"repeated {COPIES} times", repeated, both, engine.model, peaks)
 
 
+@contextmanager
+def another_process(busy: bool) -> Iterator[None]:
+    """Beside it, where asked for, a process that multiplies matrices on one thread."""
+    code = "import torch; torch.set_num_threads(1); a = torch.randn(1024, 1024)\nwhile True: a @ a"
+    other = subprocess.Popen([sys.executable, "-c", code]) if busy else None
+    try:
+        yield
+    finally:
+        if other is not None:
+            other.kill()
+            other.wait()
+
+
+def whole_command(model: str, texts: Sequence[str], rounds: int) -> None:
+    """`ebr infer`, loading, hashing and calibrating included, against stock's encode alone, each in a process of its own."""
+    encode_alone = (
+        "import json, sys, time\nfrom ebr.model.encoder.encoder import load_encoder\n"
+        "texts, model = json.load(open(sys.argv[1])), load_encoder(sys.argv[2], device='cpu')\nmodel.encode(texts[:64])\n"
+        f"start = time.perf_counter()\nmodel.encode(texts, batch_size={STOCK_BATCH})\nprint(time.perf_counter() - start)"
+    )
+    found: dict[str, list[float]] = {"stock": [], "first": [], "again": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as scratch:
+            home = Path(scratch)
+            (home / "in").mkdir()
+            rows = [f"{number}\x01{text}" for number, text in enumerate(texts)]
+            (home / "in" / "000000_0.csv").write_text("\n".join(["id\x01text", *rows, ""]), encoding="utf-8")
+            (home / "texts.json").write_text(json.dumps(list(texts)), encoding="utf-8")
+            stock_run = [sys.executable, "-c", encode_alone, str(home / "texts.json"), model]
+            found["stock"].append(float(subprocess.run(stock_run, text=True, capture_output=True, check=True).stdout))
+            # The second finds what the first one has chosen and remembered.
+            for arm in ("first", "again"):
+                infer = ["infer", "--model_path", model, "--input_dir", str(home / "in"), "--description_column", "text"]
+                infer += ["--output_path", str(home / f"{arm}.parquet"), "--torch_compile", "never"]
+                environment, started = os.environ | {"EBR_CACHE_DIR": str(home / "cache")}, time.perf_counter()
+                subprocess.run([sys.executable, "-m", "ebr", *infer], env=environment, check=True, capture_output=True)
+                found[arm].append(time.perf_counter() - started)
+    print(f"{len(texts)} texts, csv in, parquet out; median of {rounds}")
+    for arm, label in (("stock", "stock encode alone"), ("first", "ebr infer"), ("again", "ebr infer, choice remembered")):
+        ratio = statistics.median(one / own for one, own in zip(found["stock"], found[arm], strict=True))
+        print(f"{label:<30} {statistics.median(found[arm]):>7.1f} s {ratio:>6.2f} ×")
+
+
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -268,8 +319,16 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", choices=["never", "auto", "always"], default="auto", help="of ours auto")
+    parser.add_argument("--busy", action="store_true", help="beside a process that keeps one core busy")
+    parser.add_argument("--command", action="store_true", help="the whole of ebr infer, instead of the arms; on the CPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    with another_process(options.busy):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """What was asked for."""
     rng = np.random.default_rng(0)
     device = options.device
     machine = this_machine(device)
@@ -279,6 +338,9 @@ def main() -> int:
     print(f"{machine.name}, {machine.n_cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("matrix product: " + ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()))
     by_profile = profiles(options.texts, rng)
+    if options.command:
+        whole_command(options.model, by_profile["passages"], options.rounds)
+        return 0
     load = partial(load_encoder, options.model, max_seq_length=options.max_seq_length, device=device)
     the_arms = arms(load, by_profile["mixed"], options.compile, device)
     counter = load()

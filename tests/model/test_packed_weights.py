@@ -309,3 +309,40 @@ def test_settings_of_before_there_were_packed_weights_are_read(encoder):
     assert "float32 on cpu, padded, packed weights, " in made.describe()
     before = {name: value for name, value in made.to_json().items() if name != "packed_weights"}
     assert ComputeSettings.from_json(before) == replace(made, packed_weights=False)
+
+
+# ---------------------------------------------------------------- many texts at once
+
+
+def test_many_texts_are_encoded_with_packed_weights_and_the_model_is_as_it_was_after(encoder, monkeypatch):
+    model, packs = encoder(), []
+    monkeypatch.setattr(packed_weights, "_WORTH_PACKING", len(TEXTS) * 2)
+    pack = packed_weights.pack_weights
+    monkeypatch.setattr(packed_weights, "pack_weights", lambda model: packs.append(model) or pack(model))
+    engine = LocalEngine(model, Role.DOCUMENT)
+    expected = engine.encode(TEXTS)
+    assert not packs
+    assert np.abs(engine.encode(TEXTS * 2) - np.concatenate([expected] * 2)).max() < 1e-5
+    assert packs == [model]
+    # Weights that training has changed in between are packed anew.
+    for weight in model.parameters():
+        weight.data.mul_(0.5)
+    changed = engine.encode(TEXTS)
+    assert np.abs(changed - expected).max() > 0.01
+    assert np.abs(engine.encode(TEXTS * 2)[: len(TEXTS)] - changed).max() < 1e-5
+    assert packed_forward(model) is None
+    monkeypatch.setattr(packed_weights.platform, "machine", lambda: "aarch64")
+    engine.encode(TEXTS * 2)
+    model[0].model.forward = lambda *args, **kwargs: None  # a hook of somebody's
+    with packed_weights.packed_for(model, 10_000):
+        assert packed_forward(model) is None
+    assert len(packs) == 2
+
+
+def test_a_failed_pass_leaves_the_model_as_it_was(encoder, monkeypatch):
+    monkeypatch.setattr(packed_weights, "_WORTH_PACKING", 1)
+    model = encoder()
+    with pytest.raises(ZeroDivisionError), packed_weights.packed_for(model, 1):
+        assert packed_forward(model) is not None
+        _ = 1 / 0
+    assert packed_forward(model) is None

@@ -23,7 +23,7 @@ from ebr.data.vectors.batch import Vectors
 from ebr.errors import ModelError
 from ebr.model.compute.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.model.compute.engine import NO_DIRECTION, TOO_LARGE, OnBatch, UnfitTexts
-from ebr.model.compute.packed_weights import packed_forward
+from ebr.model.compute.packed_weights import packed_for, packed_forward
 from ebr.model.compute.passes import how_many, passes_at_once
 from ebr.model.compute.settings import ComputeSettings, apply_settings, settings_of
 from ebr.model.encoder.batching import Bools, Ints, cost_of, token_budget_batches
@@ -104,7 +104,10 @@ class LocalEngine:
         """N texts → (N, D) float32, in their order; says in a warning which have no direction. Raises UnfitTexts."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         unfit: dict[int, str] = {}
-        with progress_bar(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, delay=_LONG_S) as bar:
+        with (
+            packed_for(self.model, len(texts)),
+            progress_bar(total=len(texts), desc="encode", unit="text", disable=not self.show_progress, delay=_LONG_S) as bar,
+        ):
             try:
                 for start in range(0, len(texts), _TEXTS_AT_ONCE):
                     block, self._first_text = slice(start, start + _TEXTS_AT_ONCE), start

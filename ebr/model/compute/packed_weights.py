@@ -9,7 +9,9 @@ shows: precision.py.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -29,6 +31,8 @@ _MAKES = (BertModel, RobertaModel, XLMRobertaModel, MPNetModel)
 # oneDNN's name for each way to compute GELU.
 _GELU = {GELUActivation: "none", NewGELUActivation: "tanh", GELUTanh: "tanh"}
 _LAYERS = {nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList, nn.Tanh, *_GELU}
+# Packing takes as long as a few passes. Without a trial only where one was seen to pay: AVX2 and AVX-512.
+_WORTH_PACKING, _TRIED_ON = 2_000, ("x86_64", "AMD64")
 _UNUSUAL = ("is_decoder", "add_cross_attention", "output_hidden_states", "output_attentions")
 
 
@@ -225,3 +229,19 @@ def unpack_weights(model: SentenceTransformer) -> None:
     """Have the model compute as it was loaded; nothing for one that does."""
     if packed_forward(model) is not None:
         del model[0].model.forward
+
+
+@contextmanager
+def packed_for(model: SentenceTransformer, n_texts: int) -> Iterator[None]:
+    """A float32 model computes so many texts with packed weights until the block ends, where nothing is against it."""
+    first = model[0].model if isinstance(model[0], Transformer) else None
+    is_plain = first is not None and "forward" not in first.__dict__ and first.dtype == torch.float32
+    worth = n_texts >= _WORTH_PACKING and platform.machine() in _TRIED_ON
+    if not (worth and is_plain) or why_not_packed(model, torch.float32) is not None:
+        yield
+        return
+    pack_weights(model)
+    try:
+        yield
+    finally:
+        unpack_weights(model)
