@@ -165,6 +165,34 @@ def test_one_draw_by_hand():
     assert torch.allclose(found, (shares @ value).transpose(1, 2), rtol=1e-12)
 
 
+@pytest.mark.parametrize("n_key_heads", [H, 1], ids=["a key a head", "shared keys"])
+@pytest.mark.parametrize("kind", [None, "bool", "float"])
+def test_gradients_of_attention_are_those_of_plain_autograd_with_the_same_mask(kind, n_key_heads):
+    query, key, value = (one.requires_grad_() for one in (states(), states(n_key_heads, 1), states(n_key_heads, 2)))
+    mask = mask_of(kind)
+    weights = torch.randn(B, L, H, D, dtype=torch.float64)
+    torch.manual_seed(3)
+    found, _ = light_dropout_attention(ENCODER, query, key, value, mask, dropout=0.3, scaling=0.7)
+    gradients = torch.autograd.grad((found * weights).sum(), (query, key, value))
+    torch.manual_seed(3)
+    kept, scale = keep_mask(torch.Size([B, H, L, L]), 0.3, CPU)
+    heads = [one.repeat_interleave(H // n_key_heads, dim=1) for one in (key, value)]
+    scores = query @ heads[0].transpose(2, 3) * 0.7
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -1e300) if kind == "bool" else scores + mask
+    plain = (scores.softmax(-1) * kept * scale @ heads[1]).transpose(1, 2)
+    assert torch.allclose(found, plain, rtol=0, atol=1e-12)
+    for ours, theirs in zip(gradients, torch.autograd.grad((plain * weights).sum(), (query, key, value)), strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
+
+
+def test_a_learned_bias_gets_its_gradient():
+    query, key, value = states(), states(seed=1), states(seed=2)
+    bias = torch.zeros(1, H, L, L, dtype=torch.float64, requires_grad=True)
+    light_dropout_attention(ENCODER, query, key, value, bias, dropout=0.3)[0].sum().backward()
+    assert bias.grad is not None
+
+
 def test_hidden_keys_stay_hidden_under_dropout():
     query, key, value = states(), states(seed=1), states(seed=2)
     for kind in ("bool", "float"):
