@@ -1,5 +1,6 @@
 """Every option of EBR, defined once."""
 
+from ebr.config.adapt import AdaptConfig
 from ebr.config.evaluation import EvaluationConfig
 from ebr.config.extend import ExtendConfig
 from ebr.config.finetune import FinetuneConfig
@@ -14,6 +15,7 @@ from ebr.config.train import TrainConfig
 from ebr.config.visualization import VisualizationConfig
 
 __all__ = [
+    "AdaptConfig",
     "Config",
     "EvaluationConfig",
     "ExtendConfig",

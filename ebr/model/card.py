@@ -46,6 +46,12 @@ _ELSEWHERE = {
 }  # fmt: skip
 """Options that a card tells in other words, that name a place, or that move no weight."""
 
+_OF_THE_MAP = (
+    "train_batch_size", "learning_rate", "towards_identity", "max_steps", "temperature", "neg_nums", "same_answer",
+    "validation_split", "seed",
+)  # fmt: skip
+"""Options that say how a map of queries was learned."""
+
 
 @dataclass(frozen=True)
 class _Measured:
@@ -82,6 +88,32 @@ def write_extended_card(folder: Path, name: str, manifest: Facts) -> None:
         before=manifest["unknown"]["before"],
         after=manifest["unknown"]["after"],
         hashes={label: digest for label, digest in _hashes(manifest, manifest).items() if digest},
+    )
+    _write(folder, text)
+
+
+def write_adapted_card(folder: Path, name: str, manifest: Facts, report: Facts | None) -> None:
+    """Write README.md into the folder of a model whose queries go through a map. report: base against adapted, if there is one."""
+    from ebr.model.encoder.prompts import Role, saved_prompt
+
+    base: Facts = manifest["base_card"]
+    measured = _measured(report) if report else None
+    text = (
+        _environment()
+        .get_template("adapted_card.md")
+        .render(
+            metadata=Markdown(_metadata(name, base, manifest, [measured] if measured else [], "finetune", ["query-adapter"])),
+            name=name,
+            facts=manifest,
+            base_link=_link(base),
+            base=base,
+            prompts={role.value: saved_prompt(manifest["prompts"], role) for role in Role},
+            measured=measured,
+            leaks=_leaks(report) if report else "",
+            threshold=_threshold(report) if report else "",
+            options={option: _value(manifest["config"][option]) for option in _OF_THE_MAP},
+            hashes={label: digest for label, digest in _hashes(manifest, manifest).items() if digest},
+        )
     )
     _write(folder, text)
 

@@ -37,7 +37,8 @@ class Ranking(Shown):
     """(Q, N) rows of the documents by falling similarity; equal ones stand as they were given."""
     model_folder: Path | None
     """What AutoModel and AutoTokenizer can open, with pooling, prompts and lengths beside the weights. None for a hub id, for a
-    folder that sentence-transformers did not write, and for an adapter whose base is no longer where it was."""
+    folder that sentence-transformers did not write, for a model with modules of its own for queries, and for an adapter whose
+    base is no longer where it was."""
     similarity: str = "cosine"
     """What the scores are: cosine, or dot for a model that was made for it."""
 
@@ -133,10 +134,15 @@ def _plain_folder(model_path: str) -> Path | None:
 
     source = resolve_model(model_path)
     folder = Path(source.location)
-    if not all((folder / file).is_file() for file in _ENCODER_FILES):
+    if not all((folder / file).is_file() for file in _ENCODER_FILES) or _has_routes(folder):
         return None
     if is_adapter(source):
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")  # as other programs read it
         if not base or not (Path(base).is_dir() or looks_like_hub_id(base)):
             return None
     return folder
+
+
+def _has_routes(folder: Path) -> bool:
+    """Whether queries and documents part ways behind the pooling, which no reader of the transformer alone would see."""
+    return any(str(entry.get("type", "")).endswith(".Router") for entry in read_json(folder / "modules.json"))

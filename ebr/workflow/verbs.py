@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebr.config import (
+    AdaptConfig,
     Config,
     EvaluationConfig,
     ExtendConfig,
@@ -75,6 +76,7 @@ _VERBS = (
     Verb("finetune", FinetuneConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, "FINETUNE_CONFIG", on_every_gpu=_RELAUNCH),
     Verb("train", TrainConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, on_every_gpu=_RELAUNCH),
     Verb("merge", MergeConfig, "ebr.workflow.merging.merge_adapter", "ebr.model.merge_plan.plan_merge"),
+    Verb("adapt", AdaptConfig, "ebr.workflow.adapting.adapt_queries", "ebr.training.query_map.plan.plan_adapt"),
     Verb(
         "infer",
         InferenceConfig,

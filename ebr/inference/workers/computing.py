@@ -29,6 +29,7 @@ from ebr.model.encoder.encoder import DOT
 from ebr.model.encoder.lengths import kept_length
 from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.encoder.prompts import Role, prompt_for
+from ebr.model.encoder.routes import document_side, is_routed
 from ebr.model.origin import absolute_name, resolve_model
 
 Say = Callable[[str], None]
@@ -59,7 +60,8 @@ def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
         truncate_dim=config.truncate_dim,
     )
     model = spec.load()
-    loaded = LoadedModel.of(model, resolve_model(spec.model_path))
+    # Its queries may go through modules of their own, which the vectors of documents do not depend on.
+    loaded = LoadedModel.of(document_side(model), resolve_model(spec.model_path))
     if read_manifest(Path(config.model_path)) is None:
         say(f"{config.model_path} was not made by ebr: its pooling ({loaded.pooling}) and prompts are taken as they are")
     if config.normalize_embeddings and loaded.similarity == DOT:
@@ -67,6 +69,8 @@ def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
             f"{config.model_path} was made for inner products: unit vectors make cosines of them; --no_normalize_embeddings, "
             "and ebr index --metric inner_product, keep its own"
         )
+    if is_routed(model):
+        say(f"{config.model_path} has modules of its own for queries, which are not used: all texts are taken for documents")
     spec = replace(spec, prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt)
     length, of_query, of_document = (kept_length(model, task) for task in (None, Role.QUERY.value, Role.DOCUMENT.value))
     facts = {

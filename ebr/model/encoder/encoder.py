@@ -23,6 +23,7 @@ from ebr.model.adapters.adapted import AdaptedEncoder, attach, base_source, othe
 from ebr.model.adapters.files import ADAPTER_WEIGHTS, LoraAdapter, find_adapter
 from ebr.model.encoder.lengths import keep_within_positions, set_lengths
 from ebr.model.encoder.pooling import plain_encoder, pool_by
+from ebr.model.encoder.routes import refuse_routes
 from ebr.model.files import quantization
 from ebr.model.files.identity import differences_from
 from ebr.model.files.kind import TRUST_HINT, check_trust, refuse_other_families, warn_of_unused_code
@@ -301,7 +302,8 @@ def _compare(model: SentenceTransformer, folder: Path | None, name: str) -> None
 
 
 def require_transformer(model: SentenceTransformer, option: str, name: str) -> None:
-    """Raises ModelError for a model that does not begin with a transformer, the only place for an adapter."""
+    """Raises ModelError for a model that does not begin with a transformer, the only place for an adapter, or has routes."""
+    refuse_routes(model, option, name)
     if not isinstance(getattr(model[0], "model", None), PreTrainedModel):
         raise ModelError(f"{option} {name}: does not begin with a transformer, which is what can be tuned")
 

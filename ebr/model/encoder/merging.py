@@ -17,6 +17,7 @@ from ebr.errors import ModelError
 from ebr.model.adapters.adapted import AdaptedEncoder
 from ebr.model.adapters.files import LoraAdapter
 from ebr.model.encoder.encoder import load_adapted, load_encoder, quiet_files, save_encoder
+from ebr.model.encoder.routes import refuse_routes
 from ebr.model.files.peft_import import LoraModel
 from ebr.model.files.quantization import is_quantized
 
@@ -64,6 +65,7 @@ def unmerged(
 def load_whole(name: str, option: str, *, trust_remote_code: bool) -> SentenceTransformer:
     """A model that is no adapter, in float32 on the CPU. option: what messages call it. Raises ModelError as load_encoder."""
     encoder = load_encoder(name, trust_remote_code=trust_remote_code, device="cpu")
+    refuse_routes(encoder, option, name)
     _refuse_quantised(encoder, f"{option} {name}")
     return encoder
 

@@ -23,7 +23,7 @@ from ebr.data.text.cut_texts import CutTexts
 from ebr.errors import ConfigError, ReaderGone
 from ebr.retrieval.index.matches import Match, Mode, hits_block, hits_parts, hits_table
 from ebr.retrieval.index.text_index import TextIndex, open_index
-from ebr.retrieval.index.threshold import Floor, find_floor
+from ebr.retrieval.index.threshold import Floor, check_searched, find_floor
 
 if TYPE_CHECKING:
     from ebr.retrieval.index.store import Sidecar
@@ -201,6 +201,7 @@ def _each_found(opened: TextIndex, plan: SearchPlan) -> Iterator[tuple[Query, tu
         while start < len(plan.queries):
             some = plan.queries[start : start + size]
             found = opened.search([query.text for query in some], config.k, effort=config.search_effort, mode=config.mode)
+            check_searched(plan.floor, opened.queries_sha256)
             for query, matches in zip(some, found, strict=True):
                 yield query, tuple(match for match in matches if plan.floor is None or match.score >= plan.floor.threshold)
             bar.update(len(some))

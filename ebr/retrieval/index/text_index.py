@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from ebr.model.compute.local_engine import LocalEngine
+    from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.index.faiss_index import FaissIndex
     from ebr.retrieval.index.store import RowsReader, Sidecar
     from ebr.retrieval.measures.lexical import LexicalIndex
@@ -66,6 +67,8 @@ class TextIndex:
         self._rows = rows
         self._how = how
         self._open_lexical = open_lexical
+        self.queries_sha256: str | None = None
+        """Of the model that queries go through, once it is loaded; None where nothing says which model the vectors are of."""
         self.model_path = how.model_path or (str(self._facts["model"]) if self._facts.get("model") else None)
 
     @cached_property
@@ -201,6 +204,7 @@ class TextIndex:
         """The model that its queries go through. Raises ModelError when it is absent, or not the one of the index."""
         from ebr.model.compute.local_engine import LocalEngine
         from ebr.model.encoder.encoder import load_encoder
+        from ebr.model.encoder.lengths import set_lengths
         from ebr.model.encoder.pooling import pooling_name
         from ebr.model.encoder.prompts import Role
         from ebr.model.origin import resolve_model
@@ -218,13 +222,16 @@ class TextIndex:
             raise ConfigError(f"pooling {pooling}: the vectors of {self.path} were pooled by {recorded}; leave it out")
         model = load_encoder(
             self.model_path,
-            max_seq_length=facts.get("query_max_len") or facts.get("max_seq_length"),
             trust_remote_code=self._how.trust_remote_code,
             # Of several modes at once ("cls+mean") none can be asked for; such a model says so itself.
             pooling=pooling or (recorded if recorded and "+" not in recorded else None),
             base_model_path=self._base_model_path(),
         )
-        self._check_model(model)
+        self.queries_sha256 = self._check_model(model)
+        # One that fits by its documents alone says itself how its queries are read: the vectors may be of its base.
+        own = self.queries_sha256 != facts.get("model_sha256")
+        if not own and (length := facts.get("query_max_len") or facts.get("max_seq_length")) is not None:
+            set_lengths(model, length)
         if recorded and pooling_name(model) != recorded:
             raise ModelError(
                 f"model {self.model_path!r}: pools by {pooling_name(model)}, the vectors of {self.path} {recorded}"
@@ -232,7 +239,7 @@ class TextIndex:
         engine = LocalEngine(
             model,
             Role.QUERY,
-            prompt=facts.get("query_prompt"),
+            prompt=None if own else facts.get("query_prompt"),
             normalize_embeddings=self._is_cosine or bool(facts.get("normalized")),
             truncate_dim=facts.get("truncate_dim"),
         )
@@ -249,16 +256,34 @@ class TextIndex:
             return str(recorded)
         return self._how.base_model_path
 
-    def _check_model(self, model: SentenceTransformer) -> None:
-        """Refuse a model that does not give the vectors of the index. Raises ModelError that says what differs."""
+    def _check_model(self, model: SentenceTransformer) -> str | None:
+        """Refuse a model that does not give the vectors of the index; the sha256 of its weights, None where nothing is recorded.
+
+        What counts are its documents: a model with modules of its own for queries (ebr adapt) fits an index of its base, and
+        the other way round. Raises ModelError that says what differs.
+        """
         from ebr.model.encoder.loaded import LoadedModel
+        from ebr.model.encoder.routes import document_side, is_routed
+
+        if not self._facts.get("model_sha256"):
+            log.warning("%s: nothing says which model made its vectors; %s is taken at your word", self.path, self.model_path)
+            return None
+        loaded = LoadedModel.of(model)
+        differs = self._differences(loaded)
+        if differs and is_routed(model):
+            differs = self._differences(LoadedModel.of(document_side(model)))
+        if differs:
+            raise ModelError(
+                f"model {self.model_path!r}: is not the model that made the vectors of {self.path} ({'; '.join(differs)}); "
+                "give that one with model_path (and trust_remote_code, if it was loaded with it), or embed and index anew"
+            )
+        return loaded.sha256
+
+    def _differences(self, loaded: LoadedModel) -> list[str]:
+        """Between a model and the one that made the vectors of the index, in words."""
         from ebr.model.files.identity import differences
 
         facts, differs = self._facts, []
-        if not facts.get("model_sha256"):
-            log.warning("%s: nothing says which model made its vectors; %s is taken at your word", self.path, self.model_path)
-            return
-        loaded = LoadedModel.of(model)
         if loaded.sha256 != facts["model_sha256"]:
             differs.append("its weights differ")
         # Indexes of before do not record these.
@@ -266,11 +291,7 @@ class TextIndex:
             differs += differences(facts["architecture"], loaded.architecture)[:_NAMED]
         if facts.get("spelling_sha256") and loaded.spelling_sha256 != facts["spelling_sha256"]:
             differs.append("its tokenizer differs")
-        if differs:
-            raise ModelError(
-                f"model {self.model_path!r}: is not the model that made the vectors of {self.path} ({'; '.join(differs)}); "
-                "give that one with model_path (and trust_remote_code, if it was loaded with it), or embed and index anew"
-            )
+        return differs
 
     def add(self, embeddings_path: Path | str, *, delimiter: str = "\x01", say: Say = speak) -> TextIndex:
         """Add the rows of finished vectors of the same model, and return the index opened anew; ids it has are refused.

@@ -26,6 +26,8 @@ class Floor:
     threshold: float
     point: OperatingPoint
     calibration: Calibration
+    model_sha256: str = ""
+    """Of the model that was measured, which the queries must go through."""
 
     def line(self) -> str:
         """What is left out and why, for people."""
@@ -43,7 +45,8 @@ def find_floor(config: SearchConfig) -> Floor | None:
         raise ConfigError("min_precision: an index without a sidecar does not say which model its vectors are of")
     sidecar = read_sidecar(config.index_path)
     file = _report_file(config, sidecar)
-    calibration = _calibration(file, sidecar)
+    facts = _searched(config, sidecar)
+    calibration = _calibration(file, sidecar, facts)
     point = calibration.point(config.min_precision)
     if point is None:
         highest = calibration.points[-1].precision
@@ -54,7 +57,34 @@ def find_floor(config: SearchConfig) -> Floor | None:
         raise ConfigError(
             f"min_precision {config.min_precision:g}: {point.line(calibration.similarity)} on {calibration.dataset} ({most})"
         )
-    return Floor(point.threshold, point, calibration)
+    return Floor(point.threshold, point, calibration, str(facts["model_sha256"]))
+
+
+def check_searched(floor: Floor | None, queries_sha256: str | None) -> None:
+    """Refuse a floor of another model than the queries went through, by its sha256. Raises ConfigError."""
+    if floor is not None and queries_sha256 != floor.model_sha256:
+        raise ConfigError(f"min_precision: the thresholds are of another model than the one that the queries go through; {_HOW}")
+
+
+def _searched(config: SearchConfig, sidecar: Sidecar) -> Mapping[str, Any]:
+    """What the index records of its model; of queries what an adapted model says itself, whose documents are the index's."""
+    folder = Path(str(config.model_path or sidecar.facts.get("model")))
+    record = (read_manifest(folder) if folder.is_dir() else None) or {}
+    if "query_map" not in record:
+        return sidecar.facts
+    return {
+        **sidecar.facts,
+        "model_sha256": record.get("model_sha256"),
+        "query_prompt": _saved_query_prompt(record),
+        "query_max_len": record.get("query_max_len") or record.get("max_seq_length"),
+    }
+
+
+def _saved_query_prompt(record: Mapping[str, Any]) -> str:
+    """Put before queries, as a manifest of a model says."""
+    from ebr.model.encoder.prompts import Role, saved_prompt
+
+    return saved_prompt(record.get("prompts") or {}, Role.QUERY)
 
 
 def _report_file(config: SearchConfig, sidecar: Sidecar) -> Path:
@@ -71,11 +101,11 @@ def _report_file(config: SearchConfig, sidecar: Sidecar) -> Path:
     return file
 
 
-def _calibration(file: Path, sidecar: Sidecar) -> Calibration:
-    """The thresholds of the index's model in a report. Raises ConfigError where they are not of these vectors."""
+def _calibration(file: Path, sidecar: Sidecar, searched: Mapping[str, Any]) -> Calibration:
+    """The thresholds of the model in a report. searched: see _searched. Raises ConfigError where they are not of these vectors."""
     try:
         report = read_json(file)
-        found = list(_of_model(report, sidecar.facts.get("model_sha256")))
+        found = list(_of_model(report, searched.get("model_sha256")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file}: cannot be read ({type(error).__name__}: {error}); {_HOW}") from None
     if not found:
@@ -92,7 +122,7 @@ def _calibration(file: Path, sidecar: Sidecar) -> Calibration:
             f"min_precision: the hits of {sidecar.metric.value} have other scores than the thresholds in {file}, which are by "
             f"{calibration.similarity}; build the index with the metric that the model was made for"
         )
-    if differs := _differences(facts, sidecar.facts):
+    if differs := _differences(facts, searched):
         raise ConfigError(
             f"min_precision: the thresholds in {file} were measured otherwise than the index embeds ({'; '.join(differs)}); "
             "evaluate with those settings"

@@ -1,0 +1,1 @@
+"""A linear map of queries, learned on vectors that are computed once."""
