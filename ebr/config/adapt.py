@@ -62,15 +62,25 @@ class _Learning(Config):
     train_batch_size: int = option(
         256, "records a step; each sees the others' positives as negatives", "每步的记录数；批内互为负例", ge=2
     )
-    learning_rate: float = option(1e-3, "learning rate of the map", "映射的学习率", gt=0)
+    learning_rate: float = option(3e-4, "learning rate of the map", "映射的学习率", gt=0)
     towards_identity: float = option(
         0.1,
         "what each step adds to the loss: this × the squared distance of the map from the identity, which changes nothing",
         "每步损失附加此系数 × 映射与恒等映射之差的平方；恒等映射不改变任何向量",
         ge=0,
     )
-    max_steps: int = option(2000, "at most so many steps; it ends when the held-out records stop gaining", "最多的步数；留出的记录不再变好时提前结束", ge=1)
-    temperature: float = option(0.05, "cosines are divided by it: lower = the hardest negatives count more", "余弦除以温度；越低，最难的负例权重越大", gt=0)
+    max_steps: int = option(
+        1000,
+        "at most so many steps; it ends when the held-out records stop gaining",
+        "最多的步数；留出的记录不再变好时提前结束",
+        ge=1,
+    )
+    temperature: float = option(
+        0.05,
+        "cosines are divided by it: lower = the hardest negatives count more",
+        "余弦除以温度；越低，最难的负例权重越大",
+        gt=0,
+    )
     neg_nums: int = option(
         2,
         "negatives drawn a record and step, where it has any; 0 = only the batch's",

@@ -93,7 +93,7 @@ def write_extended_card(folder: Path, name: str, manifest: Facts) -> None:
 
 
 def write_adapted_card(folder: Path, name: str, manifest: Facts, report: Facts | None) -> None:
-    """Write README.md into the folder of a model whose queries go through a map. report: base against adapted, if there is one."""
+    """Write README.md into the folder of a model whose queries go through a map. report: base against adapted, or None."""
     from ebr.model.encoder.prompts import Role, saved_prompt
 
     base: Facts = manifest["base_card"]

@@ -94,9 +94,7 @@ def _learned(plan: AdaptPlan, model: SentenceTransformer, say: Say) -> tuple[Que
     encoder = RetrievalEncoder(model, batch_size=config.batch_size)
     queries, passages = encoder.encode_queries(list(texts.queries)), encoder.encode_documents(list(texts.passages))
     embedding_s = time.perf_counter() - started
-    draw = Collator(
-        plan.train, plan.held_out, plan.texts.ids, [], config.neg_nums, config.seed, same_answer=plan.same_answer
-    )
+    draw = Collator(plan.train, plan.held_out, plan.texts.ids, [], config.neg_nums, config.seed, same_answer=plan.same_answer)
     return fit_query_map(CachedRecords(draw, texts, queries, passages), config, say), embedding_s
 
 
@@ -220,7 +218,7 @@ def _manifest(plan: AdaptPlan, base: LoadedModel, saved: LoadedModel, found: Que
             "step": found.step,
             "n_steps": found.n_steps,
             "distance": found.distance,
-            "held_out": {"before": asdict(found.before), "after": asdict(found.after)},
+            "held_out": {"before": found.before.to_json(), "after": found.after.to_json()},
         },
         **saved.facts(),
     }

@@ -29,8 +29,8 @@ def refuse_routes(model: SentenceTransformer, option: str, name: str) -> None:
     """Raises ModelError for a model that treats queries and documents differently, where one for both is needed."""
     if is_routed(model):
         raise ModelError(
-            f"{option} {name}: has modules of its own for queries (a Router, as ebr adapt writes it), which would no longer fit "
-            "what becomes of the rest; give the base that it was made from"
+            f"{option} {name}: has modules of its own for queries (a Router, as ebr adapt writes it), which would not fit what "
+            "becomes of the rest; give the base that it was made from"
         )
 
 

@@ -257,7 +257,7 @@ class TextIndex:
         return self._how.base_model_path
 
     def _check_model(self, model: SentenceTransformer) -> str | None:
-        """Refuse a model that does not give the vectors of the index; the sha256 of its weights, None where nothing is recorded.
+        """Refuse a model that does not give the vectors of the index; the sha256 of its weights, None where none is recorded.
 
         What counts are its documents: a model with modules of its own for queries (ebr adapt) fits an index of its base, and
         the other way round. Raises ModelError that says what differs.

@@ -63,7 +63,9 @@ def find_floor(config: SearchConfig) -> Floor | None:
 def check_searched(floor: Floor | None, queries_sha256: str | None) -> None:
     """Refuse a floor of another model than the queries went through, by its sha256. Raises ConfigError."""
     if floor is not None and queries_sha256 != floor.model_sha256:
-        raise ConfigError(f"min_precision: the thresholds are of another model than the one that the queries go through; {_HOW}")
+        raise ConfigError(
+            f"min_precision: the thresholds are of another model than the one that the queries go through; {_HOW}"
+        )
 
 
 def _searched(config: SearchConfig, sidecar: Sidecar) -> Mapping[str, Any]:
@@ -102,7 +104,7 @@ def _report_file(config: SearchConfig, sidecar: Sidecar) -> Path:
 
 
 def _calibration(file: Path, sidecar: Sidecar, searched: Mapping[str, Any]) -> Calibration:
-    """The thresholds of the model in a report. searched: see _searched. Raises ConfigError where they are not of these vectors."""
+    """The thresholds of a model in a report. searched: see _searched. Raises ConfigError where they are of other vectors."""
     try:
         report = read_json(file)
         found = list(_of_model(report, searched.get("model_sha256")))

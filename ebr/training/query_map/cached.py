@@ -14,7 +14,6 @@ from ebr.data.vectors.batch import Vectors
 from ebr.training.batches.collator import Collator
 
 
-
 @dataclass(frozen=True)
 class Texts:
     """The distinct texts of some records, in the order in which they come, each with its place."""

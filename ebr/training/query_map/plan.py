@@ -68,7 +68,9 @@ def plan_adapt(config: AdaptConfig) -> AdaptPlan:
     config.check()
     base = resolve_model(config.model_name)
     if is_adapter(base):
-        raise ModelError(f"model_name {config.model_name}: is an adapter; merge it first (ebr merge), and give the merged model")
+        raise ModelError(
+            f"model_name {config.model_name}: is an adapter; merge it first (ebr merge), and give the merged model"
+        )
     output = check_place(config.output_path.expanduser(), is_folder=True).resolve()
     check_output(output, [("model_name", base.folder)] if base.folder else [], mark="query_map", work="adaptation")
     files = find_training_files(config.data_path)
