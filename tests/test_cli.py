@@ -12,6 +12,7 @@ import pytest
 
 from ebr import cli
 from ebr.config import (
+    AdaptConfig,
     EvaluationConfig,
     ExtendConfig,
     FinetuneConfig,
@@ -39,6 +40,7 @@ VERBS = {
     "finetune": ("train_sentence_transformer", "plan_finetune", FinetuneConfig),
     "train": ("train_sentence_transformer", "plan_finetune", TrainConfig),
     "merge": ("merge_adapter", "plan_merge", MergeConfig),
+    "adapt": ("adapt_queries", "plan_adapt", AdaptConfig),
     "infer": ("run_batch_inference", "plan_inference", InferenceConfig),
     "visualize": ("visualize_embeddings", "plan_visualization", VisualizationConfig),
     "evaluate": ("evaluate_retrieval", "plan_evaluation", EvaluationConfig),
@@ -51,6 +53,7 @@ NEEDED = {
     "pairs": ["--corpus", "c", "--output_path", "o.jsonl"],
     "extend": ["--output_path", "o"],
     "merge": ["--base_model_path", "m", "--output_path", "o"],
+    "adapt": ["--data_path", "t.jsonl", "--output_path", "o"],
     "evaluate": ["--models", "m", "--eval_dataset", "e"],
     "mine": ["--output_path", "o"],
 }
