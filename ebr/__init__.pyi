@@ -1,5 +1,6 @@
 # Made by ebr.pages from the list of verbs.
 
+from ebr.config.adapt import AdaptConfig as AdaptConfig
 from ebr.config.evaluation import EvaluationConfig as EvaluationConfig
 from ebr.config.extend import ExtendConfig as ExtendConfig
 from ebr.config.finetune import FinetuneConfig as FinetuneConfig
@@ -27,6 +28,7 @@ from ebr.retrieval.mining.command import mine_hard_negatives as mine_hard_negati
 from ebr.retrieval.ranking import rank_texts as rank_texts
 from ebr.training.doctor.command import check_training as check_training
 from ebr.visualization.command import visualize_embeddings as visualize_embeddings
+from ebr.workflow.adapting import adapt_queries as adapt_queries
 from ebr.workflow.finetuning import train_sentence_transformer as train_sentence_transformer
 from ebr.workflow.merging import merge_adapter as merge_adapter
 

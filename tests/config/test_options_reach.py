@@ -3,21 +3,30 @@
 import json
 import logging
 from dataclasses import fields, is_dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers.sentence_transformer.modules import Normalize
 
-from ebr.config import FinetuneConfig, VisualizationConfig
+from ebr.config import AdaptConfig, FinetuneConfig, VisualizationConfig
 from ebr.data.vectors.embeddings import write_embeddings
+from ebr.model.compute import local_engine
+from ebr.model.encoder import encoder
 from ebr.model.encoder.pooling import pooling_name
 from ebr.model.files.identity import fingerprint
 from ebr.training.loop import arguments, engine
 from ebr.training.loop import fit as training
 from ebr.training.plan import plan_finetune
+from ebr.training.query_map import fit as query_map
+from ebr.training.query_map.plan import plan_adapt
 from ebr.training.resources.processes import ALONE, Processes
 from ebr.visualization.command import plan_visualization, visualize_embeddings
-from ebr.workflow import finetuning
+from ebr.workflow import adapting, finetuning
+from tests.whole_models import save_encoder_of
 
 # Values of the trainer's arguments that carry the time or the machine.
 VOLATILE = {"logging_dir", "run_name"}
@@ -553,3 +562,86 @@ def test_a_map_reads_a_folder_of_parts(vector_file, tmp_path, monkeypatch, caplo
         (tmp_path / "parts" / part).write_bytes(vector_file.read_bytes())
     config = VisualizationConfig(embeddings_path=tmp_path / "parts", output_path=tmp_path / "map.png")
     assert look(monkeypatch, config)["tsne.rows"] == 80
+
+
+# ---------------------------------------------------------------- a map of queries
+
+ADAPT_CHANGES = {
+    # option: (another value, what changes)
+    "model_name": ("other", {"model.weights", "map"}),
+    "data_path": ("other", {"plan.files", "plan.train", "plan.held_out", "map"}),
+    "output_path": (Path("other"), {"plan.output"}),
+    "eval_dataset": ("evaluation", {"plan.dataset"}),
+    "query_prompt": ("query ", {"model.prompts", "map"}),
+    "passage_prompt": ("passage ", {"model.prompts", "map"}),
+    "max_seq_length": (5, {"model.length", "map"}),
+    "trust_remote_code": (True, {"model.trusted"}),
+    "pooling": ("cls", {"model.pooling", "map"}),
+    "batch_size": (3, {"encoder.batch_size"}),
+    "train_batch_size": (4, {"map"}),
+    "learning_rate": (1e-2, {"map"}),
+    "towards_identity": (5.0, {"map"}),
+    "max_steps": (7, {"steps", "map"}),
+    "temperature": (0.5, {"map"}),
+    "neg_nums": (0, {"map"}),
+    "same_answer": ("chain", {"plan.same_answer", "map"}),
+    "validation_split": (0.5, {"plan.train", "plan.held_out", "map"}),
+    "seed": (7, {"plan.train", "plan.held_out", "map"}),
+}
+
+
+def of_adaptation(config, monkeypatch):
+    """Everything that a map of queries is made of, with the map after all of its steps."""
+    seen, looks = {}, count()  # each look is better than the one before: the map is that of the last step
+    encoder_of, load = local_engine.RetrievalEncoder, encoder.load_encoder
+
+    def noting_batch(model, **options):
+        seen["encoder.batch_size"] = options["batch_size"]
+        return encoder_of(model, **{**options, "batch_size": None})  # rounding would be another
+
+    def noting_trust(name, *, trust_remote_code, **options):
+        seen["model.trusted"] = trust_remote_code
+        return load(name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_engine, "RetrievalEncoder", noting_batch)
+        patch.setattr(encoder, "load_encoder", noting_trust)
+        patch.setattr(query_map.HeldOut, "is_surely_better_than", lambda self, other: True)
+        patch.setattr(
+            query_map, "_look", lambda weight, batch: query_map.HeldOut(-torch.tensor([float(next(looks))]), weight[0])
+        )
+        patch.setattr(query_map, "_STEPS_A_LOOK", 1)
+        plan = plan_adapt(config)
+        base = adapting._load(config, plan)
+        found, _ = adapting._learned(plan, base.model, lambda line: None)
+    seen |= {"steps": found.n_steps, "map": found.weight.numpy().tobytes()}
+    seen |= {f"plan.{name}": getattr(plan, name) for name in ("files", "train", "held_out", "same_answer", "output")}
+    seen |= {"plan.dataset": plan.dataset and plan.dataset.name, "model.weights": base.sha256, "model.pooling": base.pooling}
+    return seen | {"model.prompts": base.prompts, "model.length": base.max_seq_length}
+
+
+@pytest.mark.parametrize("option", ADAPT_CHANGES)
+def test_every_option_of_a_map_of_queries_reaches_its_consumer(
+    option, tiny_model, pairs_file, evaluation_folder, tmp_path, monkeypatch
+):
+    value, expected = ADAPT_CHANGES[option]
+    records = json.loads(pairs_file.read_text(encoding="utf-8"))
+    # Two records of one query share an answer with a third by a chain alone.
+    records += [{"anchor": records[0]["anchor"], "positive": records[1]["positive"]}]
+    pairs_file.write_text(json.dumps(records), encoding="utf-8")
+    if option == "data_path":
+        value = tmp_path / "other.json"
+        value.write_text(json.dumps(records[:20]), encoding="utf-8")
+    elif option == "model_name":
+        value = save_encoder_of(tiny_model, tmp_path / "other", behind=(Normalize(),))
+        weights = load_file(value / "model.safetensors")
+        save_file({name: weight * 1.01 for name, weight in weights.items()}, value / "model.safetensors", {"format": "pt"})
+    value = evaluation_folder if option == "eval_dataset" else value
+    base = {"model_name": tiny_model, "data_path": str(pairs_file), "output_path": "adapted", "max_steps": 12}
+    changes = {option: str(value) if option in ("data_path", "model_name") else value}
+    first, second = (of_adaptation(AdaptConfig(**{**base, **one}), monkeypatch) for one in ({}, changes))
+    assert {name for name in first if first[name] != second[name]} == expected
+
+
+def test_no_option_of_a_map_of_queries_is_forgotten():
+    assert set(ADAPT_CHANGES) == set(AdaptConfig.model_fields)
