@@ -1,14 +1,14 @@
 # Made by ebr.pages from the list of verbs.
 
-from ebr.config.adapt import AdaptConfig as AdaptConfig
 from ebr.config.evaluation import EvaluationConfig as EvaluationConfig
-from ebr.config.extend import ExtendConfig as ExtendConfig
 from ebr.config.finetune import FinetuneConfig as FinetuneConfig
 from ebr.config.index import IndexConfig as IndexConfig
 from ebr.config.index import SearchConfig as SearchConfig
 from ebr.config.inference import InferenceConfig as InferenceConfig
-from ebr.config.merge import MergeConfig as MergeConfig
 from ebr.config.mining import MiningConfig as MiningConfig
+from ebr.config.models.adapt import AdaptConfig as AdaptConfig
+from ebr.config.models.extend import ExtendConfig as ExtendConfig
+from ebr.config.models.merge import MergeConfig as MergeConfig
 from ebr.config.pairs import PairsConfig as PairsConfig
 from ebr.config.sample import SampleConfig as SampleConfig
 from ebr.config.train import TrainConfig as TrainConfig

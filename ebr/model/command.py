@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr.config.merge import AUTO
+from ebr.config.models.merge import AUTO
 from ebr.data.files.write import FOLDER_MANIFEST, write_folder_aside, write_json
 from ebr.data.result_tables import Fact, Part, Shown, fact_lines
 from ebr.data.speech import Say, speak

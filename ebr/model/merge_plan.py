@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import MergeConfig
-from ebr.config.merge import AUTO
+from ebr.config.models.merge import AUTO
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.files.places import check_place
 from ebr.data.files.write import hash_file, read_json, read_manifest
