@@ -145,4 +145,5 @@ def _plain_folder(model_path: str) -> Path | None:
 
 def _has_routes(folder: Path) -> bool:
     """Whether queries and documents part ways behind the pooling, which no reader of the transformer alone would see."""
-    return any(str(entry.get("type", "")).endswith(".Router") for entry in read_json(folder / "modules.json"))
+    file = folder / "modules.json"
+    return file.is_file() and any(str(entry.get("type", "")).endswith(".Router") for entry in read_json(file))

@@ -378,7 +378,7 @@ def test_options_of_the_model_reach_the_loader(shop, monkeypatch):
             ),
             say=silent,
         )
-    assert (seen["name"], seen["trust_remote_code"], seen["max_seq_length"]) == ("m", True, 64)
+    assert (seen["name"], seen["trust_remote_code"]) == ("m", True)
     assert (seen["pooling"], seen["base_model_path"]) == ("mean", "b")
 
 
