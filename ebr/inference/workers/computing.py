@@ -28,6 +28,7 @@ from ebr.model.compute.settings import ComputeSettings
 from ebr.model.encoder.encoder import DOT
 from ebr.model.encoder.lengths import kept_length
 from ebr.model.encoder.loaded import LoadedModel
+from ebr.model.encoder.pooling import pooling_name
 from ebr.model.encoder.prompts import Role, prompt_for
 from ebr.model.encoder.routes import document_side, is_routed
 from ebr.model.origin import absolute_name, resolve_model
@@ -63,7 +64,7 @@ def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
     # Its queries may go through modules of their own, which the vectors of documents do not depend on.
     loaded = LoadedModel.of(document_side(model), resolve_model(spec.model_path))
     if read_manifest(Path(config.model_path)) is None:
-        say(f"{config.model_path} was not made by ebr: its pooling ({loaded.pooling}) and prompts are taken as they are")
+        say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
     if config.normalize_embeddings and loaded.similarity == DOT:
         say(
             f"{config.model_path} was made for inner products: unit vectors make cosines of them; --no_normalize_embeddings, "
@@ -79,7 +80,7 @@ def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
         "model_sha256": loaded.sha256,
         "architecture": loaded.architecture,
         "spelling_sha256": loaded.spelling_sha256,
-        "pooling": loaded.pooling,
+        "pooling": pooling_name(model),
         "prompt": spec.prompt,
         "query_prompt": prompt_for(model, Role.QUERY),
         "max_seq_length": length,
