@@ -13,8 +13,9 @@ the end is made of all that are.
 Arms: base (untuned); stock (its own trainer, MultipleNegativesRankingLoss, its default sampler); stock_no_duplicates (the same
 with its sampler that keeps equal texts apart); ours; ours_annotated and ours_mined (negatives of the data, and of
 mine_hard_negatives on the base model, from the passages of all training records); ours_recipe (ours with the options of
---recipe; "negatives": "annotated" or "mined" among them says on which records). A difference to stock is between means over the
-seeds that both have; its 95 % bounds resample the queries.
+--recipe; "negatives": "annotated" or "mined" among them says on which records, "teacher": "hybrid" who scores what is mined,
+"extend": true that the vocabulary is extended by the records' characters first). A difference to stock is between means over
+the seeds that both have; its 95 % bounds resample the queries.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from stock import Pairs, read_pairs, stock_model, stock_trainer
 
-from ebr import FinetuneConfig, MiningConfig, mine_hard_negatives, train_sentence_transformer
+from ebr import ExtendConfig, FinetuneConfig, MiningConfig, extend_vocabulary, mine_hard_negatives, train_sentence_transformer
 from ebr.data.evaluation.evaluation_set import read_evaluation_set
 from ebr.model.compute.attention import this_machine
 from ebr.model.compute.local_engine import RetrievalEncoder
@@ -44,8 +46,8 @@ from ebr.model.encoder.encoder import load_encoder
 from ebr.retrieval.measures.measurement import evaluate_encoder
 from ebr.retrieval.measures.significance import paired_bootstrap
 
-SETS = ("en_banking77", "zh_cmrc2018", "en_esci")
-STEPS = {"en_banking77": 200, "zh_cmrc2018": 60, "en_esci": 85}
+SETS = ("en_banking77", "zh_cmrc2018", "zh_drcd", "en_esci")
+STEPS = {"en_banking77": 200, "zh_cmrc2018": 95, "zh_drcd": 125, "en_esci": 85}
 ARMS = ("base", "stock", "stock_no_duplicates", "ours", "ours_annotated", "ours_mined", "ours_recipe")
 SEEDS = (0, 1, 2)
 METRIC = "ndcg@10"
@@ -127,17 +129,25 @@ def tune_ours(pairs: Pairs, config: FinetuneConfig, *, with_negatives: bool = Fa
     return str(train_sentence_transformer(config, say=_silence).model_path)
 
 
-def tune_mined(pairs: Pairs, config: FinetuneConfig) -> str:
-    """Our engine, with negatives mined by the untuned model from the passages of all records."""
+def tune_mined(pairs: Pairs, config: FinetuneConfig, teacher: str | None = None) -> str:
+    """Our engine, with negatives mined by the untuned model from the passages of all records, and scored by a teacher."""
     data = Path(config.data_path)
     source, corpus = data.with_name("pairs.json"), data.with_name("corpus.jsonl")
     pairs.write(source)
     lines = [json.dumps({"_id": str(row), "text": text}) for row, text in enumerate(pairs.passages())]
     corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
     mining = MiningConfig(model_path=config.model_name, data_path=str(source), corpus=corpus, output_path=data)
-    mining.max_seq_length = config.max_seq_length
+    mining.max_seq_length, mining.teacher = config.max_seq_length, teacher
     mine_hard_negatives(mining, say=_silence)
     return str(train_sentence_transformer(config, say=_silence).model_path)
+
+
+def extended(pairs: Pairs, config: FinetuneConfig) -> str:
+    """The base with tokens for the characters of the records that it cannot spell."""
+    source = Path(config.data_path).with_name("to_spell.json")
+    pairs.write(source)
+    extending = ExtendConfig(model_name=config.model_name, data_path=str(source), output_path=source.with_name("extended"))
+    return str(extend_vocabulary(extending, say=_silence).model_path)
 
 
 def _silence(line: str) -> None:
@@ -151,24 +161,29 @@ TUNE: dict[str, Callable[[Pairs, FinetuneConfig], str]] = {
     "ours": tune_ours,
     "ours_annotated": lambda pairs, config: tune_ours(pairs, config, with_negatives=True),
     "ours_mined": tune_mined,
+    "ours_hybrid": partial(tune_mined, teacher="hybrid"),
 }
+OF_A_RECIPE = {"negatives", "teacher", "extend"}
+"""What a recipe says beside options of the tuning."""
 
 
 def records_arm(arm: str, options: dict[str, Any]) -> str:
     """The arm whose records are trained on: a recipe names its own."""
     if arm != "ours_recipe":
         return arm
-    return f"ours_{options['negatives']}" if "negatives" in options else "ours"
+    return f"ours_{options.get('teacher', options.get('negatives'))}" if options.keys() & {"teacher", "negatives"} else "ours"
 
 
 def measure(folder: Path, setting: Setting, arm: str, seed: int, options: dict[str, Any]) -> Run:
     """Tune and evaluate once."""
     pairs, dataset = read_pairs(folder), read_evaluation_set(folder / "eval")
     with tempfile.TemporaryDirectory() as scratch:
-        known = {name: value for name, value in options.items() if name != "negatives"}
+        known = {name: value for name, value in options.items() if name not in OF_A_RECIPE}
         config = config_of(setting, seed, Path(scratch) / "train.json", Path(scratch), known)
         config.check()
         started = time.perf_counter()
+        if options.get("extend"):
+            config.model_name = extended(pairs, config)
         tuned = TUNE[records_arm(arm, options)](pairs, config)
         trained = time.perf_counter()
         model: SentenceTransformer = load_encoder(tuned, max_seq_length=setting.max_seq_length)
