@@ -323,6 +323,9 @@ def main() -> int:
     parser.add_argument("--command", action="store_true", help="the whole of ebr infer, instead of the arms; on the CPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    idle = ("json", "max_seq_length", "compile", "device")
+    if options.command and (given := [name for name in idle if getattr(options, name) != parser.get_default(name)]):
+        parser.error(f"--command: does not read {', '.join(f'--{name}' for name in given)}")
     with another_process(options.busy):
         return run(options)
 

@@ -186,6 +186,23 @@ def test_gradients_of_attention_are_those_of_plain_autograd_with_the_same_mask(k
         assert (ours - theirs).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("kind", [None, "bool", "float"])
+def test_under_autocast_states_of_two_precisions_attend_in_one(kind):
+    query, key, value = (one.requires_grad_() for one in (states(), states(seed=1), states(seed=2)))
+    mask = mask_of(kind)
+    mask = mask.float() if kind == "float" else mask
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(3)
+        found, _ = light_dropout_attention(ENCODER, query.float(), key.float(), value.bfloat16(), mask, dropout=0.3)
+    found.float().sum().backward()
+    assert found.dtype == torch.bfloat16
+    torch.manual_seed(3)
+    exact, _ = light_dropout_attention(ENCODER, query, key, value, mask_of(kind), dropout=0.3)
+    (wanted,) = torch.autograd.grad(exact.sum(), key)
+    assert (found - exact).abs().max() < 0.05
+    assert (key.grad - wanted).abs().max() < 0.05
+
+
 def test_a_learned_bias_gets_its_gradient():
     query, key, value = states(), states(seed=1), states(seed=2)
     bias = torch.zeros(1, H, L, L, dtype=torch.float64, requires_grad=True)

@@ -140,6 +140,8 @@ def light_dropout_attention(
     if not 0 < p < 1 or not masks or query.device.type != "cpu":
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=p, **extras)
         return attended
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (one.to(torch.get_autocast_dtype("cpu")) for one in (query, key, value))
     n_groups = query.shape[1] // key.shape[1]
     if n_groups > 1:
         key, value = key.repeat_interleave(n_groups, dim=1), value.repeat_interleave(n_groups, dim=1)
@@ -148,7 +150,9 @@ def light_dropout_attention(
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         hidden = torch.zeros(attention_mask.shape, dtype=query.dtype)
         attention_mask = hidden.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
-    return _DroppedAttention.apply(query, key, value, attention_mask, scaling, p), None
+    with torch.autocast("cpu", enabled=False):  # backward knows nothing of it: both compute in what they are given
+        found: Tensor = _DroppedAttention.apply(query, key, value, attention_mask, scaling, p)
+    return found, None
 
 
 @contextmanager

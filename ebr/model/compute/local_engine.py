@@ -24,7 +24,7 @@ from ebr.errors import ModelError
 from ebr.model.compute.attention import PADDED, attention_of, compiled_forward, exact_products, is_out_of_memory
 from ebr.model.compute.engine import NO_DIRECTION, TOO_LARGE, OnBatch, UnfitTexts
 from ebr.model.compute.packed_weights import packed_for, packed_forward
-from ebr.model.compute.passes import how_many, passes_at_once
+from ebr.model.compute.passes import at_once, how_many
 from ebr.model.compute.settings import ComputeSettings, apply_settings, settings_of
 from ebr.model.encoder.batching import Bools, Ints, cost_of, token_budget_batches
 from ebr.model.encoder.encoder import COSINE, similarity_of
@@ -84,6 +84,8 @@ class LocalEngine:
         """Of all texts that encode was given."""
         # The most tokens of a pass, and of a text, that memory has sufficed for.
         self._longest = 0
+        # Whether memory did not suffice for several passes at once.
+        self._is_short = False
         # Where the texts that are computed stand among those that were given, for messages.
         self._first_text = 0
 
@@ -165,39 +167,58 @@ class LocalEngine:
         if skipped.size:
             on_batch(skipped.size)
         texts = np.setdiff1d(np.arange(len(vectors)), skipped)
-        at_once, budget = self._passes_at_once(prepared, texts)
-        waiting = self._plan(prepared, texts, budget)
+        waiting = self._fill_at_once(vectors, prepared, texts, on_batch)
         too_large: list[int] = []
         computed: list[tuple[Ints, torch.Tensor]] = []
-        with passes_at_once(partial(self._attempt, prepared), at_once) as passes:
-            while waiting or passes:
-                passes.start(waiting)
-                batch, rows = passes.next()
-                if rows is None:
-                    _collect(computed, vectors)  # frees what they hold
-                    rows = self._attempt_again(prepared, batch)
-                if rows is None:
-                    tokens = self._tokens_of(prepared, batch)
-                    budget = self._lower_budget(tokens, len(batch), budget)
-                    too_large += batch.tolist() if len(batch) == 1 else []
-                    rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
-                    waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]), budget)
-                    continue
-                self._longest = max(self._longest, int(prepared.lengths[batch].max()))
-                computed.append((batch, rows))
-                if len(computed) == _PASSES_A_COPY or not waiting:
-                    _collect(computed, vectors)
-                on_batch(len(batch))
+        budget = self._settings.token_budget
+        while waiting:
+            batch = waiting.popleft()
+            rows = self._attempt(prepared, batch)
+            if rows is None:
+                _collect(computed, vectors)  # frees what they hold
+                rows = self._attempt_again(prepared, batch)
+            if rows is None:
+                budget = self._lower_budget(self._tokens_of(prepared, batch), len(batch), budget)
+                too_large += batch.tolist() if len(batch) == 1 else []
+                rest = [batch, *waiting] if len(batch) > 1 else [*waiting]
+                waiting = self._plan(prepared, np.concatenate([*rest, np.empty(0, dtype=np.int64)]), budget)
+                continue
+            self._longest = max(self._longest, int(prepared.lengths[batch].max()))
+            computed.append((batch, rows))
+            if len(computed) == _PASSES_A_COPY or not waiting:
+                _collect(computed, vectors)
+            on_batch(len(batch))
         _collect(computed, vectors)
         return too_large
+
+    def _fill_at_once(self, vectors: Vectors, prepared: Prepared, texts: Ints, on_batch: OnBatch) -> deque[Ints]:
+        """Compute rows of vectors by several passes at once, where that can be; the passes that are left for one at a time.
+
+        Once memory runs out no passes share it any more: what fits alone must not be lost for its neighbours.
+        """
+        n_at_once, budget = self._passes_at_once(prepared, texts)
+        waiting = self._plan(prepared, texts, budget)
+        if n_at_once < 2:
+            return waiting
+        unfit: list[Ints] = []
+        for batch, rows in at_once(partial(self._attempt, prepared), waiting, n_at_once):
+            if rows is None:
+                unfit.append(batch)
+                continue
+            self._longest = max(self._longest, int(prepared.lengths[batch].max()))
+            vectors[batch] = rows.numpy()
+            on_batch(len(batch))
+        self._is_short = self._is_short or bool(unfit)
+        return deque([*unfit, *waiting])
 
     def _passes_at_once(self, prepared: Prepared, texts: Ints) -> tuple[int, int]:
         """How many passes are computed at once, and the tokens of each."""
         budget = self._settings.token_budget
         # A compiled pass, and a model with its own way with texts, are for one thread.
-        if prepared.tokens is None or self.settings.compiled or self._packs(prepared):
+        if not texts.size or prepared.tokens is None or self.settings.compiled or self._packs(prepared) or self._is_short:
             return 1, budget
-        return how_many(self.model, int(prepared.lengths[texts].sum()), budget)
+        lengths = prepared.lengths[texts]
+        return how_many(self.model, int(lengths.sum()), int(lengths.max()), budget)
 
     def _plan(self, prepared: Prepared, indices: Ints, budget: int) -> deque[Ints]:
         batches = token_budget_batches(

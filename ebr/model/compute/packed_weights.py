@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,6 +165,7 @@ class PackedForward:
     def __init__(self, transformer: Any, *, fused: bool | None = None) -> None:  # noqa: ANN401
         self._transformer = transformer
         self._fused = fused
+        self._packing = threading.Lock()  # passes at once would each pack for themselves
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedForward:
         # What oneDNN packed cannot be copied; the copy of a model packs its own weights, which may be of another precision.
@@ -195,7 +197,9 @@ class PackedForward:
         filled = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         states = embedded[filled]
         texts = self._by_length(filled.sum(1).tolist(), embedded)
-        for layer in self._layers:
+        with self._packing:
+            layers = self._layers
+        for layer in layers:
             states = layer(states, texts)
         last = embedded.new_zeros(embedded.shape)
         last[filled] = states

@@ -10,24 +10,28 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from functools import partial
+from types import MethodType
+from typing import TypeVar
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from ebr.model.compute.packed_weights import PackedForward
+
 Batch = TypeVar("Batch")
 Rows = TypeVar("Rows")
 
 # A model of these parts alone has no code of a publisher's in it, nor a kernel that packs weights on its way.
-_PARTS = ("torch.nn.", "transformers.", "sentence_transformers.", "peft.")
+_PARTS = ("torch.nn.", "transformers.", "sentence_transformers.", "peft.", "ebr.")
 # Read for what they keep from one pass to the next: nothing. BigBird, for one, changes how it attends by the length of a text.
 _ENCODERS = {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}
 _DECODERS = {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"}
 # Others stretch their table when a longer text comes, for every pass.
 _ROTATIONS = {"default", "linear", "llama3", "yarn"}
-# A pass of less is not worth a core of its own; passes that share a cache are no smaller than the second.
-_FEWEST_TOKENS, _ENOUGH_TOKENS = 256, 1024
+# A pass of less is not worth a core of its own; measured on cores with AMX and with AVX-512: more than the second is slower.
+_FEWEST_TOKENS, _MOST_TOKENS = 256, 2048
 
 
 def keeps_nothing(model: SentenceTransformer) -> bool:
@@ -42,59 +46,59 @@ def keeps_nothing(model: SentenceTransformer) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module).__module__.startswith(_PARTS) and not hooked
+    changed = module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl is not None
+    return type(module).__module__.startswith(_PARTS) and not changed and _is_ours(module)
 
 
-def how_many(model: SentenceTransformer, n_tokens: int, token_budget: int) -> tuple[int, int]:
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a forward that was set on the module alone, if any, is one of this package, or the class's own."""
+    forward = module.__dict__.get("forward")
+    if isinstance(forward, MethodType):
+        return forward.__func__ is type(module).forward
+    ours = isinstance(forward, partial) and forward.func.__module__.startswith("ebr.")
+    return forward is None or ours or isinstance(forward, PackedForward)
+
+
+def how_many(model: SentenceTransformer, n_tokens: int, longest: int, token_budget: int) -> tuple[int, int]:
     """Passes at once for texts of so many tokens, and the tokens of each: as many passes as keep every core busy to the end.
 
-    token_budget: of one pass alone, which has all of the cache.
+    longest: tokens of a text, at most; those at work together are held to what as many passes of the budget would hold.
     """
-    at_once = min(torch.get_num_threads(), n_tokens // _FEWEST_TOKENS)
+    n_threads = torch.get_num_threads()
+    wanted = min(n_threads, n_tokens // _FEWEST_TOKENS, n_threads * token_budget // longest)
+    at_once = n_threads // -(-n_threads // max(1, wanted))  # every thread has its pass
     if model.device.type != "cpu" or at_once < 2 or not keeps_nothing(model):
         return 1, token_budget
-    most = min(token_budget, max(_ENOUGH_TOKENS, token_budget // at_once))
+    most = min(token_budget, _MOST_TOKENS)
     n_passes = -(-n_tokens // (at_once * most)) * at_once
     return at_once, min(most, -(-n_tokens // n_passes))
 
 
-class Passes(Generic[Batch, Rows]):
-    """Calls of one function, some at once; their results come in the order of the calls.
+def at_once(call: Callable[[Batch], Rows | None], waiting: deque[Batch], n_at_once: int) -> Iterator[tuple[Batch, Rows | None]]:
+    """Every batch that waits and what the call gives for it, in their order, so many calls running at once.
 
-    pool: None = each runs in the calling thread, when its result is asked for.
+    Where one gives None, no more are begun: what was not begun still waits when the results have come to an end. None runs any
+    more then, nor when the caller stops, or a call raises: that comes out here. The threads of this process are dealt out.
     """
-
-    def __init__(self, call: Callable[[Batch], Rows], at_once: int, pool: ThreadPoolExecutor | None) -> None:
-        self._call, self._at_once, self._pool = call, at_once, pool
-        self._started: deque[tuple[Batch, Future[Rows] | None]] = deque()
-
-    def __bool__(self) -> bool:
-        """Whether a result is still to come."""
-        return bool(self._started)
-
-    def start(self, waiting: deque[Batch]) -> None:
-        """Take from what waits, as long as there is room."""
-        while waiting and len(self._started) < self._at_once:
-            batch = waiting.popleft()
-            self._started.append((batch, self._pool.submit(self._call, batch) if self._pool else None))
-
-    def next(self) -> tuple[Batch, Rows]:
-        """The oldest call's batch and result. Raises what it raised."""
-        batch, future = self._started.popleft()
-        return batch, self._call(batch) if future is None else future.result()
+    n_threads = torch.get_num_threads()
+    running: deque[tuple[Batch, Future[Rows | None]]] = deque()
+    with _pool(n_at_once, n_threads) as pool:
+        is_short = False
+        while running or (waiting and not is_short):
+            while waiting and not is_short and len(running) < n_at_once:
+                batch = waiting.popleft()
+                running.append((batch, pool.submit(call, batch)))
+            batch, future = running.popleft()
+            rows = future.result()
+            is_short = is_short or rows is None
+            yield batch, rows
 
 
 @contextmanager
-def passes_at_once(call: Callable[[Batch], Rows], at_once: int) -> Iterator[Passes[Batch, Rows]]:
-    """So many calls at once, the threads of this process dealt out among them. None runs any more when the block ends."""
-    if at_once < 2:
-        yield Passes(call, 1, None)
-        return
-    n_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(at_once, "pass", torch.set_num_threads, (n_threads // at_once,))
+def _pool(n_at_once: int, n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(n_at_once, "pass", torch.set_num_threads, (n_threads // n_at_once,))
     try:
-        yield Passes(call, at_once, pool)
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
         # Each thread has its own number, but a new thread gets the last one that any thread was given.
