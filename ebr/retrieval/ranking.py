@@ -130,20 +130,15 @@ def _check_texts(what: str, texts: Sequence[str]) -> None:
 
 
 def _plain_folder(model_path: str) -> Path | None:
+    from ebr.model.encoder.routes import has_routes
     from ebr.model.origin import ADAPTER_CONFIG, is_adapter, looks_like_hub_id, resolve_model
 
     source = resolve_model(model_path)
     folder = Path(source.location)
-    if not all((folder / file).is_file() for file in _ENCODER_FILES) or _has_routes(folder):
+    if not all((folder / file).is_file() for file in _ENCODER_FILES) or has_routes(folder):
         return None
     if is_adapter(source):
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")  # as other programs read it
         if not base or not (Path(base).is_dir() or looks_like_hub_id(base)):
             return None
     return folder
-
-
-def _has_routes(folder: Path) -> bool:
-    """Whether queries and documents part ways behind the pooling, which no reader of the transformer alone would see."""
-    file = folder / "modules.json"
-    return file.is_file() and any(str(entry.get("type", "")).endswith(".Router") for entry in read_json(file))

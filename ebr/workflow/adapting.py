@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_folder_aside
 from ebr.data.speech import Say, speak
 from ebr.data.text.counted import counted
 from ebr.data.training.languages import writing_of
-from ebr.errors import ModelError
+from ebr.errors import DataError, ModelError
 from ebr.model.card import read_report, write_adapted_card
 from ebr.training.query_map.plan import AdaptPlan, plan_adapt
 from ebr.training.query_map.result import AdaptResult
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _K = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
 _REQUIRED_COSINE = 0.99999
+_SHOWN = 80
+"""Characters of a text in a message."""
 
 
 def adapt_queries(config: AdaptConfig, *, say: Say = speak) -> AdaptResult:
@@ -92,10 +94,26 @@ def _learned(plan: AdaptPlan, model: SentenceTransformer, say: Say) -> tuple[Que
     say(f"embed   {counted(len(texts.queries), 'query', 'queries')} and {counted(len(texts.passages), 'passage')}, once")
     started = time.perf_counter()
     encoder = RetrievalEncoder(model, batch_size=config.batch_size)
-    queries, passages = encoder.encode_queries(list(texts.queries)), encoder.encode_documents(list(texts.passages))
+    queries = _embedded(encoder.encode_queries, list(texts.queries), "query", config.data_path)
+    passages = _embedded(encoder.encode_documents, list(texts.passages), "passage", config.data_path)
     embedding_s = time.perf_counter() - started
     draw = Collator(plan.train, plan.held_out, plan.texts.ids, [], config.neg_nums, config.seed, same_answer=plan.same_answer)
     return fit_query_map(CachedRecords(draw, texts, queries, passages), config, say), embedding_s
+
+
+def _embedded(encode: Callable[[Sequence[str]], Vectors], texts: Sequence[str], what: str, data_path: str) -> Vectors:
+    """N texts → (N, D). Raises DataError naming the first that the model cannot embed: no record has its number."""
+    from ebr.model.compute.engine import UnfitTexts
+
+    try:
+        return encode(texts)
+    except UnfitTexts as error:
+        first, others = min(error.reasons), len(error.reasons) - 1
+        text = texts[first] if len(texts[first]) <= _SHOWN else f"{texts[first][:_SHOWN]}…"
+        more = f" ({others:,} more get no vector)" if others else ""
+        raise DataError(
+            f"data_path {data_path}: the {what} {text!r} {error.reasons[first]}{more}; mend or leave out its records"
+        ) from None
 
 
 # ---------------------------------------------------------------- what it is worth

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Router, StaticEmbedding
 
@@ -15,7 +16,9 @@ from ebr.data.training.examples import Example
 from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError, ModelError
 from ebr.model.encoder.encoder import load_encoder
+from ebr.model.encoder.merging import load_saved
 from ebr.model.encoder.routes import document_side, is_routed, with_query_map
+from ebr.model.encoder.text_reader import TextReader
 from ebr.model.files.identity import architecture, fingerprint, spelling_digest
 from ebr.training.batches.collator import Collator
 from ebr.training.query_map.cached import CachedRecords, Texts
@@ -195,6 +198,44 @@ def test_a_model_that_is_saved_otherwise_takes_no_place(tiny_model, tmp_path, mo
     with pytest.raises(ModelError, match="does not give its vectors of documents"):
         adapt(tiny_model, write_records(tmp_path / "records.json"), tmp_path / "model")
     assert not list((tmp_path / "model").iterdir())
+
+
+def test_weights_that_cannot_be_written_are_one_line_and_exit_code_2(tiny_model, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise SafetensorError("Error while serializing: IoError")
+
+    monkeypatch.setattr(SentenceTransformer, "save_pretrained", fail)
+    data = write_records(tmp_path / "records.json")
+    options = {"model_name": tiny_model, "data_path": data, "output_path": tmp_path / "model", **FAST}
+    assert cli.main(["adapt", *(f"--{name}={value}" for name, value in options.items())]) == 2
+    assert "the model cannot be written (Error while serializing: IoError)" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_does_not_load_is_no_merged_model(tmp_path):
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load_saved(tmp_path, trust_remote_code=False)
+    assert "merged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "what"), [("anchor", "query"), ("positive", "passage")])
+def test_a_text_that_the_model_cannot_embed_is_named_with_its_file(tiny_model, tmp_path, monkeypatch, key, what):
+    data = write_records(tmp_path / "records.json", negatives=False)
+    records = read_json(data)
+    records[1] = {**records[0], key: "a word beyond the table"}  # of de-duplicated texts it is number 1
+    data.write_text(json.dumps(records), encoding="utf-8")
+    monkeypatch.setattr(
+        TextReader,
+        "_beyond_table",
+        lambda self, tokens: {int(n): "holds 'x', for which the model has no embedding" for n in [1] if len(tokens) > 1
+                              and self.task == ("query" if key == "anchor" else "document")},
+    )  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        adapt(tiny_model, data, tmp_path / "model")
+    assert str(caught.value) == (
+        f"data_path {data}: the {what} 'a word beyond the table' holds 'x', for which the model has no embedding; "
+        "mend or leave out its records"
+    )
 
 
 # ---------------------------------------------------------------- what is measured, said, refused

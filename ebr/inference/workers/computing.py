@@ -26,7 +26,7 @@ from ebr.inference.workers.spec import EngineSpec
 from ebr.model.compute.precision import choose_settings
 from ebr.model.compute.settings import ComputeSettings
 from ebr.model.encoder.encoder import DOT
-from ebr.model.encoder.lengths import kept_length
+from ebr.model.encoder.lengths import kept_length, own_length
 from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.encoder.pooling import pooling_name
 from ebr.model.encoder.prompts import Role, prompt_for
@@ -41,7 +41,7 @@ _CALIBRATION_ROWS = 4096
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """A model that is ready to embed, and everything about it that its vectors depend on."""
+    """A model that is ready to embed, whole as every worker loads it, and everything about it that its vectors depend on."""
 
     loaded: LoadedModel
     spec: EngineSpec
@@ -61,8 +61,9 @@ def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
         truncate_dim=config.truncate_dim,
     )
     model = spec.load()
+    loaded = LoadedModel.of(model, resolve_model(spec.model_path))
     # Its queries may go through modules of their own, which the vectors of documents do not depend on.
-    loaded = LoadedModel.of(document_side(model), resolve_model(spec.model_path))
+    documents = LoadedModel.of(document_side(model)) if is_routed(model) else loaded
     if read_manifest(Path(config.model_path)) is None:
         say(f"{config.model_path} was not made by ebr: its pooling ({pooling_name(model)}) and prompts are taken as they are")
     if config.normalize_embeddings and loaded.similarity == DOT:
@@ -73,21 +74,23 @@ def load_for_inference(config: InferenceConfig, say: Say) -> ReadyModel:
     if is_routed(model):
         say(f"{config.model_path} has modules of its own for queries, which are not used: all texts are taken for documents")
     spec = replace(spec, prompt=prompt_for(model, Role.DOCUMENT) if config.prompt is None else config.prompt)
-    length, of_query, of_document = (kept_length(model, task) for task in (None, Role.QUERY.value, Role.DOCUMENT.value))
     facts = {
         "model": spec.model_path,
         "base_model_path": spec.base_model_path,
-        "model_sha256": loaded.sha256,
-        "architecture": loaded.architecture,
-        "spelling_sha256": loaded.spelling_sha256,
+        "model_sha256": documents.sha256,
+        "architecture": documents.architecture,
+        "spelling_sha256": documents.spelling_sha256,
         "pooling": pooling_name(model),
         "prompt": spec.prompt,
         "query_prompt": prompt_for(model, Role.QUERY),
-        "max_seq_length": length,
-        "query_max_len": None if of_query == length else of_query,
-        "passage_max_len": None if of_document == length else of_document,
+        "max_seq_length": kept_length(model),
+        "query_max_len": own_length(model, Role.QUERY.value),
+        "passage_max_len": own_length(model, Role.DOCUMENT.value),
         "normalized": config.normalize_embeddings,
     }
+    if documents.sha256 != loaded.sha256:
+        # What is said of queries is this model's alone, and not that of every model with its document side.
+        facts["whole_model_sha256"] = loaded.sha256
     return ReadyModel(loaded, spec, facts)
 
 
@@ -97,7 +100,7 @@ def make_recipe(config: InferenceConfig, facts: dict[str, Any], options: PartOpt
     Who computes, and how much at a time, is not in it: a run may be finished by another engine, or with a lower token_budget.
     """
     # A model is its weights and how they are computed with, wherever they lie; queries do not touch the vectors of documents.
-    elsewhere = ("model", "base_model_path", "query_prompt", "query_max_len")
+    elsewhere = ("model", "base_model_path", "whole_model_sha256", "query_prompt", "query_max_len")
     vectors = {name: value for name, value in facts.items() if name not in elsewhere}
     if vectors["passage_max_len"] is None:
         del vectors["passage_max_len"]  # that of all texts; earlier outputs do not name it, and must stay what they are

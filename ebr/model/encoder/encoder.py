@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
@@ -309,10 +310,16 @@ def require_transformer(model: SentenceTransformer, option: str, name: str) -> N
 
 
 def save_encoder(model: SentenceTransformer, folder: Path) -> None:
-    """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON."""
+    """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON.
+
+    Raises ModelError when its weights cannot be written as safetensors.
+    """
     _keep_lower_case(model)
-    with quiet_files():  # no card: it would be a copy of the base's
-        model.save_pretrained(str(folder), create_model_card=False)
+    try:
+        with quiet_files():  # no card: it would be a copy of the base's
+            model.save_pretrained(str(folder), create_model_card=False)
+    except SafetensorError as error:  # neither an OSError nor one of ours; a full disk may come as one
+        raise ModelError(f"the model cannot be written ({error})") from None
     lay_out_code(folder)
 
 

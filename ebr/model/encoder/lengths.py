@@ -13,6 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding, Transformer
 
 from ebr.errors import ModelError
+from ebr.model.encoder.prompts import Role
+from ebr.model.encoder.routes import route_of
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +80,9 @@ def _set_length(module: Any, wanted: Mapping[str, int | None], given: str) -> No
 
 
 def first_module(model: SentenceTransformer, task: str) -> Any:  # noqa: ANN401
-    """The module that texts of a task, query or document, go into."""
+    """The module that texts of a task, query or document, go into. Raises ModelError where a Router has none for it."""
     first = model[0]
-    if not isinstance(first, Router):
-        return first
-    routes = dict(first.sub_modules.items())
-    return routes.get(task, routes.get(str(first.default_route), next(iter(routes.values()))))[0]
+    return route_of(first, Role(task))[0] if isinstance(first, Router) else first
 
 
 def kept_length(model: SentenceTransformer, task: str | None = None) -> int | None:
@@ -92,6 +91,15 @@ def kept_length(model: SentenceTransformer, task: str | None = None) -> int | No
     own = getattr(module, f"{task}_length", None) if task is not None else None
     length = own or _length_of(module)
     return int(length) if math.isfinite(length) else None
+
+
+def own_length(model: SentenceTransformer, task: str) -> int | None:
+    """Tokens kept of a text of this task, where that is not the length of all texts; None as well where it has no route."""
+    try:
+        length = kept_length(model, task)
+    except ModelError:
+        return None
+    return None if length == kept_length(model) else length
 
 
 @contextmanager

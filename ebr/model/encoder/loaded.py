@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Router
 
 from ebr.data.versions import library_versions
 from ebr.model.encoder.encoder import similarity_of
-from ebr.model.encoder.lengths import kept_length
+from ebr.model.encoder.lengths import kept_length, own_length
 from ebr.model.encoder.pooling import pooling_name
+from ebr.model.encoder.prompts import Role
 from ebr.model.files.identity import architecture, fingerprint, spelling_digest
 from ebr.model.origin import ModelOrigin
 
@@ -48,8 +50,8 @@ class LoadedModel:
             pooling=pooling_name(model),
             prompts=dict(model.prompts),
             max_seq_length=kept_length(model),
-            query_max_len=getattr(model[0], "query_length", None),
-            passage_max_len=getattr(model[0], "document_length", None),
+            query_max_len=_length(model, Role.QUERY),
+            passage_max_len=_length(model, Role.DOCUMENT),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -67,3 +69,11 @@ class LoadedModel:
             "dim": self.model.get_embedding_dimension(),
             "versions": library_versions(),
         }
+
+
+def _length(model: SentenceTransformer, role: Role) -> int | None:
+    """Of texts of this role, as the model was saved; where they have a route of their own, as that reads them."""
+    if isinstance(model[0], Router):
+        return own_length(model, role.value)
+    length: int | None = getattr(model[0], f"{role.value}_length", None)
+    return length

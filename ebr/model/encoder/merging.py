@@ -124,7 +124,7 @@ def load_saved(folder: Path, *, trust_remote_code: bool) -> SentenceTransformer:
         with quiet_files():
             return SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"the merged model cannot be loaded ({error})") from error
+        raise ModelError(f"the model that was written cannot be loaded ({error})") from error
 
 
 def pickles_in(folder: Path) -> list[Path]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, Normalize, Router
 
-from ebr.errors import ModelError
+from ebr.data.files.write import read_json
+from ebr.errors import ModelError, first_line
 from ebr.model.encoder.prompts import Role
 
 QUERY_MAP = "query_map"
@@ -23,6 +25,28 @@ QUERY_MAP = "query_map"
 def is_routed(model: SentenceTransformer) -> bool:
     """Whether queries and documents go through modules of their own."""
     return any(isinstance(module, Router) for module in model)
+
+
+def route_of(router: Router, task: Role) -> torch.nn.Sequential:
+    """The modules that texts of a task go through, by the mappings and names that sentence-transformers itself goes by.
+
+    Raises ModelError where it would find none: a default route is for texts whose task nobody named.
+    """
+    try:
+        route = router._resolve_route(task=task.value, modality="text")
+    except ValueError as error:
+        raise ModelError(
+            f"the model has a Router without a route for texts of the task {task.value!r} ({first_line(error)}); give a model "
+            "whose Router has one, by its name or in its route_mappings"
+        ) from None
+    modules: torch.nn.Sequential = router.sub_modules[route]
+    return modules
+
+
+def has_routes(folder: Path) -> bool:
+    """As is_routed, of a model that is not loaded yet, by its modules.json."""
+    file = folder / "modules.json"
+    return file.is_file() and any(str(entry.get("type", "")).endswith(".Router") for entry in read_json(file))
 
 
 def refuse_routes(model: SentenceTransformer, option: str, name: str) -> None:
@@ -56,7 +80,8 @@ def with_query_map(model: SentenceTransformer, weight: torch.Tensor) -> Sentence
 def document_side(model: SentenceTransformer) -> SentenceTransformer:
     """The plain encoder that the model's documents go through, with the same modules; the model itself where it has no routes.
 
-    Two models with equal document sides give equal vectors of documents, whatever becomes of their queries.
+    Two models with equal document sides give equal vectors of documents, whatever becomes of their queries: it is what a
+    model's documents are told by. Vectors are computed with the model itself. Raises ModelError as route_of does.
     """
     return _of_modules(model, list(_of_documents(model))) if is_routed(model) else model
 
@@ -67,8 +92,7 @@ def _of_documents(model: SentenceTransformer) -> Iterator[tuple[str, torch.nn.Mo
         if not isinstance(module, Router):
             yield name, module
             continue
-        routes = dict(module.sub_modules.items())
-        route = routes.get(Role.DOCUMENT.value, routes.get(str(module.default_route), next(iter(routes.values()))))
+        route = route_of(module, Role.DOCUMENT)
         # In inference nothing is dropped.
         yield from ((f"{name}_{place}", inner) for place, inner in enumerate(route) if not isinstance(inner, Dropout))
 

@@ -93,6 +93,8 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in _FACTS_ELSEWHERE}
     if "modality_config" in kept:
         kept["modality_config"] = sorted({"text", "message"} & set(kept["modality_config"]))
+    if kept.get("route_mappings"):  # of a Router: by pairs, which are no keys in JSON
+        kept["route_mappings"] = {str(pair): route for pair, route in kept["route_mappings"].items()}
     return kept
 
 

@@ -26,7 +26,7 @@ SAME_VECTORS = (
 UNRECORDED = ("architecture", "spelling_sha256")
 """Of these, what manifests did not record at first: where one side has none, nothing is known against it."""
 
-_OF_QUERIES = ("model", "base_model_path", "query_prompt", "query_max_len")
+_OF_QUERIES = ("model", "base_model_path", "whole_model_sha256", "query_prompt", "query_max_len")
 _NAMED = 5
 
 

@@ -228,8 +228,9 @@ class TextIndex:
             base_model_path=self._base_model_path(),
         )
         self.queries_sha256 = self._check_model(model)
-        # One that fits by its documents alone says itself how its queries are read: the vectors may be of its base.
-        own = self.queries_sha256 != facts.get("model_sha256")
+        # What is recorded of queries is of the very model that made the vectors. One that only its documents join to it, an
+        # adapted model or its base, says itself how its queries are read.
+        own = self.queries_sha256 != whole_sha256(facts)
         if not own and (length := facts.get("query_max_len") or facts.get("max_seq_length")) is not None:
             set_lengths(model, length)
         if recorded and pooling_name(model) != recorded:
@@ -321,6 +322,12 @@ class TextIndex:
             f"were learned from them, and the recall that was measured would no longer hold ({len(ids):,} ids asked for); take "
             "them out of the vectors and build the index anew with ebr index"
         )
+
+
+def whole_sha256(facts: Mapping[str, Any]) -> str | None:
+    """Of all weights of the model that made the vectors, those of its queries too; None where nothing says."""
+    found = facts.get("whole_model_sha256") or facts.get("model_sha256")
+    return None if found is None else str(found)
 
 
 def open_index(

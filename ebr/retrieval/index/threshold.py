@@ -69,24 +69,58 @@ def check_searched(floor: Floor | None, queries_sha256: str | None) -> None:
 
 
 def _searched(config: SearchConfig, sidecar: Sidecar) -> Mapping[str, Any]:
-    """What the index records of its model; of queries what an adapted model says itself, whose documents are the index's."""
-    folder = Path(str(config.model_path or sidecar.facts.get("model")))
-    record = (read_manifest(folder) if folder.is_dir() else None) or {}
-    if "query_map" not in record:
-        return sidecar.facts
+    """What the index records of its vectors, and of the model that queries go through, told by all its weights.
+
+    As a search has it: what the index records of queries holds for the very model that made the vectors; another one with its
+    document side, an adapted model or its base, says itself how its queries are read. Raises ModelError as loading one does.
+    """
+    from ebr.retrieval.index.text_index import whole_sha256
+
+    whole = whole_sha256(sidecar.facts)
+    recorded = {**sidecar.facts, "model_sha256": whole}
+    if config.model_path is None and sidecar.facts.get("whole_model_sha256"):
+        return recorded
+    of_queries = _of_queries(config, sidecar)
+    return recorded if of_queries is None or of_queries["model_sha256"] == whole else {**recorded, **of_queries}
+
+
+def _of_queries(config: SearchConfig, sidecar: Sidecar) -> Mapping[str, Any] | None:
+    """What a model says itself of its queries; None for one that can only be the index's, as it has no side of its own."""
+    from ebr.model.encoder.prompts import Role, saved_prompt
+    from ebr.model.encoder.routes import has_routes
+    from ebr.model.origin import resolve_model
+
+    name = config.model_path or sidecar.facts.get("model")
+    if name is None:
+        return None
+    source = resolve_model(str(name))
+    folder = source.files
+    says: Mapping[str, Any] = (read_manifest(folder) if folder else None) or {}
+    if "query_map" not in says:
+        # Nothing to read tells its weights. Only where there may be two models with one document side it is loaded for that.
+        if not sidecar.facts.get("whole_model_sha256") and folder is not None and not has_routes(folder):
+            return None
+        says = _loaded_facts(config, str(name))
     return {
-        **sidecar.facts,
-        "model_sha256": record.get("model_sha256"),
-        "query_prompt": _saved_query_prompt(record),
-        "query_max_len": record.get("query_max_len") or record.get("max_seq_length"),
+        "model_sha256": says.get("model_sha256"),
+        "query_prompt": saved_prompt(says.get("prompts") or {}, Role.QUERY),
+        "query_max_len": says.get("query_max_len") or says.get("max_seq_length"),
     }
 
 
-def _saved_query_prompt(record: Mapping[str, Any]) -> str:
-    """Put before queries, as a manifest of a model says."""
-    from ebr.model.encoder.prompts import Role, saved_prompt
+def _loaded_facts(config: SearchConfig, name: str) -> Mapping[str, Any]:
+    from ebr.model.encoder.encoder import load_encoder
+    from ebr.model.encoder.loaded import LoadedModel
 
-    return saved_prompt(record.get("prompts") or {}, Role.QUERY)
+    # What does not fit the index is said by the search, which loads it anew.
+    model = load_encoder(
+        name,
+        trust_remote_code=config.trust_remote_code,
+        base_model_path=config.base_model_path,
+        device="cpu",
+        compare=False,
+    )
+    return LoadedModel.of(model).facts()
 
 
 def _report_file(config: SearchConfig, sidecar: Sidecar) -> Path:
