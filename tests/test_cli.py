@@ -358,6 +358,7 @@ def test_a_text_that_says_none_is_searched_for(words, calls):
     assert calls.pop()[1].query is None
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 @pytest.mark.parametrize(("ends_with_reader", "code"), [(True, 2), (False, 0)])
 def test_full_disk_below_standard_output_ends_a_search_and_no_other_work(ends_with_reader, code, monkeypatch, capsys, caplog):
     command, verb = ("search", "search_index") if ends_with_reader else ("infer", "run_batch_inference")

@@ -170,7 +170,7 @@ def _save(
     plan: AdaptPlan, base: LoadedModel, adapted: SentenceTransformer, found: QueryMap, report: Report | None
 ) -> Path | None:
     """Write the whole folder, compared with the base before it takes its place; the page of the report, if there is one."""
-    from ebr.model.encoder.encoder import save_encoder
+    from ebr.model.encoder.encoder import save_whole
     from ebr.model.encoder.loaded import LoadedModel
     from ebr.model.encoder.merging import load_saved, pickles_in
     from ebr.model.origin import public_name
@@ -179,7 +179,7 @@ def _save(
 
     adapted.to("cpu")
     with write_folder_aside(plan.output) as aside:
-        save_encoder(adapted, aside)
+        save_whole(adapted, aside)
         if pickles := pickles_in(aside):
             raise ModelError(f"{plan.base.where}: {pickles[0].relative_to(aside)} is a pickle; save the model as safetensors")
         saved = load_saved(aside, trust_remote_code=plan.config.trust_remote_code).float()

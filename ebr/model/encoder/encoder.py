@@ -312,15 +312,20 @@ def require_transformer(model: SentenceTransformer, option: str, name: str) -> N
 def save_encoder(model: SentenceTransformer, folder: Path) -> None:
     """Save an encoder, or the adapter that it carries, with its pooling, prompts and lengths: safetensors and JSON.
 
-    Raises ModelError when its weights cannot be written as safetensors.
+    Raises SafetensorError, which is no OSError, when its weights cannot be written: a full disk may come as one.
     """
     _keep_lower_case(model)
-    try:
-        with quiet_files():  # no card: it would be a copy of the base's
-            model.save_pretrained(str(folder), create_model_card=False)
-    except SafetensorError as error:  # neither an OSError nor one of ours; a full disk may come as one
-        raise ModelError(f"the model cannot be written ({error})") from None
+    with quiet_files():  # no card: it would be a copy of the base's
+        model.save_pretrained(str(folder), create_model_card=False)
     lay_out_code(folder)
+
+
+def save_whole(model: SentenceTransformer, folder: Path) -> None:
+    """save_encoder for whoever has nothing to rescue. Raises ModelError when the weights cannot be written."""
+    try:
+        save_encoder(model, folder)
+    except SafetensorError as error:
+        raise ModelError(f"the model cannot be written ({error})") from None
 
 
 @contextmanager

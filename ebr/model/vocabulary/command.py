@@ -159,7 +159,7 @@ def extend_vocabulary(config: ExtendConfig, *, say: Say = speak) -> ExtendResult
     """
     import numpy as np
 
-    from ebr.model.encoder.encoder import save_encoder
+    from ebr.model.encoder.encoder import save_whole
     from ebr.model.encoder.loaded import LoadedModel
     from ebr.model.encoder.merging import load_saved
     from ebr.model.files.identity import fingerprint
@@ -177,7 +177,7 @@ def extend_vocabulary(config: ExtendConfig, *, say: Say = speak) -> ExtendResult
     rng = np.random.default_rng(config.seed)
     new = widen(encoder[0].model, first, len(tokens), words, rng, plan.base.where)
     with write_folder_aside(plan.output) as aside:
-        save_encoder(encoder, aside)
+        save_whole(encoder, aside)
         saved = load_saved(aside, trust_remote_code=config.trust_remote_code)
         _check(plan, saved, known, before)
         manifest = _manifest(plan, LoadedModel.of(saved), base_sha256, new)
