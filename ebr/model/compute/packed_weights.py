@@ -238,10 +238,8 @@ def unpack_weights(model: SentenceTransformer) -> None:
 @contextmanager
 def packed_for(model: SentenceTransformer, n_texts: int) -> Iterator[None]:
     """A float32 model computes so many texts with packed weights until the block ends, where nothing is against it."""
-    first = model[0].model if isinstance(model[0], Transformer) else None
-    is_plain = first is not None and "forward" not in first.__dict__ and first.dtype == torch.float32
-    worth = n_texts >= _WORTH_PACKING and platform.machine() in _TRIED_ON
-    if not (worth and is_plain) or why_not_packed(model, torch.float32) is not None:
+    worth = n_texts >= _WORTH_PACKING and platform.machine() in _TRIED_ON and packed_forward(model) is None
+    if not worth or why_not_packed(model, torch.float32) is not None or model[0].model.dtype != torch.float32:
         yield
         return
     pack_weights(model)
