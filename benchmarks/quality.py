@@ -40,11 +40,11 @@ from stock import Pairs, read_pairs, stock_model, stock_trainer
 
 from ebr import ExtendConfig, FinetuneConfig, MiningConfig, extend_vocabulary, mine_hard_negatives, train_sentence_transformer
 from ebr.data.evaluation.evaluation_set import read_evaluation_set
-from ebr.model.compute.attention import this_machine
 from ebr.model.compute.local_engine import RetrievalEncoder
 from ebr.model.encoder.encoder import load_encoder
 from ebr.retrieval.measures.measurement import evaluate_encoder
 from ebr.retrieval.measures.significance import paired_bootstrap
+from ebr.training.resources.mixed_precision import mixed_precision
 
 SETS = ("en_banking77", "zh_cmrc2018", "zh_drcd", "en_esci")
 STEPS = {"en_banking77": 200, "zh_cmrc2018": 95, "zh_drcd": 125, "en_esci": 85}
@@ -294,7 +294,6 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    has_bfloat16 = torch.cuda.is_available() or this_machine("cpu").has_bfloat16
     for data in () if options.table else options.sets:
         setting = Setting(
             data=data,
@@ -302,7 +301,7 @@ def main() -> int:
             steps=options.steps or STEPS.get(data, 120),
             max_seq_length=options.max_seq_length,
             batch=options.batch,
-            precision="bfloat16" if has_bfloat16 else "float32",
+            precision="bfloat16" if mixed_precision(FinetuneConfig()) == "bf16" else "float32",
         )
         for arm in arms_of(data, options.arms):
             recipe = options.recipe if arm == "ours_recipe" else {}

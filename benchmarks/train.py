@@ -39,9 +39,11 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
+from ebr import FinetuneConfig
 from ebr.model.compute.attention import this_machine
 from ebr.model.encoder.encoder import load_encoder
 from ebr.model.origin import resolve_model
+from ebr.training.resources.mixed_precision import mixed_precision
 
 RUN = Path(__file__).with_name("train_run.py")
 EMBEDDED, DECODER = "all-MiniLM-L6-v2", "decoder"
@@ -94,7 +96,8 @@ def arms_of(device: str, model: str) -> list[Arm]:
     if not has_bf16:
         print("bfloat16 arms are left out: this processor has none, and would take many times as long")
         return [Arm(STOCK, F32), Arm(PADDED, F32), Arm(OURS, F32)]
-    arms = [Arm(STOCK, F32), Arm(STOCK, BF16), Arm(STOCK, BF16_WEIGHTS), Arm(PADDED, F32), Arm(OURS, BF16)]
+    as_it_comes = BF16 if mixed_precision(FinetuneConfig()) == "bf16" else F32
+    arms = [Arm(STOCK, F32), Arm(STOCK, BF16), Arm(STOCK, BF16_WEIGHTS), Arm(PADDED, F32), Arm(OURS, as_it_comes)]
     if device == "cuda" and is_flash_attn_2_available():
         arms.insert(3, Arm(STOCK, BF16_WEIGHTS, "flash_attention_2"))
     elif device == "cuda":

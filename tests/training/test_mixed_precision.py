@@ -9,7 +9,9 @@ import torch
 
 from ebr.config import FinetuneConfig
 from ebr.errors import ConfigError
+from ebr.model.compute import attention
 from ebr.training.plan import plan_finetune, settled
+from ebr.training.resources import mixed_precision as race
 from ebr.training.resources.mixed_precision import mixed_precision, products_dtype
 from ebr.workflow.finetuning import train_sentence_transformer
 
@@ -26,6 +28,26 @@ def test_auto_is_where_the_processor_multiplies_bfloat16(processor):
     assert mixed_precision(FinetuneConfig(bf16=True)) == "bf16"
     assert mixed_precision(FinetuneConfig(fp16=True)) == "fp16", "auto gives way to what is asked for"
     assert products_dtype(FinetuneConfig(bf16=True)) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("seconds", "faster"),
+    [({torch.float32: 2.0, torch.bfloat16: 1.0}, True), ({torch.float32: 1.0, torch.bfloat16: 2.0}, False)],
+)
+def test_avx512_bf16_alone_has_to_win_a_race(seconds, faster, tmp_path, monkeypatch):
+    """Some processors take twice as long for a product in bfloat16."""
+    info, clock = tmp_path / "cpuinfo", [0.0]
+    info.write_text("flags : avx512_bf16\n", encoding="ascii")
+    monkeypatch.setattr(attention, "CPU_INFO", info)
+    monkeypatch.setattr(race.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(race.F, "linear", lambda rows, weight: clock.__setitem__(0, clock[0] + seconds[rows.dtype]))
+    race._wins_a_race.cache_clear()
+    try:
+        assert mixed_precision(FinetuneConfig()) == ("bf16" if faster else "no")
+        info.write_text("flags : avx512_bf16 amx_bf16\n", encoding="ascii")
+        assert mixed_precision(FinetuneConfig()) == "bf16", "AMX need not race"
+    finally:
+        race._wins_a_race.cache_clear()
 
 
 @pytest.mark.parametrize("supported", [True, False])

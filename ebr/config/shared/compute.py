@@ -27,8 +27,8 @@ class EngineOptions(Config):
     fp16: bool = option(False, "mixed precision float16; needs a GPU", "float16 混合精度；需要 GPU")
     bf16: bool | Literal["auto"] = option(
         "auto",
-        "mixed precision bfloat16; auto = where the processor or the GPU multiplies it",
-        "bfloat16 混合精度；auto 在处理器或 GPU 支持 bfloat16 乘法时启用",
+        "mixed precision bfloat16; auto = where the processor or the GPU is fast with it",
+        "bfloat16 混合精度；auto 在处理器或 GPU 上 bfloat16 更快时启用",
     )
     attn_implementation: Literal["eager", "sdpa"] | None = option(
         None,
