@@ -9,6 +9,7 @@ from ebr.config.mining import MiningConfig as MiningConfig
 from ebr.config.models.adapt import AdaptConfig as AdaptConfig
 from ebr.config.models.extend import ExtendConfig as ExtendConfig
 from ebr.config.models.merge import MergeConfig as MergeConfig
+from ebr.config.models.tune import TuneConfig as TuneConfig
 from ebr.config.pairs import PairsConfig as PairsConfig
 from ebr.config.sample import SampleConfig as SampleConfig
 from ebr.config.train import TrainConfig as TrainConfig
@@ -31,5 +32,6 @@ from ebr.visualization.command import visualize_embeddings as visualize_embeddin
 from ebr.workflow.adapting import adapt_queries as adapt_queries
 from ebr.workflow.finetuning import train_sentence_transformer as train_sentence_transformer
 from ebr.workflow.merging import merge_adapter as merge_adapter
+from ebr.workflow.tune.command import tune_model as tune_model
 
 __version__: str

@@ -186,7 +186,10 @@ def test_every_command_line_is_accepted_by_its_command(language):
             parser.add_argument("words", nargs="*")
         values, unknown = parser.parse_known_args([flag_to_name(word) for word in words])
         assert not unknown, f"ebr {name} has no {unknown}"
-        config.from_dict({key: value for key, value in vars(values).items() if key not in {*EVERY_COMMAND, *OF_SOME, "words"}})
+        given = {key: value for key, value in vars(values).items() if key not in {*EVERY_COMMAND, *OF_SOME, "words"}}
+        # A file of options has those that are required.
+        required = [key for key, field in config.model_fields.items() if field.is_required()] if "config" in values else []
+        config.from_dict(dict.fromkeys(required, "told by the file") | given)
 
 
 @LANGUAGES

@@ -8,6 +8,7 @@ from ebr.config.mining import MiningConfig
 from ebr.config.models.adapt import AdaptConfig
 from ebr.config.models.extend import ExtendConfig
 from ebr.config.models.merge import MergeConfig
+from ebr.config.models.tune import TuneConfig
 from ebr.config.options import Config
 from ebr.config.pairs import PairsConfig
 from ebr.config.sample import SampleConfig
@@ -28,5 +29,6 @@ __all__ = [
     "SampleConfig",
     "SearchConfig",
     "TrainConfig",
+    "TuneConfig",
     "VisualizationConfig",
 ]

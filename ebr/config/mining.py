@@ -62,6 +62,11 @@ class _Choice(Config):
         gt=0,
         le=1,
     )
+    same_answer: Literal["auto", "text", "chain"] = option(
+        "auto",
+        "which candidates are right for a query and no negatives, as for fine-tuning: text, chain, or auto",
+        "哪些候选也是查询的正确答案、不作负例，与微调相同：text、chain 或 auto",
+    )
     keep_negatives: bool = option(True, "keep the negatives that the records have already", "保留记录中已有的负例")
     output_format: Literal["pairs", "triplets"] | None = option(
         None,

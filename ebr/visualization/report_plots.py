@@ -22,6 +22,7 @@ _OUTCOME_COLOURS = {"better": ROSE, "worse": FELL, "unclear": UNCLEAR}
 
 KIND_COLOURS = {"float32": "#0072B2", "float16": "#E69F00", "int8": "#009E73", "binary": "#CC79A7"}
 _KIND_MARKERS = {"float32": "o", "float16": "s", "int8": "^", "binary": "D"}
+_CLIMB_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676")
 _INCHES_WIDE = 5.4
 _MOST_STEPS = 400  # queries drawn one by one; beyond, evenly spaced ranks show the same shape
 # Dates, versions and the address of matplotlib's site have no place in a page that shall be equal for equal numbers.
@@ -107,6 +108,39 @@ def sizes_svg(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], goo
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=9, loc="lower right")
+        return _svg_text(figure)
+
+
+def ladder_svg(
+    climbs: Mapping[str, tuple[Sequence[float], Sequence[float]]], base: float, chosen: tuple[str, float] | None
+) -> str:
+    """nDCG@10 (upwards) against training steps (to the right, doubling), one line a recipe, one point a trial.
+
+    climbs: recipe → (steps, ndcg), the recipe that climbed highest first. base: the untuned model's, a dashed line. chosen: the
+    recipe and steps of the trial that was taken, drawn as a star; None = none was.
+    Raises ValueError when there is no point to draw.
+    """
+    if not any(len(steps) for steps, _ in climbs.values()):
+        raise ValueError("there are no trials to draw")
+    with _drawing(climbs):
+        figure, axes = _panel(3.4)
+        axes.axhline(base, color="#333333", linewidth=1, linestyle=(0, (4, 3)))
+        for place, (name, (steps, ndcg)) in enumerate(climbs.items()):
+            colour = _CLIMB_COLOURS[place % len(_CLIMB_COLOURS)]
+            axes.plot(steps, ndcg, label=name, color=colour, linewidth=1.6, marker="o", markersize=4.5)
+            for x, y in zip(steps, ndcg, strict=True):
+                if chosen == (name, x):
+                    axes.plot([x], [y], color=colour, marker="*", markersize=15, markeredgecolor="#333333")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(
+            FixedLocator(_spread_out(sorted({float(x) for steps, _ in climbs.values() for x in steps})))
+        )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.08, y=0.12)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg_text(figure)
 
 

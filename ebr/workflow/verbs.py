@@ -21,6 +21,7 @@ from ebr.config import (
     SampleConfig,
     SearchConfig,
     TrainConfig,
+    TuneConfig,
     VisualizationConfig,
 )
 
@@ -76,6 +77,12 @@ _VERBS = (
     Verb("finetune", FinetuneConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, "FINETUNE_CONFIG", on_every_gpu=_RELAUNCH),
     Verb("train", TrainConfig, _FINETUNE, _PLAN_FINETUNE, _CHECK, on_every_gpu=_RELAUNCH),
     Verb("merge", MergeConfig, "ebr.workflow.merging.merge_adapter", "ebr.model.merge_plan.plan_merge"),
+    Verb(
+        "tune",
+        TuneConfig,
+        "ebr.workflow.tune.command.tune_model",
+        "ebr.workflow.tune.command.plan_tune",
+    ),
     Verb("adapt", AdaptConfig, "ebr.workflow.adapting.adapt_queries", "ebr.training.query_map.plan.plan_adapt"),
     Verb(
         "infer",

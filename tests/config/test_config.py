@@ -174,7 +174,8 @@ LOWER_BOUNDS = {
     "learning_rate": (1e-9, 0), "new_token_learning_rate": (0, -1),
     "max_seq_length": (4, 3), "query_max_len": (4, 3), "passage_max_len": (4, 3), "neg_nums": (0, -1),
     "temperature": (1e-9, 0), "lora_r": (1, 0), "lora_alpha": (1, 0),
-    "lora_dropout": (0, -0.1), "weight_decay": (0, -0.1), "l1_regularization": (0, -0.1), "max_grad_norm": (0, -1),
+    "lora_dropout": (0, -0.1), "model_dropout": (0, -0.1), "weight_decay": (0, -0.1),
+    "l1_regularization": (0, -0.1), "max_grad_norm": (0, -1),
     "label_smoothing": (0, -0.1), "validation_split": (0, -0.1), "eval_steps": (1, 0), "early_stopping_patience": (0, -1),
     "early_stopping_threshold": (0, -0.1), "warmup_ratio": (0, -0.1), "gradient_accumulation_steps": (1, 0),
     "dataloader_num_workers": (0, -1), "seed": (0, -1), "save_steps": (0, -1), "save_on_epoch_end": (0, -1),
@@ -183,7 +184,8 @@ LOWER_BOUNDS = {
     "micro_batch_tokens": (1, 0), "activation_memory_gb": (0, -0.1),
 }  # fmt: skip
 UPPER_BOUNDS = {
-    "lora_dropout": (0.99, 1), "label_smoothing": (0.99, 1), "validation_split": (0.99, 1), "warmup_ratio": (0.99, 1),
+    "lora_dropout": (0.99, 1), "model_dropout": (0.99, 1),
+    "label_smoothing": (0.99, 1), "validation_split": (0.99, 1), "warmup_ratio": (0.99, 1),
     "noise_prob": (1, 1.01),
 }  # fmt: skip
 

@@ -81,6 +81,8 @@ def of_model(model):
     seen = flat("model", {"length": model.max_seq_length, "weights": fingerprint(model), "modules": len(model)})
     seen |= flat("model", {"query_length": model[0].query_length, "passage_length": model[0].document_length})
     seen |= flat("model", {"pooling": pooling_name(model), "attention": model[0].model.config._attn_implementation})
+    own = {module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" not in name}
+    seen |= flat("model", {"dropout": sorted(own)})
     seen |= flat("model", {"trained": [name for name, weight in model.named_parameters() if weight.requires_grad]})
     return seen | flat("lora", lora(model))
 
@@ -192,6 +194,7 @@ CHANGES = {
     "lora_dropout": (0.2, {"lora.lora_dropout"}),
     "target_modules": (["query"], {"lora.target_modules", "model.weights", "model.trained", "run.info"}),
     "weight_decay": (0.1, {"args.weight_decay"}),
+    "model_dropout": (0.3, {"model.dropout"}),
     "l1_regularization": (0.1, {"loss.l1"}),
     "max_grad_norm": (0.5, {"args.max_grad_norm"}),
     "label_smoothing": (0.1, {"objective.label_smoothing"}),

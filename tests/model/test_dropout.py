@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ebr.model.compute.dropout import LightDropout, dropout, keep_mask, light_dropout, light_dropout_attention
+from ebr.model.compute.dropout import LightDropout, dropout, keep_mask, light_dropout, light_dropout_attention, set_dropout
 from ebr.model.encoder.encoder import load_encoder
 
 N = 1_000_003
@@ -25,6 +25,42 @@ def bare(tiny_model, tiny_decoder):
 @pytest.fixture
 def encoder(bare):
     return copy.deepcopy(bare["encoder"])
+
+
+def each_make():
+    """Models of two small layers, with dropout in their configs, of makes that keep its chance in different places."""
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+    both = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    kinds = {
+        "bert": both, "xlm-roberta": both, "mpnet": both,
+        "modernbert": {"attention_dropout": 0.5, "mlp_dropout": 0.5, "embedding_dropout": 0.5, "pad_token_id": 0},
+        "qwen2": {"attention_dropout": 0.5, "num_key_value_heads": 2},
+        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.5, "attention_dropout": 0.5},
+    }  # fmt: skip
+    for kind, more in kinds.items():
+        torch.manual_seed(0)
+        named = {} if kind == "distilbert" else size
+        yield kind, AutoModel.from_config(CONFIG_MAPPING[kind](**{**named, "vocab_size": 50, **more}))
+
+
+@pytest.mark.parametrize(("kind", "model"), [*each_make()])
+def test_a_model_without_dropout_trains_on_what_it_computes(kind, model):
+    """In every make: with its own chance two passes differ, with 0 they are those of evaluation."""
+    ids = torch.arange(1, 25).view(2, 12)
+    passes = lambda: [model(input_ids=ids).last_hidden_state for _ in range(2)]  # noqa: E731
+    model.train()
+    one, other = passes()
+    assert not torch.equal(one, other), "its config has dropout"
+    before = model.config.to_dict()
+    set_dropout(model, 0.0)
+    one, other = passes()
+    model.eval()
+    expected, _ = passes()
+    assert torch.equal(one, other) and torch.allclose(one, expected, atol=1e-5)
+    assert model.config.to_dict() == before, "what is saved says what the model was made with"
 
 
 # ---------------------------------------------------------------- masks

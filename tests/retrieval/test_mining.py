@@ -81,6 +81,40 @@ def table_mine(scratch, cosines, records, candidates=None, **rules):
     return list(mine(records, candidates, TableEncoder(cosines), Rules(**rules), scratch=scratch()))
 
 
+def test_what_records_lead_to_is_no_negative_where_chains_have_one_answer(scratch):
+    """a → b ← c: c is an answer to a, which no record of a says; whatever stands in another chain is mined as ever."""
+    cosines = {"b": 0.9, "c": 0.8, "d": 0.7, "e": 0.6}
+    records = [record("a", ["b"]), record("c", ["b"]), record("d", ["e"])]
+    chains = {"a": 1, "b": 1, "c": 1, "d": 2, "e": 2}
+    rules, candidates = Rules(), documents(["b", "c", "d", "e"])
+    alone, *_ = mine(records, candidates, TableEncoder(cosines), rules, scratch=scratch())
+    chained, *_ = mine(records, candidates, TableEncoder(cosines), rules, scratch=scratch(), chain_of=chains)
+    assert names(alone.mined) == [("c", 2), ("d", 3), ("e", 4)]
+    assert names(chained.mined) == [("d", 3), ("e", 4)] and reasons(chained)["c"] is Reason.POSITIVE
+
+
+@pytest.mark.parametrize(("same_answer", "is_mined"), [("auto", False), ("chain", False), ("text", True)])
+def test_mined_negatives_leave_chains_what_they_are(same_answer, is_mined, tiny_model, tmp_path):
+    """Records of intents: with the wordings of an intent mined as its negatives, training would no longer see a chain."""
+    wordings = [
+        [f"{colour} {word}" for word in ("shoe", "shirt", "lamp")] for colour in ("red", "blue", "green", "small", "large")
+    ]
+    records = [{"anchor": a, "positive": b} for one in wordings for a, b in zip(one, [*one[1:], one[0]], strict=True)]
+    path = tmp_path / "intents.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    output = tmp_path / "mined.json"
+    mine_hard_negatives(
+        MiningConfig(
+            model_path=tiny_model, data_path=str(path), output_path=output, same_answer=same_answer, max_relative_score=1.0,
+            near_duplicate=1.0, num_negatives=20,
+        ),
+        say=lambda line: None,
+    )  # fmt: skip
+    of_a_chain = {text: set(one) for one in wordings for text in one}
+    found = {text for one in read_examples([output]) for text in one.negatives if text in of_a_chain[one.query]}
+    assert bool(found) is is_mined
+
+
 def names(negatives):
     return [(one.text, one.rank) for one in negatives]
 

@@ -84,6 +84,15 @@ class LightDropout(nn.Dropout):
         return dropout(input, self.p) if self.training and 0 < self.p < 1 else super().forward(input)
 
 
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Have every layer of a model drop out with chance p: modules of dropout, and chances that layers keep as numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        for name in [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]:
+            setattr(module, name, p)
+
+
 class _DroppedAttention(torch.autograd.Function):
     """softmax(q kᵀ s + bias), dropped out, times v; q, k, v (B, H, L, D) → (B, L, H, D).
 

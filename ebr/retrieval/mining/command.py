@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ebr.config import MiningConfig
 from ebr.config.mining import HYBRID
@@ -22,8 +22,10 @@ from ebr.data.speech import Say, speak
 from ebr.data.text.counted import counted
 from ebr.data.text.cut_texts import CutTexts, cut_facts, cut_lines
 from ebr.data.text.terminal_text import one_line
-from ebr.data.training.examples import find_training_files
+from ebr.data.training.answers import SameAnswer, chain_of_each, count_chains
+from ebr.data.training.examples import Example, find_training_files
 from ebr.data.training.files import Record, as_format, read_training_records, to_object, training_file
+from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -161,6 +163,7 @@ def mine_hard_negatives(config: MiningConfig, *, say: Say = speak) -> MiningResu
         scratch=home,
         n_candidates=plan.n_candidates,
         by_words_too=config.teacher == HYBRID,
+        chain_of=_chain_of(plan.records, config.same_answer),
     )
     with closing(mined):
         result = _write(plan, _scored(plan, mined, teacher), started)
@@ -219,6 +222,17 @@ def _scored(plan: MiningPlan, mined: Iterator[Mined], teacher: LoadedModel | Non
         return mined
     encoder = RetrievalEncoder(teacher.model, batch_size=plan.config.batch_size, show_progress=False, similarity=COSINE)
     return scored_by(encoder, plan.records, mined)
+
+
+def _chain_of(records: Sequence[Record], wanted: SameAnswer | Literal["auto"]) -> dict[str, int] | None:
+    """By normal form, the chain of each text of the records; None where a chain has no one answer, or is not to have it."""
+    examples = [Example(one.query, one.positives, one.negatives) for one in records]
+    texts = TextTable.of(examples)
+    ids = texts.records(examples)
+    if count_chains(ids, batch_size=2).answer(wanted) == "text":
+        return None
+    chains = chain_of_each(ids)
+    return {form: chains[number] for form, number in texts.forms.items() if number in chains}
 
 
 def _rules(config: MiningConfig) -> Rules:

@@ -112,12 +112,15 @@ def mine(
     block: int = _BLOCK,
     n_candidates: int | None = None,
     by_words_too: bool = False,
+    chain_of: Mapping[str, int] | None = None,
 ) -> Generator[Mined, None, None]:
     """What each record gets, in the order of the records; it depends neither on that order nor on `block`.
 
     candidates: what to choose from, read once; None = every positive of the records. Texts of one normal form count once.
     scratch: a folder on whose disk the candidates' texts and float32 vectors lie, in files without a name; `block` of them, and
     the search results of `block` records, are in memory at once. n_candidates: how many there may be, for the bar.
+    chain_of: by normal form, the chain of a text of the records, where a chain has one answer: a candidate in that of the query
+    is a positive too. None = only what the records say themselves.
     by_words_too: also have the texts scored by a HybridTeacher as deep as top_k; the candidates' words are then in memory.
 
     A query's positives are those of every record with the same normal form of the query. A document is one of them, and one of
@@ -135,7 +138,8 @@ def mine(
     with closing(_Passages(candidates, own, ids_of, encode, scratch, block, n_candidates)) as passages:
         if not len(passages.texts):
             raise DataError("there are no candidates to choose negatives from; give a corpus with texts")
-        judge = _Judge(records, ids_of, passages, rules, passages.hybrid_teacher(rules.top_k) if by_words_too else None)
+        teacher = passages.hybrid_teacher(rules.top_k) if by_words_too else None
+        judge = _Judge(records, ids_of, passages, rules, teacher, chain_of or {})
         queries = {query: row for row, query in enumerate(dict.fromkeys(record.query for record in records))}
         vectors = embed_to_disk(queries, encode.encode_queries, scratch, block=block, desc="queries", total=len(queries))
         with progress_bar(total=len(records), desc="mine", unit="record") as bar:
@@ -279,7 +283,9 @@ class _Judge:
         passages: _Passages,
         rules: Rules,
         teacher: HybridTeacher | None,
+        chain_of: Mapping[str, int],
     ) -> None:
+        self._chain_of = chain_of
         self._ids_of, self._passages, self._rules, self._teacher = ids_of, passages, rules, teacher
         # Texts only: the shingles of all positives would take many times their memory.
         self._positives: dict[str, dict[str, None]] = {}
@@ -297,7 +303,7 @@ class _Judge:
             reason = None
             if self._passages.is_among(its_form, {form}) or self._is_near(its_words, [words]):
                 reason = Reason.QUERY
-            elif self._passages.is_among(its_form, right):
+            elif self._passages.is_among(its_form, right) or self._are_chained(form, its_form):
                 reason = Reason.POSITIVE
             elif self._is_near(its_words, right_words):
                 reason = Reason.NEAR_POSITIVE
@@ -305,6 +311,11 @@ class _Judge:
                 reason = Reason.QUERY
             hits.append(_Hit(text, its_form, row, score, rank, reason))
         return _Query(hits, right, scores)
+
+    def _are_chained(self, form: str, other: str) -> bool:
+        """Whether two texts, by their normal forms, have one answer because records lead from one to the other."""
+        chain = self._chain_of.get(form)
+        return chain is not None and chain == self._chain_of.get(other)
 
     def _is_near(self, words: frozenset[str], others: Iterable[frozenset[str]]) -> bool:
         return any(is_near(words, other, self._rules.near_duplicate) for other in others)

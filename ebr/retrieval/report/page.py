@@ -18,9 +18,9 @@ from ebr.retrieval.measures.changes import Slice
 from ebr.retrieval.measures.compression import Compressed
 from ebr.retrieval.measures.measurement import UNJUDGED
 from ebr.retrieval.report import text as report_text
-from ebr.retrieval.report.parts import MOST_CHARACTERS, Contrast, DatasetReport, Measured, Report
+from ebr.retrieval.report.parts import MOST_CHARACTERS, Contrast, DatasetReport, Ladder, Measured, Report
 from ebr.retrieval.report.text import Wording, facts_to_show, isolated, score, signed
-from ebr.visualization.report_plots import differences_svg, forest_svg, sizes_svg
+from ebr.visualization.report_plots import differences_svg, forest_svg, ladder_svg, sizes_svg
 
 HEADLINE = "ndcg@10"
 TOLERANCE = 0.01
@@ -96,6 +96,14 @@ class SizePart:
     picture: Picture
 
 
+@dataclass(frozen=True)
+class LadderPart:
+    """What was tried before the choice, with its picture."""
+
+    ladder: Ladder
+    picture: Picture
+
+
 def report_html(report: Report, language: Language) -> str:
     """The whole page. language: "en" or "zh".
 
@@ -109,6 +117,7 @@ def report_html(report: Report, language: Language) -> str:
         verdicts=_verdicts(report, words),
         main=_dataset(report.main, words),
         forgetting=_dataset(report.forgetting, words) if report.forgetting else None,
+        ladder=_ladder(report.ladder, words) if report.ladder else None,
         sizes=[_sizes(model, words) for model in models if model.compression],
         facts_of=lambda facts: facts_to_show(facts, language),
         unjudged=UNJUDGED,
@@ -258,6 +267,20 @@ def _sizes(model: Measured, words: Wording) -> SizePart:
     )
     picture = _picture(sizes_svg(curves, good_enough), words("sizes_alt"), words("sizes_caption"))
     return SizePart(model.name, kinds, cells, smallest, sentence, picture)
+
+
+def _ladder(ladder: Ladder, words: Wording) -> LadderPart:
+    climbs: dict[str, tuple[list[float], list[float]]] = {}
+    for attempt in sorted(ladder.attempts, key=lambda attempt: attempt.steps):
+        if attempt.left_out is None:
+            steps, ndcg = climbs.setdefault(attempt.recipe, ([], []))
+            steps.append(attempt.steps)
+            ndcg.append(attempt.ndcg)
+    ordered = dict(sorted(climbs.items(), key=lambda climb: -max(climb[1][1])))
+    chosen = next(((one.recipe, float(one.steps)) for one in ladder.attempts if one.is_chosen), None)
+    svg = ladder_svg(ordered, next(iter(ladder.baselines.values())), chosen)
+    values = "; ".join(f"{one.recipe} {one.steps:,}: {score(one.ndcg)}" for one in ladder.attempts)
+    return LadderPart(ladder, _picture(svg, words("ladder_alt", values=values), words("ladder_caption")))
 
 
 def _picture(svg: str, alt: Markup, caption: Markup) -> Picture:

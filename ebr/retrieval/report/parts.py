@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ebr.data.evaluation.calibration import Calibration
-from ebr.data.evaluation.comparison import Comparison
+from ebr.data.evaluation.comparison import Comparison, Interval, Outcome
 from ebr.data.evaluation.leaks import LeakCheck
 from ebr.retrieval.measures.changes import ChangedQuery, Slice
 from ebr.retrieval.measures.compression import Compressed
@@ -73,6 +73,34 @@ class DatasetReport:
         return {**self.contrasts[0].comparison.to_json(), "thresholds": thresholds}
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One recipe that was tried before the choice, with its nDCG@10 on the records that were chosen on.
+
+    gain: over the base, with its interval. outcome: of the gain, see Change.outcome. left_out: the ingredient that it lacks to
+    show what that one gives; None for one that could be chosen.
+    """
+
+    recipe: str
+    steps: int
+    ndcg: float
+    gain: Interval
+    outcome: Outcome
+    seconds: float
+    is_chosen: bool = False
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What was tried, in the order in which it was. baselines: of the base, of BM25 and of both together, by name."""
+
+    n_queries: int
+    n_documents: int
+    baselines: dict[str, float]
+    attempts: tuple[Attempt, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """The evidence: on the set that was tuned for, on another one, and what training may have seen of it.
@@ -86,3 +114,5 @@ class Report:
     leaks: LeakCheck | None
     leak_note: str
     facts: dict[str, Any]
+    ladder: Ladder | None = None
+    """What was tried before; None where a model was not chosen among several."""

@@ -66,6 +66,8 @@ def report_json(report: Report) -> dict[str, Any]:
         "leaks": dataclasses.asdict(report.leaks) | {"is_leak": report.leaks.is_leak} if report.leaks else None,
         "leak_note": report.leak_note,
     }
+    if report.ladder:
+        record["ladder"] = dataclasses.asdict(report.ladder)
     plain: dict[str, Any] = _plain(record | {name: fact for name, fact in report.facts.items() if name not in record})
     return plain
 

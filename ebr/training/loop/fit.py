@@ -30,6 +30,7 @@ from ebr.model.adapters.attach import (
     train_every_weight,
     trainable_share,
 )
+from ebr.model.compute.dropout import set_dropout
 from ebr.model.encoder.encoder import COSINE
 from ebr.model.encoder.loaded import LoadedModel
 from ebr.model.encoder.prompts import set_prompts
@@ -89,6 +90,8 @@ def prepare_model(model: SentenceTransformer, config: FinetuneConfig) -> None:
         )
         model.similarity_fn_name = COSINE
     check_dims(config.matryoshka_dims, model.get_embedding_dimension())
+    if config.model_dropout is not None:
+        set_dropout(model, config.model_dropout)
     new = new_tokens_of(model[0].model, f"model {config.model_name!r}")
     if config.finetune_type == "full":
         train_every_weight(model)

@@ -1,0 +1,58 @@
+"""The choice among trials, with the noise in mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ebr.data.evaluation.comparison import CONFIDENCE, Interval
+from ebr.workflow.tune.recipes import STOCK
+from ebr.workflow.tune.trials import Trial
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is taken. best: the trial of the best mean; chosen: the simplest of those that are as good; None = the base stays.
+
+    equals: trials as good as the best, it among them. gain: of `simplest` over the base. p: of a paired randomisation test.
+    """
+
+    best: Trial
+    simplest: Trial
+    equals: tuple[Trial, ...]
+    gain: Interval
+    p: float
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The simplest, where its gain over the base is clear; None = the base."""
+        return self.simplest if self.gain.low > 0 and self.p <= 1 - CONFIDENCE else None
+
+
+def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
+    """Choose among trials that were measured on the same queries as the base.
+
+    As good as the best is what lies within one standard error of the paired difference (the one-standard-error rule of Breiman
+    et al. 1984). Of these the simplest is taken: of the fewest ingredients, and among such of the best mean; the stock recipe
+    only where nothing else is as good. The base stays unless interval and randomisation test agree that it is worse.
+    """
+    from ebr.retrieval.measures.significance import paired_bootstrap, randomization_test
+
+    best = max(trials, key=lambda trial: trial.mean)
+    equals = tuple(trial for trial in trials if is_as_good(trial.by_query(), best.by_query()))
+    simplest = min(equals, key=lambda trial: (trial.recipe.name == STOCK, len(trial.recipe.ingredients), -trial.mean))
+    found = simplest.by_query()
+    gain, p = paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
+    return Choice(best, simplest, equals, gain, p)
+
+
+def is_as_good(scores: Scores, best: Scores) -> bool:
+    """Whether the mean of the paired difference to the best is within its own standard error."""
+    differences = best - scores
+    error = float(differences.std(ddof=1)) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    return bool(differences.mean() <= error)

@@ -1,0 +1,387 @@
+"""Tune: records and minutes in; recipes tried, the best model out, with the proof of what it is worth."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebr.config import FinetuneConfig, TuneConfig
+from ebr.data.evaluation.corpus import find_corpus
+from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
+from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_json
+from ebr.data.speech import Say, speak
+from ebr.data.text.counted import counted
+from ebr.data.versions import library_versions
+from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
+from ebr.workflow.tune.budget import Budget, Speed
+from ebr.workflow.tune.choice import Choice, choose
+from ebr.workflow.tune.final import FinalModel, make_final
+from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
+from ebr.workflow.tune.parts import Split, read_part, split_records, write_parts
+from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
+from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
+from ebr.workflow.tune.result import TuneResult
+from ebr.workflow.tune.state import KIND, MODEL, RECIPE, State, check_place_of
+from ebr.workflow.tune.trials import METRIC, Trial, Workshop
+
+if TYPE_CHECKING:
+    from ebr.retrieval.measures.measurement import Evaluation
+    from ebr.retrieval.report.write import Report
+
+_STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
+_CHARACTERS_A_TOKEN = 4
+_OF_ONE_RUN = {"few-steps"}
+"""Findings that are of a run's own options, which the ladder decides."""
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """What a tuning would split and where it would write."""
+
+    config: TuneConfig
+    split: Split
+    inputs: dict[str, str]
+    """Hashes of what is read."""
+
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        config = self.config
+        spend = f"{config.steps:,} training steps" if config.steps else f"{config.minutes:g} minutes"
+        if config.recipe:
+            spend = "one recipe, as it stands"
+        test = [f"test    {config.eval_dataset}"] if config.eval_dataset else []
+        return [f"base    {config.model_name}", *self.split.lines(), *test, f"spend   {spend}", f"output  {config.output_dir}"]
+
+
+def plan_tune(config: TuneConfig) -> TunePlan:
+    """Read and split the records, check everything that can be, and train nothing. Raises EBRError subclasses."""
+    from ebr.model.origin import is_adapter, resolve_model
+
+    config.check()
+    check_place_of(config.output_dir)
+    if config.recipe is not None:
+        Recipe.from_json(config.recipe.get("recipe", {}))
+    if is_adapter(resolve_model(config.model_name)):
+        raise ModelError(f"model_name {config.model_name}: is an adapter; merge it first (ebr merge)")
+    corpora = [find_corpus(Path(name).expanduser()) for name in config.corpus or ()]
+    folders = [folder for folder in (config.eval_dataset, config.forgetting_dataset) if folder]
+    for folder in folders:
+        read_evaluation_set(folder)
+    split = split_records(config)
+    inputs = {"data_path": hash_files(split.files)} | ({"corpus": hash_files(corpora)} if corpora else {})
+    inputs |= {"evaluation": hash_files([file for folder in folders for file in evaluation_files(folder)])} if folders else {}
+    if config.recipe is not None and config.recipe.get("inputs", {}).get("data_path") != inputs["data_path"]:
+        raise ConfigError(f"recipe: was found on other records than {config.data_path}; tune anew, or give those")
+    return TunePlan(config, split, inputs)
+
+
+def tune_model(config: TuneConfig, *, say: Say = speak) -> TuneResult:
+    """Try recipes for so many minutes, choose one on records apart, and prove on others what it is worth.
+
+    The folder gets the model, whole; the report with base, stock recipe and choice on the test part and every trial; and
+    recipe.json, by which `ebr tune --config` makes the same model again. Where nothing is better than the base beyond chance,
+    no model is written, and the base is the answer. What is interrupted goes on when the same is asked for again; a finished
+    trial is never run twice. Raises EBRError subclasses that say what to mend; Interrupted after Ctrl-C.
+    """
+    from ebr.visualization.library_caches import settle_matplotlib_cache
+
+    settle_matplotlib_cache()
+    plan = plan_tune(config)
+    for line in plan.lines():
+        say(line)
+    state, goes_on = State.begin_or_go_on(config, plan.inputs)
+    if goes_on:
+        say(f"going on with the work in {state.folder}")
+    try:
+        return _Tuning(plan, state, say).run()
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"stopped; the same command goes on with the work in {state.folder}") from None
+
+
+class _Tuning:
+    """One tuning from its split records to its result."""
+
+    def __init__(self, plan: TunePlan, state: State, say: Say) -> None:
+        self.plan, self.config, self.state, self.say = plan, plan.config, state, say
+        self._began = time.monotonic() - state.seconds
+        parts = write_parts(plan.split, plan.config, state.folder / "records")
+        bf16 = self._known("bf16", self._is_fast_in_bfloat16)
+        choose_on = read_part(parts.choose)
+        self.shop = Workshop(plan.config, parts, choose_on, plan.split.same_answer, bf16, state.folder)
+
+    def run(self) -> TuneResult:
+        """All of it, or the recipe that was given alone."""
+        if self.config.recipe is not None:
+            return self._follow(self.config.recipe)
+        self._check()
+        base, facts = self._base(), self._facts()
+        baselines = with_words(self.shop, base)
+        self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self._on()}")
+        recipes, stock = suggested(facts, self.config.finetune_type), stock_recipe(facts, self.config.finetune_type)
+        rungs, budget = self._ladder(recipes, base)
+        trials = self._climb(rungs, recipes, stock, budget)
+        choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
+        self.say(f"choice  {why(choice, base.mean(METRIC))}")
+        without = self._without(choice, budget)
+        ladder = ladder_of(self.shop, base, baselines, trials, without, choice)
+        final = make_final(self.shop, choice.chosen, self.say) if choice.chosen else None
+        models = {self.config.model_name: self.config.model_name}
+        models |= {_CHOSEN_NAME: str(final.folder)} if final else {}
+        top = max((trial for trial in trials if trial.recipe == stock), key=lambda trial: trial.steps, default=None)
+        models |= {_STOCK_NAME: top.model} if top else {}
+        report = prove(self.shop, self.plan.split, models, ladder, self.say)
+        return self._finish(choice, final, report, why(choice, base.mean(METRIC)))
+
+    # ---------------------------------------------------------------- looking and measuring
+
+    def _known(self, name: str, find: Any) -> Any:  # noqa: ANN401
+        """A figure that is found out once for a tuning, however often it is interrupted."""
+        if name not in self.state.known:
+            self.state.known[name] = find()
+            self._save()
+        return self.state.known[name]
+
+    def _save(self) -> None:
+        self.state.seconds = time.monotonic() - self._began
+        self.state.save()
+
+    def _is_fast_in_bfloat16(self) -> bool:
+        from ebr.training.resources.mixed_precision import mixed_precision
+
+        return mixed_precision(FinetuneConfig()) == "bf16"
+
+    def _check(self) -> None:
+        """What the check finds in the training part, said once."""
+        from ebr.training.doctor.command import check_training
+
+        def findings() -> list[str]:
+            config = self.shop.finetuning(Recipe("check"), 0, self.state.folder / "check")
+            report = check_training(config, say=_nothing)
+            found = [finding for finding in report.findings if finding.name not in _OF_ONE_RUN]
+            return [line for finding in found for line in finding.lines()[:1]] or ["nothing to mend"]
+
+        for line in self._known("check", findings):
+            self.say(f"check   {line}")
+
+    def _on(self) -> str:
+        dataset = self.shop.choose
+        queries, documents = counted(len(dataset.queries), "query", "queries"), counted(len(dataset.documents), "document")
+        return f"{queries} and {documents} to choose on"
+
+    def _base(self) -> Evaluation:
+        return self.shop.evaluate(self.config.model_name)
+
+    def _facts(self) -> DataFacts:
+        train = self.plan.split.train
+        return DataFacts(
+            unknown=self._known("unknown", self._unknown),
+            same_answer=self.plan.split.same_answer,
+            every_record_has_negatives=all(one.negatives for one in train),
+            has_corpus=bool(self.config.corpus),
+        )
+
+    def _unknown(self) -> float:
+        """Share of the characters that the base cannot spell and could be taught."""
+        from ebr.model.vocabulary.command import plan_extend
+
+        try:
+            return float(plan_extend(self.shop.extending(self.state.folder / "extended")).missing.before.share)
+        except (ModelError, DataError):  # it spells everything, or cannot be extended
+            return 0.0
+
+    # ---------------------------------------------------------------- the ladder
+
+    def _ladder(self, recipes: list[Recipe], base: Evaluation) -> tuple[list[Rung], Budget]:
+        """The rungs, and what they may spend; with minutes, as many steps as were found to fit in the first run."""
+        epoch_steps = max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
+        speed = self._known("speed", lambda: vars(self._speed(recipes)))
+        if self.config.steps:
+            budget = Budget(self.config.steps)
+        else:
+            found = Speed(**speed)
+            cost = sum(map(self._cost, recipes)) / len(recipes)
+            seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
+            n_trials = sum(rung.n_recipes for rung in plan_ladder(len(recipes), 10**6, epoch_steps)) + 1
+            total = self._known("total_steps", lambda: found.steps_in(seconds, n_trials, cost))
+            ends_at = self._began + self.config.minutes * 60
+            budget = Budget(total, ends_at, found.step_s, found.trial_s, found.reserve_s)
+        if budget.total_steps < 2 * LEAST_STEPS:
+            raise ConfigError(
+                f"minutes {self.config.minutes:g}: leave {counted(budget.total_steps, 'training step')} on this machine, and a "
+                f"recipe beside the stock one takes {2 * LEAST_STEPS} at least; give more, or lower max_seq_length"
+            )
+        rungs = plan_ladder(len(recipes), budget.total_steps, epoch_steps)
+        words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
+        self.say(f"ladder  {total_of(rungs):,} steps: {words}, and the stock recipe × {rungs[-1].steps:,}")
+        return rungs, budget
+
+    def _speed(self, recipes: list[Recipe]) -> Speed:
+        """Measured on a few steps of the recipe that was suggested first, and on the part to choose on."""
+        if self.config.steps:
+            return Speed(0, 0, 0, 0)
+        recipe = next(one for one in recipes if not NEGATIVES & set(one.ingredients))
+        self.shop.base(recipe)
+        started = time.monotonic()
+        model, train_s = self.shop.trained(recipe, LEAST_STEPS, self.state.folder / "probe")
+        around_s = time.monotonic() - started - train_s
+        started = time.monotonic()
+        self.shop.evaluate(model)
+        evaluate_s = time.monotonic() - started
+        dataset, test = self.shop.choose, read_part(self.shop.parts.test)
+        text_s = evaluate_s / (len(dataset.queries) + len(dataset.documents))
+        n_mined = sum(1 for _ in self.shop.parts.corpus.open(encoding="utf-8")) + len(self.plan.split.train)
+        kinds = {one for recipe in recipes for one in recipe.ingredients if one in NEGATIVES}
+        n_tested = 3 * (len(test.queries) + len(test.documents))
+        return Speed(
+            step_s=train_s / LEAST_STEPS,
+            trial_s=around_s + evaluate_s,
+            reserve_s=n_tested * text_s + 6 * evaluate_s + 30,
+            once_s=len(kinds) * n_mined * text_s,
+        )
+
+    def _cost(self, recipe: Recipe) -> float:
+        """Of a step, 1 = of a record's query and positive alone."""
+        if not NEGATIVES & set(recipe.ingredients):
+            return 1.0
+        most = _CHARACTERS_A_TOKEN * self.config.max_seq_length
+        queries = sum(min(most, len(one.query)) for one in self.plan.split.train)
+        passages = sum(min(most, len(one.positives[0])) for one in self.plan.split.train)
+        n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
+        return 1 + float(n_negatives) * passages / max(1, queries + passages)
+
+    def _climb(self, rungs: list[Rung], recipes: list[Recipe], stock: Recipe, budget: Budget) -> list[Trial]:
+        """Every trial of the ladder, the stock recipe's last. Raises ConfigError where there was no time for one."""
+        trials: list[Trial] = []
+
+        def attempt(recipe: Recipe, steps: int) -> float | None:
+            if not budget.allows(steps, self._cost(recipe)):
+                self.say(f"trial   {recipe.name} is left out: {budget.left()}")
+                return None
+            try:
+                self.shop.make(recipe)
+            except DataError as error:
+                self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
+                return NO_FIGURE
+            trials.append(self._tried(recipe, steps, budget))
+            return trials[-1].mean
+
+        climb(rungs, recipes, attempt)
+        if not trials:
+            raise ConfigError(f"minutes {self.config.minutes:g}: are over before one recipe could be tried; give more")
+        # As many steps as the longest that was tried: the proof holds the choice against it.
+        attempt(stock, max(trial.steps for trial in trials))
+        return trials
+
+    def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial:
+        trial, is_new = self.shop.run(recipe, steps)
+        budget.used += steps
+        self._save()
+        kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
+        self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} ({kept}; {budget.left()})")
+        return trial
+
+    def _without(self, choice: Choice, budget: Budget) -> dict[str, Trial]:
+        """The chosen recipe with each of its ingredients left out, as far as the budget goes: what each gives."""
+        found: dict[str, Trial] = {}
+        chosen = choice.chosen
+        for ingredient in chosen.recipe.ingredients if chosen else ():
+            assert chosen is not None
+            recipe = chosen.recipe.without(ingredient)
+            if budget.allows_more(chosen.steps, self._cost(recipe)):
+                found[ingredient.value] = trial = self._tried(recipe, chosen.steps, budget)
+                self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
+        return found
+
+    # ---------------------------------------------------------------- the end
+
+    def _finish(self, choice: Choice, final: FinalModel | None, report: Report, reason: str) -> TuneResult:
+        """Write what the folder holds in the end: the model, unless the proof speaks against it; the report, the recipe."""
+        output, proof = self.config.output_dir, results_of(report)
+        if final and proof[_CHOSEN_NAME] <= proof[self.config.model_name]:
+            reason += (
+                f"; but on the test part it is not ({proof[_CHOSEN_NAME]:.4f} against {proof[self.config.model_name]:.4f})"
+            )
+            final = None
+        if final:
+            record = self._recipe(final)
+            final.describe(report, self.config.language)
+            final.move_to(output / MODEL)
+            write_json(output / RECIPE, record)
+        from ebr.retrieval.report.write import write_report
+
+        page, _ = write_report(output, report, self.config.language)
+        self._save()
+        comparison, forgetting = (
+            one.contrasts[0].comparison if final and one else None for one in (report.main, report.forgetting)
+        )
+        result = TuneResult(
+            self.config.model_name,
+            output / MODEL if final else None,
+            reason,
+            self.state.seconds,
+            comparison,
+            forgetting,
+            over_stock=over_stock(report, _CHOSEN_NAME, _STOCK_NAME, self.config.seed) if final else None,
+            proof=proof,
+            ladder=report.ladder,
+            report=page,
+            command=_again(output) if final else "",
+        )
+        self._write_manifest(result)
+        self.state.end()
+        return result
+
+    def _recipe(self, final: FinalModel) -> dict[str, Any]:
+        """What makes the model again: every option, and the recipe with its steps and its weight."""
+        recipe = {
+            "recipe": final.trial.recipe.to_json(),
+            "steps": final.trial.steps,
+            "weight": final.weight,
+            "bf16": self.shop.bf16,
+            "inputs": self.plan.inputs,
+        }
+        return {"kind": "recipe", "config": {**self.config.to_json(), "recipe": recipe}}
+
+    def _write_manifest(self, result: TuneResult) -> None:
+        record = {
+            "kind": KIND,
+            "config": self.config.to_json(),
+            "base_model": self.config.model_name,
+            "model": MODEL if result.model_path else None,
+            "why": result.why,
+            "proof": result.proof,
+            "inputs": self.plan.inputs,
+            "found": self.state.known,
+            "seconds": round(result.seconds, 1),
+            "versions": library_versions(),
+        }
+        write_json(self.config.output_dir / FOLDER_MANIFEST, record)
+
+    def _follow(self, recorded: Mapping[str, Any]) -> TuneResult:
+        """Train a recipe that was found before, with its own steps, and merge as much of it as was then."""
+        recipe, steps = Recipe.from_json(recorded["recipe"]), int(recorded["steps"])
+        shop = Workshop(**{**vars(self.shop), "bf16": bool(recorded["bf16"])})
+        trial, _ = shop.run(recipe, steps)
+        self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} on {self._on()}")
+        final = make_final(shop, trial, self.say, weight=float(recorded["weight"]))
+        output = self.config.output_dir
+        final.move_to(output / MODEL)
+        self._save()
+        reason = f"{recipe.name} with {steps:,} steps, as given"
+        result = TuneResult(self.config.model_name, output / MODEL, reason, self.state.seconds)
+        self._write_manifest(result)
+        self.state.end()
+        return result
+
+
+def _again(output: Path) -> str:
+    """The one command that makes the same model again."""
+    return f"ebr tune --config {shlex.quote(str(output / RECIPE))} --output_dir {shlex.quote(f'{output}-again')}"
+
+
+def _nothing(line: str) -> None:
+    """What the check says beside its findings."""

@@ -1,0 +1,201 @@
+"""The records in three parts that share no text: to train on, to choose on, and to prove on what was chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebr.config import TuneConfig
+from ebr.data.evaluation.corpus import find_corpus, read_corpus
+from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
+from ebr.data.files.write import write_folder_aside
+from ebr.data.text.counted import counted
+from ebr.data.text.normal_form import normal_form
+from ebr.data.training.answers import SameAnswer, count_chains, find_answers
+from ebr.data.training.examples import Example, find_training_files, read_examples
+from ebr.data.training.split import split_validation
+from ebr.data.training.text_table import TextTable
+from ebr.errors import DataError
+
+LEAST_QUERIES = 30
+"""With fewer to choose on, chance alone would choose."""
+MOST_QUERIES = 500
+MOST_DISTRACTORS = 1000
+"""Texts that are searched beside the answers: they are embedded for every trial."""
+MOST_CANDIDATES = 5000
+"""Texts of corpora that negatives are looked for among, beside the passages of the training part."""
+_TRAIN, _CORPUS, _CHOOSE, _TEST = "train.jsonl", "corpus.jsonl", "choose", "test"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The records of a tuning, in parts. test: empty where an evaluation folder was given.
+
+    same_answer: by what texts count as one answer, see ebr.data.training.answers; the recipes of a tuning mask by it, and the
+    parts are judged by it.
+    """
+
+    files: tuple[Path, ...]
+    train: list[Example]
+    choose: list[Example]
+    test: list[Example]
+    texts: TextTable
+    same_answer: SameAnswer
+
+    def lines(self) -> list[str]:
+        """How many records there are of each, for people."""
+        lines = [
+            f"train   {counted(len(self.train), 'record')}, of {counted(len(self.files), 'file')}",
+            f"choose  {counted(len(self.choose), 'record')} that no recipe is trained on",
+        ]
+        return [*lines, f"test    {counted(len(self.test), 'record')} that nothing but the proof sees"] if self.test else lines
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a split lie. corpus: texts of the training part that negatives are looked for among."""
+
+    train: Path
+    corpus: Path
+    choose: Path
+    test: Path
+
+
+def split_records(config: TuneConfig) -> Split:
+    """Read the records and split them once. Raises DataError for records that are wrong, or too few to choose on."""
+    files = find_training_files(config.data_path)
+    examples = read_examples(files)
+    texts = TextTable.of(examples)
+    rng = np.random.default_rng(config.seed)
+    rest, test = (examples, []) if config.eval_dataset else split_validation(examples, config.test_split, rng, texts)
+    # A share of all records, whatever was taken for the test.
+    train, choose = split_validation(rest, config.choose_split * len(examples) / len(rest), rng, texts)
+    for name, part in (("choose_split", choose), ("test_split", test)):
+        queries = len({one.query for one in part})
+        if queries < LEAST_QUERIES and (part or name == "choose_split"):
+            raise DataError(
+                f"{config.data_path}: {name} leaves {counted(queries, 'query', 'queries')}, and by fewer than "
+                f"{LEAST_QUERIES} chance would choose; raise {name}, or give more records"
+            )
+    same_answer = count_chains(texts.records(examples), config.train_batch_size).shows
+    return Split(tuple(files), train, choose, test, texts, same_answer)
+
+
+def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
+    """Write the parts as files that every verb reads, whole or not at all; what a tuning that goes on has written stays."""
+    parts = Parts(folder / _TRAIN, folder / _CORPUS, folder / _CHOOSE, config.eval_dataset or folder / _TEST)
+    if folder.is_dir():
+        return parts
+    passages = dict.fromkeys(text for one in split.train for text in (*one.positives, *one.negatives))
+    further = _drawn(_further_texts(config, split.texts), MOST_CANDIDATES, config.seed)
+    # As in use: what was trained on is searched too. No query of these parts was trained on, and no answer to one.
+    beside = _drawn([*_distinct(passages, split.texts), *further], MOST_DISTRACTORS, config.seed)
+    with write_folder_aside(folder) as aside:
+        _write_lines(aside / _TRAIN, map(_record, split.train))
+        _write_lines(aside / _CORPUS, ({"_id": str(row), "text": text} for row, text in enumerate([*passages, *further])))
+        _write_evaluation(aside / _CHOOSE, split.choose, beside, split, config.seed)
+        if split.test:
+            _write_evaluation(aside / _TEST, split.test, beside, split, config.seed)
+    return parts
+
+
+def read_part(folder: Path) -> EvaluationSet:
+    """The evaluation set of a part."""
+    return read_evaluation_set(folder)
+
+
+def _record(example: Example) -> dict[str, Any]:
+    """As ebr finetune and ebr train read it."""
+    record: dict[str, Any] = {"query": example.query, "pos": list(example.positives), "neg": list(example.negatives)}
+    if example.positive_scores:
+        record["pos_scores"] = list(example.positive_scores)
+    if example.negative_scores:
+        record["neg_scores"] = list(example.negative_scores)
+    return record
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+# ---------------------------------------------------------------- a part as an evaluation folder
+
+
+def _write_evaluation(folder: Path, part: Sequence[Example], further: Sequence[str], split: Split, seed: int) -> None:
+    """A part in BEIR's form. A text has one id as query and as document, so that a query never finds itself."""
+    judged = judgements(part, split.texts, split.same_answer)
+    spelt: dict[int, str] = {}
+    for example in part:
+        for text in example.texts():
+            spelt.setdefault(split.texts.ids[text], text)
+    documents = dict.fromkeys(split.texts.ids[text] for one in part for text in (*one.positives, *one.negatives))
+    rows = np.random.default_rng(seed).permutation(len(judged))[:MOST_QUERIES]
+    queries = [list(judged)[row] for row in sorted(rows)]
+    corpus = [{"_id": f"t{one}", "text": spelt[one]} for one in documents]
+    corpus += [{"_id": f"c{row}", "text": text} for row, text in enumerate(further)]
+    _write_lines(folder / "corpus.jsonl", corpus)
+    _write_lines(folder / "queries.jsonl", ({"_id": f"t{one}", "text": spelt[one]} for one in queries))
+    lines = [f"t{query}\tt{document}\t1\n" for query in queries for document in sorted(judged[query])]
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+
+
+def judgements(part: Sequence[Example], texts: TextTable, same_answer: SameAnswer) -> dict[int, set[int]]:
+    """By query, the passages of the part that are right for it, itself left out, all by ids; queries without any are out."""
+    records = texts.records(part)
+    answers = find_answers(records, same_answer)
+    passages = {positive for one in records for positive in one.positives}
+    found = {one.query: answers.among(one.query, passages) - {one.query} for one in records}
+    return {query: set(right) for query, right in found.items() if right}
+
+
+# ---------------------------------------------------------------- further texts
+
+
+def _further_texts(config: TuneConfig, texts: TextTable) -> Iterator[str]:
+    """The texts of the corpora that no record has."""
+    for name in config.corpus or ():
+        for document in read_corpus(find_corpus(Path(name).expanduser())):
+            if normal_form(document.whole) not in texts.forms:
+                yield document.whole
+
+
+def _distinct(passages: Iterable[str], texts: TextTable) -> Iterator[str]:
+    """Each text once, however it is spelt."""
+    seen: set[int] = set()
+    for text in passages:
+        if texts.ids[text] not in seen:
+            seen.add(texts.ids[text])
+            yield text
+
+
+def _drawn(texts: Iterable[str], most: int, seed: int) -> list[str]:
+    """At most so many distinct texts, the same ones whatever the order they come in: those of the smallest hashes."""
+    salt = str(seed).encode()
+
+    def place(text: str) -> bytes:
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, salt=salt.ljust(16)[:16]).digest()
+
+    by_hash: dict[bytes, str] = {}
+    kept: list[tuple[int, bytes]] = []  # a heap whose first is the largest hash
+    for text in texts:
+        key = place(text)
+        if key in by_hash:
+            continue
+        number = -int.from_bytes(key)
+        if len(kept) < most:
+            heapq.heappush(kept, (number, key))
+        elif number > kept[0][0]:
+            del by_hash[heapq.heappushpop(kept, (number, key))[1]]
+        else:
+            continue
+        by_hash[key] = text
+    return [by_hash[key] for _, key in sorted(kept, reverse=True)]

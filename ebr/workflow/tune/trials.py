@@ -1,0 +1,256 @@
+"""Trials: one recipe, so many steps, what it is worth on the part to choose on, and what it took; each is kept."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ebr.config import (
+    EvaluationConfig,
+    ExtendConfig,
+    FinetuneConfig,
+    MiningConfig,
+    PairsConfig,
+    TuneConfig,
+)
+from ebr.config.mining import HYBRID
+from ebr.config.shared.objective import LOSSES
+from ebr.data.evaluation.evaluation_set import EvaluationSet
+from ebr.data.files.write import FOLDER_MANIFEST, manifest_path, read_json, write_json
+from ebr.data.training.answers import SameAnswer
+from ebr.workflow.tune.parts import Parts
+from ebr.workflow.tune.recipes import Ingredient, Recipe
+
+if TYPE_CHECKING:
+    from ebr.model.encoder.loaded import LoadedModel
+    from ebr.retrieval.measures.measurement import Evaluation
+
+METRIC = "ndcg@10"
+DEPTH = 100
+"""Documents ranked a query: as deep as Recall@100 looks."""
+_RECORD = "trial.json"
+_SAVES = 4
+"""Checkpoints that a trial writes on its way, so that a killed one loses a quarter of itself at most."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe tried. model: the folder of the trained model, an adapter or a whole one. scores: nDCG@10 by query."""
+
+    recipe: Recipe
+    steps: int
+    model: str
+    scores: tuple[float, ...]
+    train_s: float
+    took_s: float
+    """With what was made for it first, loading, and the evaluation."""
+
+    @property
+    def mean(self) -> float:
+        """nDCG@10 on the part to choose on."""
+        return float(np.mean(self.scores))
+
+    def by_query(self) -> npt.NDArray[np.float64]:
+        """(Q,) the scores."""
+        return np.asarray(self.scores, np.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"recipe": self.recipe.to_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Trial:
+        """What to_json wrote."""
+        return cls(**{**record, "recipe": Recipe.from_json(record["recipe"]), "scores": tuple(record["scores"])})
+
+
+def _silence(line: str) -> None:
+    """What verbs say on the way to a trial is not shown; warnings and bars are."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes what recipes need, trains them, and measures them; whatever is there already is not made again.
+
+    bf16: whether products are in bfloat16, found out once for all trials. choose: the set of the part to choose on.
+    """
+
+    config: TuneConfig
+    parts: Parts
+    choose: EvaluationSet
+    same_answer: SameAnswer
+    bf16: bool
+    work: Path
+
+    # ---------------------------------------------------------------- ingredients
+
+    def base(self, recipe: Recipe) -> str:
+        """The model that a recipe tunes, made where it has to be."""
+        if Ingredient.EXTENDED not in recipe.ingredients:
+            return self.config.model_name
+        folder = self.work / "extended"
+        if not (folder / FOLDER_MANIFEST).is_file():
+            from ebr.model.vocabulary.command import extend_vocabulary
+
+            extend_vocabulary(self.extending(folder), say=_silence)
+        return str(folder)
+
+    def extending(self, folder: Path) -> ExtendConfig:
+        """How the vocabulary is extended: by the characters of the training part and of the texts beside it."""
+        config = self.config
+        return ExtendConfig(
+            model_name=config.model_name,
+            data_path=str(self.parts.train),
+            corpus=[str(self.parts.corpus)],
+            output_path=folder,
+            seed=config.seed,
+            pooling=config.pooling,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def make(self, recipe: Recipe) -> None:
+        """Whatever a recipe needs. Raises DataError where the records or texts do not give it."""
+        self._data(recipe, self.base(recipe))
+
+    def _data(self, recipe: Recipe, base: str) -> dict[str, Any]:
+        """The options that say what a recipe is trained on, made where it has to be."""
+        if Ingredient.PAIRS in recipe.ingredients:
+            of_each = [{"data_path": str(self.parts.train)}, {"data_path": str(self._pairs()), "weight": 0.5}]
+            return {"sources": of_each}
+        for ingredient, teacher in ((Ingredient.MINED, None), (Ingredient.HYBRID, HYBRID)):
+            if ingredient in recipe.ingredients:
+                return {"data_path": str(self._mined(base, ingredient, teacher))}
+        return {"data_path": str(self.parts.train)}
+
+    def _pairs(self) -> Path:
+        path = self.work / "pairs.jsonl"
+        if not manifest_path(path).is_file():
+            from ebr.data.pairs.command import make_pairs
+
+            make_pairs(PairsConfig(corpus=[str(self.parts.corpus)], output_path=path, seed=self.config.seed), say=_silence)
+        return path
+
+    def _mined(self, base: str, ingredient: Ingredient, teacher: str | None) -> Path:
+        own = base == self.config.model_name
+        path = self.work / f"{ingredient.value}{'' if own else '-extended'}.jsonl"
+        if not manifest_path(path).is_file():
+            from ebr.retrieval.mining.command import mine_hard_negatives
+
+            config = self.config
+            mining = MiningConfig(
+                model_path=base,
+                data_path=str(self.parts.train),
+                corpus=self.parts.corpus,
+                output_path=path,
+                teacher=teacher,
+                same_answer=self.same_answer,
+                seed=config.seed,
+                max_seq_length=config.max_seq_length,
+                query_prompt=config.query_prompt,
+                passage_prompt=config.passage_prompt,
+                pooling=config.pooling,
+                trust_remote_code=config.trust_remote_code,
+            )
+            mine_hard_negatives(mining, say=_silence)
+        return path
+
+    # ---------------------------------------------------------------- training
+
+    def finetuning(self, recipe: Recipe, steps: int, folder: Path) -> FinetuneConfig:
+        """The options of a trial's training; what it needs is made first."""
+        config, base = self.config, self.base(recipe)
+        masks = LOSSES[str(recipe.options.get("loss", "info_nce"))].masks
+        options = {
+            "model_name": base,
+            "output_dir": folder,
+            "finetune_type": config.finetune_type,
+            "train_batch_size": config.train_batch_size,
+            "max_seq_length": config.max_seq_length,
+            "query_prompt": config.query_prompt,
+            "passage_prompt": config.passage_prompt,
+            "pooling": config.pooling,
+            "trust_remote_code": config.trust_remote_code,
+            "seed": config.seed,
+            "bf16": self.bf16,
+            "validation_split": 0,
+            "max_steps": steps,
+            "save_steps": max(1, steps // _SAVES),
+            "save_total_limit": 1,
+            "report_to": ["none"],
+        }
+        same_answer = {"same_answer": self.same_answer} if masks else {}
+        return FinetuneConfig(**{**options, **same_answer, **self._data(recipe, base), **recipe.options})
+
+    def trained(self, recipe: Recipe, steps: int, folder: Path) -> tuple[str, float]:
+        """The folder of the model that a recipe gives, and the seconds of training; a training that was killed goes on."""
+        from ebr.training.loop.checkpoints import whole_checkpoints
+        from ebr.training.plan import layout_of
+        from ebr.workflow.finetuning import train_sentence_transformer
+
+        config = self.finetuning(recipe, steps, folder)
+        if whole_checkpoints(layout_of(config).work):
+            config.resume_from_checkpoint = True
+        result = train_sentence_transformer(config, say=_silence, ask=_nobody)
+        shutil.rmtree(layout_of(config).work, ignore_errors=True)  # its checkpoints and logs: the model is whole
+        return str(result.model_path), result.record.duration_s
+
+    # ---------------------------------------------------------------- measuring
+
+    def loaded(self, path: str) -> LoadedModel:
+        """A model as it is measured: the base with the prompts and lengths of the tuning, a tuned one as it was saved."""
+        from ebr.retrieval.evaluation.models import load_for_evaluation
+
+        config = self.config
+        own: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+        if path == config.model_name:
+            own |= {
+                "max_seq_length": config.max_seq_length,
+                "query_prompt": config.query_prompt,
+                "passage_prompt": config.passage_prompt,
+                "pooling": config.pooling,
+            }
+        return load_for_evaluation(EvaluationConfig(models=[path], eval_dataset=self.parts.choose, **own), path)
+
+    def evaluate(self, path: str) -> Evaluation:
+        """A model on the part to choose on."""
+        from ebr.model.compute.local_engine import RetrievalEncoder
+        from ebr.retrieval.measures.measurement import evaluate_encoder
+
+        encoder = RetrievalEncoder(self.loaded(path).model, show_progress=False)
+        return evaluate_encoder(encoder, self.choose, k=DEPTH)
+
+    def run(self, recipe: Recipe, steps: int) -> tuple[Trial, bool]:
+        """The trial of a recipe with so many steps, and whether it is new: one that is kept is not run again."""
+        folder = self.work / "trials" / f"{recipe.name}-{steps}"
+        if (folder / _RECORD).is_file():
+            return Trial.from_json(read_json(folder / _RECORD)), False
+        started = time.perf_counter()
+        model, train_s = self.trained(recipe, steps, folder)
+        scores = self.evaluate(model).scores[METRIC]
+        took_s = time.perf_counter() - started
+        trial = Trial(recipe, steps, model, tuple(scores.tolist()), round(train_s, 1), round(took_s, 1))
+        write_json(folder / _RECORD, trial.to_json())
+        return trial, True
+
+
+def _nobody(question: str) -> str:
+    """Nobody is asked where else to save a trial."""
+    return ""
+
+
+Evaluate = Callable[[str], "Evaluation"]
+
+
+def forget_all_but(trials: Sequence[Trial], kept: Sequence[Trial]) -> None:
+    """Delete the models of the other trials; their records stay."""
+    keep = {trial.model for trial in kept}
+    for trial in trials:
+        if trial.model not in keep:
+            shutil.rmtree(trial.model, ignore_errors=True)

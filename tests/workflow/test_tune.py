@@ -1,0 +1,296 @@
+"""Tuning by itself, from records to a model with its proof, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+from ebr import TuneConfig, tune_model
+from ebr.data.files.write import read_json
+from ebr.errors import ConfigError, Interrupted, ModelError
+from ebr.workflow.tune import trials as trials_module
+from ebr.workflow.tune.command import plan_tune
+from ebr.workflow.tune.trials import Workshop
+
+WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large")
+STEPS = 100
+
+
+def records_of(n, seed=0):
+    """Three letters belong together, whatever words stand around them: something that a tiny model learns in a few steps."""
+    rng, codes = random.Random(seed), {}
+    while len(codes) < n:
+        codes[tuple(sorted(rng.sample(string.ascii_lowercase, 3)))] = None
+    return [
+        {
+            "query": " ".join(["query", *rng.sample(code, 3), rng.choice(WORDS), rng.choice(WORDS)]),
+            "pos": [" ".join([rng.choice(WORDS), "passage", *rng.sample(code, 3), rng.choice(WORDS), rng.choice(WORDS)])],
+        }
+        for code in codes
+    ]
+
+
+def config_for(folder, model, records, **more):
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    fixed = {"model_name": model, "data_path": str(path), "output_dir": folder / "tuned", "steps": STEPS, "max_seq_length": 32}
+    return TuneConfig(**fixed | more)
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_model, tmp_path_factory):
+    """One tuning for all that only look at it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    said = []
+    config = config_for(folder, tiny_model, records_of(500))
+    return tune_model(config, say=said.append), config, said
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_tuning_ends_with_a_better_model_and_the_proof(tuned, tiny_model):
+    result, config, _ = tuned
+    output = config.output_dir
+    assert result.model_path == output / "model"
+    assert sorted(path.name for path in output.iterdir()) == [
+        "ebr_manifest.json", "model", "recipe.json", "report.html", "report.json",
+    ]  # fmt: skip
+    vectors = SentenceTransformer(str(result.model_path), device="cpu").encode(["query a b c red lamp"])
+    base = SentenceTransformer(tiny_model, device="cpu").encode(["query a b c red lamp"])
+    assert vectors.shape == base.shape and not np.allclose(vectors, base)
+    assert result.proof["ebr tune"] > result.proof[tiny_model]
+    report = read_json(output / "report.json")
+    assert list(report["models"]) == [tiny_model, "ebr tune", "stock recipe"]
+    assert report["models"]["ebr tune"]["ndcg@10"] == pytest.approx(result.proof["ebr tune"])
+    assert [one["is_chosen"] for one in report["ladder"]["attempts"]].count(True) == 1
+    assert report["leaks"]["is_leak"] is False
+
+
+def test_what_is_said_in_the_end_names_everything(tuned, tiny_model):
+    result, _, said = tuned
+    text = result.summary()
+    for part in ("mined", "★", "over the stock recipe", str(result.model_path), str(result.report), result.command):
+        assert part in text
+    assert any(line.startswith("measure ") and "BM25" in line for line in said)
+    assert len(result.to_frame()) == len(result.ladder.attempts) == sum(line.startswith("trial ") for line in said)
+    page = result.report.read_text(encoding="utf-8")
+    assert "How it was chosen" in page and "data:image/svg+xml" in page
+    card = (result.model_path / "README.md").read_text(encoding="utf-8")
+    assert f"{result.proof['ebr tune']:.4f}" in card
+
+
+def test_the_command_makes_the_same_model_again(tuned, tmp_path):
+    result, config, _ = tuned
+    record = read_json(config.output_dir / "recipe.json")
+    assert record["config"]["data_path"] == config.data_path
+    again = tune_model(TuneConfig(**record["config"] | {"output_dir": tmp_path / "again"}), say=silent)
+    assert same(weights_of(again.model_path), weights_of(result.model_path))
+    by_file = config.model_copy(update={"output_dir": tmp_path / "by-file", "steps": None})
+    by_file.recipe = str(config.output_dir / "recipe.json")
+    assert same(weights_of(tune_model(by_file, say=silent).model_path), weights_of(result.model_path))
+
+
+def test_a_recipe_of_other_records_is_refused(tuned, tiny_model, tmp_path):
+    recipe = read_json(tuned[1].output_dir / "recipe.json")["config"]["recipe"]
+    with pytest.raises(ConfigError, match="recipe: was found on other records"):
+        plan_tune(config_for(tmp_path, tiny_model, records_of(500, seed=1), recipe=recipe))
+
+
+def test_a_finished_tuning_is_not_written_over(tuned):
+    with pytest.raises(ConfigError, match="holds a finished tuning"):
+        tune_model(tuned[1], say=silent)
+
+
+@pytest.mark.parametrize("where", ["evaluate", "trained", "_mined"])
+def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_path, monkeypatch):
+    """Wherever it is stopped: the same choice, the same bits, and no trial twice."""
+    config = config_for(tmp_path, tiny_model, records_of(500))
+    real, calls = getattr(Workshop, where), []
+
+    def stopped(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Workshop, where, stopped)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        tune_model(config, say=silent)
+    done = len(list((config.output_dir / "work" / "trials").glob("*/trial.json")))
+    monkeypatch.setattr(Workshop, where, real)
+    trained, train = [], Workshop.trained
+    monkeypatch.setattr(Workshop, "trained", lambda self, *what: trained.append(what) or train(self, *what))
+    result = tune_model(config, say=silent)
+    assert len(trained) + done == len(result.ladder.attempts)
+    assert [(one.recipe, one.steps, one.ndcg) for one in result.ladder.attempts] == [
+        (one.recipe, one.steps, one.ndcg) for one in tuned[0].ladder.attempts
+    ]
+    assert same(weights_of(result.model_path), weights_of(tuned[0].model_path))
+
+
+def test_an_unfinished_tuning_is_not_taken_for_another(tiny_model, tmp_path, monkeypatch):
+    config = config_for(tmp_path, tiny_model, records_of(300))
+    with monkeypatch.context() as patch:
+        patch.setattr(Workshop, "trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted):
+            tune_model(config, say=silent)
+    with pytest.raises(ConfigError, match=r"unfinished tuning that differs in train_batch_size, seed"):
+        tune_model(config.model_copy(update={"seed": 7, "train_batch_size": 16}), say=silent)
+    config_for(tmp_path, tiny_model, records_of(300, seed=1))
+    with pytest.raises(ConfigError, match="differs in data_path"):
+        tune_model(config, say=silent)
+
+
+def test_records_that_cannot_help_leave_the_base(tiny_model, tmp_path):
+    """Positives that belong to other queries: nothing is written but the report that says so."""
+    records = records_of(400)
+    rng = random.Random(5)
+    shuffled = [record["pos"] for record in records]
+    rng.shuffle(shuffled)
+    records = [record | {"pos": pos} for record, pos in zip(records, shuffled, strict=True)]
+    result = tune_model(config_for(tmp_path, tiny_model, records, steps=40), say=silent)
+    assert result.model_path is None and result.command == ""
+    assert "nothing is better than the base beyond chance" in result.why
+    assert "the base: nothing was better" in result.summary()
+    assert {path.name for path in (tmp_path / "tuned").iterdir()} == {"ebr_manifest.json", "report.html", "report.json"}
+    assert read_json(tmp_path / "tuned" / "ebr_manifest.json")["model"] is None
+
+
+def test_a_choice_that_the_proof_speaks_against_is_not_kept(tiny_model, tmp_path, monkeypatch):
+    """What is best on the part to choose on can be chance: with less than the base on the test part, the base is the answer."""
+    from ebr.workflow.tune import command
+
+    real = command.results_of
+    monkeypatch.setattr(command, "results_of", lambda report: real(report) | {"ebr tune": 0.0})
+    result = tune_model(config_for(tmp_path, tiny_model, records_of(500)), say=silent)
+    assert result.model_path is None and "but on the test part it is not" in result.why
+    assert not (tmp_path / "tuned" / "model").exists() and not (tmp_path / "tuned" / "recipe.json").exists()
+
+
+def test_minutes_are_kept(tiny_model, tmp_path, monkeypatch):
+    """The ladder is cut to what was measured, and the steps that it came to are written down."""
+    result = tune_model(config_for(tmp_path, tiny_model, records_of(300), steps=None, minutes=1.0), say=silent)
+    manifest = read_json(tmp_path / "tuned" / "ebr_manifest.json")
+    assert manifest["found"]["total_steps"] >= 16
+    assert sum(one.steps for one in result.ladder.attempts) <= manifest["found"]["total_steps"]
+    assert result.seconds < 90
+
+
+def test_minutes_that_allow_nothing_are_refused(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"minutes 0.001: leave 0 training steps"):
+        tune_model(config_for(tmp_path, tiny_model, records_of(300), steps=None, minutes=0.001), say=silent)
+
+
+def test_every_weight_a_second_set_and_chinese(tiny_model, tmp_path, evaluation_folder):
+    more = {"finetune_type": "full", "forgetting_dataset": evaluation_folder, "language": "zh", "steps": 40}
+    result = tune_model(config_for(tmp_path, tiny_model, records_of(400), **more), say=silent)
+    page = result.report.read_text(encoding="utf-8")
+    assert "选择过程" in page
+    assert read_json(tmp_path / "tuned" / "report.json")["forgetting"]["dataset"]["n_queries"] == 10
+    if result.model_path:
+        assert result.forgetting.n_queries == 10
+
+
+def test_a_script_is_taught_and_the_model_is_whole(tiny_model, tmp_path):
+    """The base cannot spell Cyrillic: what is chosen can, and needs no other folder."""
+    to = str.maketrans(string.ascii_lowercase, "абвгдежзийклмнопрстуфхцчшщ")
+    records = [
+        {"query": record["query"].translate(to), "pos": [text.translate(to) for text in record["pos"]]}
+        for record in records_of(600)
+    ]
+    result = tune_model(config_for(tmp_path, tiny_model, records, steps=400), say=print)
+    assert result.model_path is not None and "extended" in result.why
+    model = SentenceTransformer(str(result.model_path), device="cpu")
+    assert model.tokenizer.unk_token_id not in model.tokenizer("а б в")["input_ids"]
+    assert {one.recipe for one in result.ladder.attempts} >= {"extended", "stock"}
+
+
+def test_a_recipe_that_the_records_cannot_feed_is_left_out(tiny_model, tmp_path):
+    """Texts of two words make no pairs; the others are tried all the same."""
+    records = [
+        {"query": f"buy {a} {b}", "pos": [f"the {b} {a}"]} for a in string.ascii_lowercase for b in string.ascii_lowercase
+    ]
+    corpus = tmp_path / "more.txt"
+    corpus.write_text("\n".join(f"the {a} {b}" for a in string.digits for b in string.ascii_lowercase), encoding="utf-8")
+    said = []
+    result = tune_model(config_for(tmp_path, tiny_model, records, corpus=str(corpus), steps=300), say=said.append)
+    assert any(line.startswith("trial   pairs is left out: ") and "no text makes a pair" in line for line in said)
+    assert len(result.ladder.attempts) >= 6
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"minutes": 5}, "minutes, steps: both say when to end"),
+        ({"data_path": " "}, "data_path: is empty"),
+        ({"model_name": "no-such-model"}, "no-such-model"),
+        ({"corpus": ["nowhere.jsonl"]}, "nowhere.jsonl"),
+    ],
+)
+def test_wrong_options_are_told(more, what, tiny_model, tmp_path):
+    with pytest.raises(Exception, match=what) as caught:
+        plan_tune(config_for(tmp_path, tiny_model, records_of(300), **more))
+    assert isinstance(caught.value, ValueError)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_an_evaluation_folder_and_a_test_split_are_one_too_many(tiny_model, tmp_path, evaluation_folder):
+    config = config_for(tmp_path, tiny_model, records_of(300), eval_dataset=evaluation_folder, test_split=0.2)
+    with pytest.raises(ConfigError, match="test_split: has no meaning with an eval_dataset"):
+        plan_tune(config)
+
+
+def test_an_adapter_is_no_base(tiny_model, tmp_path):
+    config = config_for(tmp_path, tiny_model, records_of(300))
+    shop_folder = tmp_path / "elsewhere"
+    from ebr import FinetuneConfig, train_sentence_transformer
+
+    tuning = FinetuneConfig(
+        model_name=tiny_model, data_path=config.data_path, output_dir=shop_folder, max_steps=1, report_to=["none"], save_steps=0
+    )
+    adapter = train_sentence_transformer(tuning, say=silent).model_path
+    config.model_name = str(adapter)
+    with pytest.raises(ModelError, match="is an adapter; merge it first"):
+        plan_tune(config)
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_model, tmp_path):
+    config = config_for(tmp_path, tiny_model, records_of(300))
+    config.output_dir.mkdir()
+    (config.output_dir / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds something that is no tuning of ours"):
+        tune_model(config, say=silent)
+    assert [path.name for path in config.output_dir.iterdir()] == ["thesis.txt"]
+
+
+def test_options_reach_every_trial(tiny_model, tmp_path, monkeypatch):
+    """The prompts, lengths, batch, pooling and seed of a tuning are those of its trainings, its mining, its measuring."""
+    config = config_for(
+        tmp_path, tiny_model, records_of(300), steps=40, query_prompt="query ", passage_prompt="passage ", max_seq_length=16,
+        train_batch_size=8, pooling="cls", seed=3,
+    )  # fmt: skip
+    seen, finetuning, mining = [], Workshop.finetuning, trials_module.MiningConfig
+    monkeypatch.setattr(Workshop, "finetuning", lambda self, *what: seen.append(made := finetuning(self, *what)) or made)
+    monkeypatch.setattr(trials_module, "MiningConfig", lambda **given: seen.append(made := mining(**given)) or made)
+    result = tune_model(config, say=silent)
+    for name in ("query_prompt", "passage_prompt", "max_seq_length", "train_batch_size", "pooling", "seed"):
+        assert {one[name] for one in seen if name in one} == {config[name]}, name
+    facts = read_json(config.output_dir / "report.json")["model_facts"][tiny_model]
+    assert (facts["pooling"], facts["max_seq_length"]) == ("cls", 16)
+    assert result.ladder is not None

@@ -1,0 +1,277 @@
+"""Recipes, ladder, choice and split of a tuning, without a model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebr.config import FinetuneConfig, TuneConfig
+from ebr.data.evaluation.evaluation_set import read_evaluation_set
+from ebr.data.training.examples import Example, read_examples
+from ebr.data.training.text_table import TextTable
+from ebr.errors import ConfigError, DataError
+from ebr.workflow.tune import parts as parts_module
+from ebr.workflow.tune.budget import Budget, Speed
+from ebr.workflow.tune.choice import choose, is_as_good
+from ebr.workflow.tune.ladder import LEAST_STEPS, MOST_EPOCHS, NO_FIGURE, Rung, climb, plan_ladder, total_of
+from ebr.workflow.tune.parts import _drawn, judgements, split_records, write_parts
+from ebr.workflow.tune.recipes import DataFacts, Ingredient, Recipe, stock_recipe, suggested
+from ebr.workflow.tune.trials import Trial
+
+FACTS = DataFacts(unknown=0.0, same_answer="text", every_record_has_negatives=False, has_corpus=False)
+
+
+def recipes(*names):
+    return [Recipe(name) for name in names]
+
+
+# ---------------------------------------------------------------- the ladder
+
+
+def test_a_ladder_by_hand():
+    # 5 × 10 + 2 × 30 + 1 × 90, and 90 of the stock recipe: 290.
+    assert plan_ladder(5, 290, 1000) == [Rung(5, 10), Rung(2, 30), Rung(1, 90)]
+    assert total_of(plan_ladder(5, 290, 1000)) == 290
+    assert plan_ladder(5, 289, 1000) == [Rung(5, 9), Rung(2, 27), Rung(1, 81)]
+
+
+def test_no_trial_passes_over_the_records_more_often_than_allowed():
+    assert plan_ladder(5, 10**6, 90)[-1].steps == MOST_EPOCHS * 90
+
+
+@given(st.integers(1, 12), st.integers(2 * LEAST_STEPS, 10_000), st.integers(1, 500))
+def test_a_ladder_keeps_to_its_steps(n_recipes, total, epoch_steps):
+    rungs = plan_ladder(n_recipes, total, epoch_steps)
+    assert total_of(rungs) <= total
+    assert rungs[0].steps >= LEAST_STEPS
+    assert rungs[-1].n_recipes == 1 or len(rungs) == 3
+    assert [rung.steps for rung in rungs] == sorted(rung.steps for rung in rungs)
+
+
+def test_the_best_of_each_rung_go_on():
+    worth, tried = {"a": 0.1, "b": 0.4, "c": 0.3, "d": 0.4}, []
+
+    def attempt(recipe, steps):
+        tried.append((recipe.name, steps))
+        return worth[recipe.name]
+
+    climb([Rung(4, 10), Rung(2, 30), Rung(1, 90)], recipes(*"abcde"), attempt)
+    assert tried == [("a", 10), ("b", 10), ("c", 10), ("d", 10), ("b", 30), ("d", 30), ("b", 90)], "of equals the first"
+
+
+def test_a_climb_ends_with_the_time():
+    tried = []
+    climb([Rung(3, 1)], recipes(*"abc"), lambda recipe, steps: tried.append(recipe.name) or (None if len(tried) == 2 else 1.0))
+    assert tried == ["a", "b"]
+
+
+def test_what_cannot_be_tried_goes_no_further():
+    tried = []
+    climb(
+        [Rung(3, 1), Rung(2, 3)],
+        recipes(*"abc"),
+        lambda recipe, steps: tried.append(recipe.name) or {"a": NO_FIGURE}.get(recipe.name, 1.0),
+    )
+    assert tried == ["a", "b", "c", "b", "c"]
+
+
+def test_minutes_become_steps_by_what_was_measured():
+    speed = Speed(step_s=2.0, trial_s=10.0, reserve_s=100.0, once_s=50.0)
+    # 1,000 s less 9 trials' 90, the mining's 50 and the proof's 100 = 760; a mean step takes 2 × 1.9.
+    assert speed.steps_in(1000, 9, 1.9) == int(0.92 * 760 / 3.8)
+    assert speed.steps_in(100, 9, 1.9) == 0
+
+
+def test_a_budget_of_time_keeps_what_the_proof_needs(monkeypatch):
+    monkeypatch.setattr("ebr.workflow.tune.budget.time.monotonic", lambda: 1000.0)
+    budget = Budget(100, ends_at=1100.0, step_s=1.0, trial_s=10.0, reserve_s=40.0)
+    assert budget.allows(50, 1.0) and not budget.allows(51, 1.0)
+    assert not budget.allows(26, 2.0)
+    assert Budget(100).allows(10**9, 9.0), "steps alone were shared out before"
+    assert not Budget(100, used=60).allows_more(41, 1.0)
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("unknown", [0.0, 0.5])
+@pytest.mark.parametrize("has_corpus", [False, True])
+def test_every_suggestion_is_a_run_that_is_allowed(kind, unknown, has_corpus):
+    facts = DataFacts(unknown, "chain", True, has_corpus)
+    found = [*suggested(facts, kind), stock_recipe(facts, kind)]
+    assert len({recipe.name for recipe in found}) == len(found)
+    for recipe in found:
+        FinetuneConfig(**{"finetune_type": kind, **recipe.options}).check()
+        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+        for one in recipe.ingredients:
+            left = recipe.without(one)
+            FinetuneConfig(**{"finetune_type": kind, **left.options}).check()
+            assert one not in left.ingredients
+
+
+def test_a_script_that_the_base_cannot_spell_is_taught_first():
+    assert Ingredient.EXTENDED in suggested(DataFacts(0.3, "text", False, False), "lora")[0].ingredients
+    assert not any(Ingredient.EXTENDED in one.ingredients for one in suggested(FACTS, "lora"))
+
+
+def test_pairs_of_texts_are_tried_where_there_are_texts():
+    assert any(Ingredient.PAIRS in one.ingredients for one in suggested(DataFacts(0.0, "text", False, True), "lora"))
+    assert not any(Ingredient.PAIRS in one.ingredients for one in suggested(FACTS, "lora"))
+
+
+def test_a_recipe_of_somebody_else_is_refused():
+    with pytest.raises(ConfigError, match="recipe: is none that ebr tune wrote"):
+        Recipe.from_json({"name": "a", "ingredients": ["salt"], "options": {}})
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def trial(name, scores, ingredients=(), steps=10):
+    return Trial(Recipe(name, tuple(ingredients)), steps, f"/{name}-{steps}", tuple(scores), 1.0, 2.0)
+
+
+def test_the_simplest_of_equals_is_taken():
+    rng = np.random.default_rng(0)
+    base = rng.random(200) * 0.5
+    noise = rng.normal(0, 0.1, 200)
+    plain, mined = base + 0.2, base + 0.201 + noise - noise.mean()
+    choice = choose(base, [trial("plain", plain), trial("mined", mined, [Ingredient.MINED])], seed=0)
+    assert (choice.best.recipe.name, choice.chosen.recipe.name) == ("mined", "plain")
+    better = choose(base, [trial("plain", plain), trial("mined", base + 0.25 + noise, [Ingredient.MINED])], seed=0)
+    assert better.chosen.recipe.name == "mined", "more than a standard error better"
+
+
+def test_the_stock_recipe_is_taken_only_where_nothing_else_is_as_good():
+    base = np.random.default_rng(0).random(100) * 0.5
+    same = choose(base, [trial("stock", base + 0.3), trial("mined", base + 0.3, [Ingredient.MINED])], seed=0)
+    assert same.chosen.recipe.name == "mined"
+    assert choose(base, [trial("stock", base + 0.3), trial("plain", base + 0.1)], seed=0).chosen.recipe.name == "stock"
+
+
+def test_one_standard_error_by_hand():
+    best = np.array([1.0, 1.0, 1.0, 1.0])
+    # Differences 0, 0, 0, 1: mean 0.25, standard deviation 0.5, error 0.25.
+    assert is_as_good(np.array([1.0, 1.0, 1.0, 0.0]), best)
+    assert not is_as_good(np.array([1.0, 1.0, 0.4, 0.0]), best)
+
+
+def test_where_nothing_helps_the_base_is_the_answer():
+    """Recipes that change queries at random, as shuffled positives would: in at least nine of ten draws the base stays."""
+    stays = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        base = rng.random(300)
+        trials = [trial(f"r{number}", np.clip(base + rng.normal(-0.01, 0.2, 300), 0, 1)) for number in range(8)]
+        stays += choose(base, trials, seed=seed).chosen is None
+    assert stays >= 18
+
+
+# ---------------------------------------------------------------- the split
+
+
+def config_for(tmp_path, records, **more):
+    path = tmp_path / "records.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    return TuneConfig(data_path=str(path), output_dir=tmp_path / "tuned", **more)
+
+
+def records_of(n):
+    return [{"query": f"question {row}", "pos": [f"answer {row}"], "neg": [f"answer {(row + 1) % n}"]} for row in range(n)]
+
+
+def texts_of(examples, *, negatives=False):
+    core = {text for one in examples for text in (one.query, *one.positives)}
+    return core | {text for one in examples if negatives for text in one.negatives}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_query_and_no_answer_stands_on_two_sides(tmp_path, seed):
+    config = config_for(tmp_path, records_of(300), seed=seed)
+    split = split_records(config)
+    parts = write_parts(split, config, tmp_path / "parts")
+    assert (len(split.train), len(split.choose), len(split.test)) == (210, 45, 45)
+    train = texts_of(read_examples([parts.train]), negatives=True)
+    candidates = {json.loads(line)["text"] for line in parts.corpus.read_text(encoding="utf-8").splitlines()}
+    sides = [train | candidates]
+    for folder in (parts.choose, parts.test):
+        dataset = read_evaluation_set(folder)
+        by_id = dict(zip(dataset.doc_ids, dataset.documents, strict=True))
+        answers = {by_id[doc] for grades in dataset.qrels.values() for doc in grades}
+        assert len(dataset.queries) == 45 and len(by_id) == len(set(by_id.values()))
+        assert {text for text in dataset.documents if text in train}, "what was trained on is searched too"
+        sides.append({*dataset.queries, *answers})
+    for place, one in enumerate(sides):
+        for other in sides[place + 1 :]:
+            assert not one & other
+
+
+def test_with_an_evaluation_folder_there_is_no_test_part(tmp_path, evaluation_folder):
+    config = config_for(tmp_path, records_of(300), eval_dataset=evaluation_folder)
+    split = split_records(config)
+    assert (len(split.train), len(split.choose), split.test) == (255, 45, [])
+    assert write_parts(split, config, tmp_path / "parts").test == evaluation_folder
+
+
+def test_too_few_records_to_choose_on_are_refused(tmp_path):
+    with pytest.raises(DataError, match="choose_split leaves 15 queries, and by fewer than 30"):
+        split_records(config_for(tmp_path, records_of(100)))
+
+
+def test_a_part_is_judged_by_chains_where_the_records_are():
+    examples = [Example("a", ("b",)), Example("c", ("b",)), Example("b", ("d",)), Example("x", ("y",))]
+    texts = TextTable.of(examples)
+    by_text = {query: {texts.ids[one] for one in right} for query, right in {"a": "b", "c": "b", "b": "d", "x": "y"}.items()}
+    assert judgements(examples, texts, "text") == {texts.ids[query]: right for query, right in by_text.items()}
+    # b and d are the passages of the chain a, b, c, d; b does not answer itself.
+    chained = {"a": "bd", "c": "bd", "b": "d", "x": "y"}
+    assert judgements(examples, texts, "chain") == {
+        texts.ids[query]: {texts.ids[one] for one in right} for query, right in chained.items()
+    }
+
+
+def test_a_text_that_is_query_and_document_has_one_id(tmp_path):
+    """As in intents: a query must not find itself."""
+    records = [
+        {"query": f"wording {row}-{one}", "pos": [f"wording {row}-{other}"]}
+        for row in range(80)
+        for one, other in ((0, 1), (1, 2), (2, 0))
+    ]
+    config = config_for(tmp_path, records, seed=1)
+    split = split_records(config)
+    assert split.same_answer == "chain"
+    dataset = read_evaluation_set(write_parts(split, config, tmp_path / "parts").choose)
+    assert dataset.n_own_documents == len(dataset.queries)
+    assert all(len(grades) == 2 for grades in dataset.qrels.values()), "the other two of each chain"
+
+
+def test_texts_of_a_corpus_are_drawn_whatever_their_order(tmp_path):
+    texts = [f"text {number % 500}" for number in range(1000)]
+    drawn = _drawn(texts, 100, seed=3)
+    assert len(set(drawn)) == 100 and set(drawn) <= set(texts)
+    assert _drawn(reversed(texts), 100, seed=3) == drawn
+    assert _drawn(texts, 100, seed=4) != drawn
+    assert sorted(_drawn(texts, 10_000, seed=3)) == sorted(set(texts))
+
+
+def test_a_corpus_is_searched_and_mined_but_for_what_records_have(tmp_path):
+    corpus = tmp_path / "more.txt"
+    corpus.write_text("\n".join([*(f"further {row}" for row in range(40)), "Answer 7", "question 3"]), encoding="utf-8")
+    config = config_for(tmp_path, records_of(300), corpus=str(corpus))
+    parts = write_parts(split_records(config), config, tmp_path / "parts")
+    places = [read_evaluation_set(parts.choose).documents, read_evaluation_set(parts.test).documents]
+    places.append([json.loads(line)["text"] for line in parts.corpus.read_text(encoding="utf-8").splitlines()])
+    assert [sum(text.startswith("further") for text in place) for place in places] == [40, 40, 40]
+    assert not any(text in {"Answer 7", "question 3"} for place in places for text in place)
+
+
+def test_what_is_searched_beside_the_answers_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "MOST_DISTRACTORS", 20)
+    config = config_for(tmp_path, records_of(300))
+    parts = write_parts(split_records(config), config, tmp_path / "parts")
+    assert len(read_evaluation_set(parts.choose).documents) <= 45 + 20 + 45  # with the negatives of its records
