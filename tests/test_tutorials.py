@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FEW = {"train_pairs": 200, "eval_queries": 40}
 """Of the sample, where that of a reader would take minutes."""
 SMALL = {
-    "2_tune_it_and_prove_it": "MAX_STEPS = 2",
+    "2_tune_it_and_prove_it": "STEPS = 48",
     "3_better_negatives": "MAX_STEPS = 2",
     "4_a_million_rows": "N_ROWS = 1000",
     "5_maps_before_and_after": "MAX_STEPS = 2",
@@ -33,7 +33,7 @@ SHOWN = {
         "95 % interval",
         "share not among the first ten",
     ],
-    "2_tune_it_and_prove_it": ["training check: ", "steps       2 in", "questions rose", "tensor([[", "## Evaluation"],
+    "2_tune_it_and_prove_it": ["ladder  48 steps", "trial   stock", "choice  ", "proof   stock recipe", "tensor([["],
     "3_better_negatives": ["kept as negatives", "without_negatives", "95 % interval"],
     "4_a_million_rows": ["saved, for each distinct text is encoded once", "finished before", "recall   1.0000", "snippet-"],
     "5_maps_before_and_after": ["kNN label agreement", "trustworthiness", "tsne.html"],

@@ -262,16 +262,15 @@ class _Tuning:
                 self.say(f"trial   {recipe.name} is left out: {budget.left()}")
                 return None
             try:
-                self.shop.make(recipe)
-            except DataError as error:
+                trials.append(self._tried(recipe, steps, budget))
+            except DataError as error:  # the records, or the texts, do not give what it needs
                 self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
                 return NO_FIGURE
-            trials.append(self._tried(recipe, steps, budget))
             return trials[-1].mean
 
         climb(rungs, recipes, attempt)
         if not trials:
-            raise ConfigError(f"minutes {self.config.minutes:g}: are over before one recipe could be tried; give more")
+            raise ConfigError(f"minutes {self.config.minutes:g}: no recipe could be tried, see above; give more")
         # As many steps as the longest that was tried: the proof holds the choice against it.
         attempt(stock, max(trial.steps for trial in trials))
         return trials

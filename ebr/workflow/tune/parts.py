@@ -131,7 +131,11 @@ def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_evaluation(folder: Path, part: Sequence[Example], further: Sequence[str], split: Split, seed: int) -> None:
-    """A part in BEIR's form. A text has one id as query and as document, so that a query never finds itself."""
+    """A part in BEIR's form. A text has one id as query and as document, so that a query never finds itself.
+
+    Ids and order are those of the texts in all records, further texts behind: where a model cannot tell documents apart,
+    neither must say which are the answers.
+    """
     judged = judgements(part, split.texts, split.same_answer)
     spelt: dict[int, str] = {}
     for example in part:
@@ -140,12 +144,18 @@ def _write_evaluation(folder: Path, part: Sequence[Example], further: Sequence[s
     documents = dict.fromkeys(split.texts.ids[text] for one in part for text in (*one.positives, *one.negatives))
     rows = np.random.default_rng(seed).permutation(len(judged))[:MOST_QUERIES]
     queries = [list(judged)[row] for row in sorted(rows)]
-    corpus = [{"_id": f"t{one}", "text": spelt[one]} for one in documents]
-    corpus += [{"_id": f"c{row}", "text": text} for row, text in enumerate(further)]
-    _write_lines(folder / "corpus.jsonl", corpus)
-    _write_lines(folder / "queries.jsonl", ({"_id": f"t{one}", "text": spelt[one]} for one in queries))
-    lines = [f"t{query}\tt{document}\t1\n" for query in queries for document in sorted(judged[query])]
+    n_known = len(split.texts.forms)
+    place = lambda row, text: split.texts.ids.get(text, n_known + row)  # noqa: E731
+    texts = {one: spelt[one] for one in documents} | {place(row, text): text for row, text in enumerate(further)}
+    _write_lines(folder / "corpus.jsonl", ({"_id": _id(one), "text": texts[one]} for one in sorted(texts)))
+    _write_lines(folder / "queries.jsonl", ({"_id": _id(one), "text": spelt[one]} for one in queries))
+    lines = [f"{_id(query)}\t{_id(document)}\t1\n" for query in queries for document in sorted(judged[query])]
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+
+
+def _id(number: int) -> str:
+    """Of one length, so that ids are ordered as numbers are."""
+    return f"t{number:08d}"
 
 
 def judgements(part: Sequence[Example], texts: TextTable, same_answer: SameAnswer) -> dict[int, set[int]]:

@@ -88,7 +88,7 @@ _NO_DROPOUT: Mapping[str, Mapping[str, Any]] = {
     "lora": {"model_dropout": 0.0, "lora_dropout": 0.0},
     "full": {"model_dropout": 0.0},
 }
-"""On a processor nearly twice as many steps in the same minutes, and each worth as much."""
+"""On a processor up to twice the steps in the same minutes, worth 0.001 nDCG@10 less if equal: docs/measurements.md."""
 _ONE = {"neg_nums": 1}
 """A second negative a record costs as much as the first, and gave nothing."""
 _HYBRID = {"loss": DISTILLATION, "teacher_temperature": 0.05}

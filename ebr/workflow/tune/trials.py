@@ -115,10 +115,6 @@ class Workshop:
             trust_remote_code=config.trust_remote_code,
         )
 
-    def make(self, recipe: Recipe) -> None:
-        """Whatever a recipe needs. Raises DataError where the records or texts do not give it."""
-        self._data(recipe, self.base(recipe))
-
     def _data(self, recipe: Recipe, base: str) -> dict[str, Any]:
         """The options that say what a recipe is trained on, made where it has to be."""
         if Ingredient.PAIRS in recipe.ingredients:
