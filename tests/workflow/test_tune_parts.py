@@ -16,7 +16,7 @@ from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError
 from ebr.workflow.tune import parts as parts_module
 from ebr.workflow.tune.budget import Budget, Speed
-from ebr.workflow.tune.choice import choose, is_as_good
+from ebr.workflow.tune.choice import choose, is_as_good, left_below
 from ebr.workflow.tune.ladder import LEAST_STEPS, MOST_EPOCHS, NO_FIGURE, Rung, climb, plan_ladder, total_of
 from ebr.workflow.tune.parts import _drawn, judgements, split_records, write_parts
 from ebr.workflow.tune.recipes import DataFacts, Ingredient, Recipe, stock_recipe, suggested
@@ -93,6 +93,7 @@ def test_a_budget_of_time_keeps_what_the_proof_needs(monkeypatch):
     assert not budget.allows(26, 2.0)
     assert Budget(100).allows(10**9, 9.0), "steps alone were shared out before"
     assert not Budget(100, used=60).allows_more(41, 1.0)
+    assert budget.allows_more(50, 1.0), "minutes may have more in them than was reckoned"
 
 
 # ---------------------------------------------------------------- recipes
@@ -152,6 +153,13 @@ def test_the_stock_recipe_is_taken_only_where_nothing_else_is_as_good():
     same = choose(base, [trial("stock", base + 0.3), trial("mined", base + 0.3, [Ingredient.MINED])], seed=0)
     assert same.chosen.recipe.name == "mined"
     assert choose(base, [trial("stock", base + 0.3), trial("plain", base + 0.1)], seed=0).chosen.recipe.name == "stock"
+
+
+def test_what_is_left_goes_to_those_that_were_best():
+    trials = [trial("a", [0.1], steps=8), trial("b", [0.3], steps=8), trial("c", [0.2], steps=8), trial("b", [0.1], steps=24)]
+    trials.append(trial("stock", [0.9], steps=8))
+    assert [one.name for one in left_below(24, trials, "stock")] == ["c", "a"]
+    assert left_below(8, trials, "stock") == []
 
 
 def test_one_standard_error_by_hand():
@@ -248,6 +256,20 @@ def test_a_text_that_is_query_and_document_has_one_id(tmp_path):
     dataset = read_evaluation_set(write_parts(split, config, tmp_path / "parts").choose)
     assert dataset.n_own_documents == len(dataset.queries)
     assert all(len(grades) == 2 for grades in dataset.qrels.values()), "the other two of each chain"
+
+
+def test_of_a_long_chain_some_answers_are_searched(tmp_path):
+    """Sixty wordings of one intent: with all of them to find, the first ten would be found by anyone."""
+    records = [
+        {"query": f"wording {row}-{one}", "pos": [f"wording {row}-{(one + 1) % 60}"]} for row in range(12) for one in range(60)
+    ]
+    config = config_for(tmp_path, records)
+    split = split_records(config)
+    dataset = read_evaluation_set(write_parts(split, config, tmp_path / "parts").choose)
+    n_chains = len({text.partition("-")[0] for text in dataset.queries})
+    answers = {doc for grades in dataset.qrels.values() for doc in grades}
+    assert len(answers) == parts_module.MOST_ANSWERS * n_chains
+    assert {len(grades) for grades in dataset.qrels.values()} <= {parts_module.MOST_ANSWERS, parts_module.MOST_ANSWERS - 1}
 
 
 def test_texts_of_a_corpus_are_drawn_whatever_their_order(tmp_path):

@@ -31,8 +31,8 @@ class Budget:
         return time.monotonic() + steps * self.step_s * cost + self.trial_s + self.reserve_s <= self.ends_at
 
     def allows_more(self, steps: int, cost: float) -> bool:
-        """The same beyond the ladder, which the steps were shared out for."""
-        return self.used + steps <= self.total_steps and self.allows(steps, cost)
+        """The same beyond the ladder, which the steps were shared out for: minutes may have more in them than was reckoned."""
+        return self.used + steps <= self.total_steps if self.ends_at is None else self.allows(steps, cost)
 
     def left(self) -> str:
         """What is left, for people."""

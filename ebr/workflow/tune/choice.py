@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.evaluation.comparison import CONFIDENCE, Interval
-from ebr.workflow.tune.recipes import STOCK
+from ebr.workflow.tune.recipes import STOCK, Recipe
 from ebr.workflow.tune.trials import Trial
 
 Scores = npt.NDArray[np.float64]
@@ -49,6 +49,16 @@ def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
     found = simplest.by_query()
     gain, p = paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
     return Choice(best, simplest, equals, gain, p)
+
+
+def left_below(steps: int, trials: Sequence[Trial], but: str) -> list[Recipe]:
+    """The recipes that were never tried with so many steps, those with the best figures first. but: one to pass over."""
+    best: dict[str, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.mean):
+        best[trial.recipe.name] = trial
+    tried = {trial.recipe.name for trial in trials if trial.steps == steps} | {but}
+    found = [trial for name, trial in best.items() if name not in tried]
+    return [trial.recipe for trial in sorted(found, key=lambda trial: -trial.mean)]
 
 
 def is_as_good(scores: Scores, best: Scores) -> bool:

@@ -18,7 +18,7 @@ from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
 from ebr.workflow.tune.budget import Budget, Speed
-from ebr.workflow.tune.choice import Choice, choose
+from ebr.workflow.tune.choice import Choice, choose, left_below
 from ebr.workflow.tune.final import FinalModel, make_final
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
 from ebr.workflow.tune.parts import Split, read_part, split_records, write_parts
@@ -254,11 +254,11 @@ class _Tuning:
         return 1 + float(n_negatives) * passages / max(1, queries + passages)
 
     def _climb(self, rungs: list[Rung], recipes: list[Recipe], stock: Recipe, budget: Budget) -> list[Trial]:
-        """Every trial of the ladder, the stock recipe's last. Raises ConfigError where there was no time for one."""
+        """Every trial of the ladder, the stock recipe's, and what there is time for then. Raises ConfigError without one."""
         trials: list[Trial] = []
 
         def attempt(recipe: Recipe, steps: int) -> float | None:
-            if not budget.allows(steps, self._cost(recipe)):
+            if not self.shop.has_tried(recipe, steps) and not budget.allows(steps, self._cost(recipe)):
                 self.say(f"trial   {recipe.name} is left out: {budget.left()}")
                 return None
             try:
@@ -272,8 +272,16 @@ class _Tuning:
         if not trials:
             raise ConfigError(f"minutes {self.config.minutes:g}: no recipe could be tried, see above; give more")
         # As many steps as the longest that was tried: the proof holds the choice against it.
-        attempt(stock, max(trial.steps for trial in trials))
+        top = max(trial.steps for trial in trials)
+        attempt(stock, top)
+        for recipe in left_below(top, trials, stock.name):
+            if self._has_budget(recipe, top, budget):
+                attempt(recipe, top)
         return trials
+
+    def _has_budget(self, recipe: Recipe, steps: int, budget: Budget) -> bool:
+        """Whether there is something left for a trial beyond the ladder; one that is kept costs nothing."""
+        return self.shop.has_tried(recipe, steps) or budget.allows_more(steps, self._cost(recipe))
 
     def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial:
         trial, is_new = self.shop.run(recipe, steps)
@@ -290,7 +298,7 @@ class _Tuning:
         for ingredient in chosen.recipe.ingredients if chosen else ():
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
-            if budget.allows_more(chosen.steps, self._cost(recipe)):
+            if self._has_budget(recipe, chosen.steps, budget):
                 found[ingredient.value] = trial = self._tried(recipe, chosen.steps, budget)
                 self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
         return found

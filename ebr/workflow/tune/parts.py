@@ -18,7 +18,7 @@ from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_se
 from ebr.data.files.write import write_folder_aside
 from ebr.data.text.counted import counted
 from ebr.data.text.normal_form import normal_form
-from ebr.data.training.answers import SameAnswer, count_chains, find_answers
+from ebr.data.training.answers import SameAnswer, chain_of_each, count_chains, find_answers
 from ebr.data.training.examples import Example, find_training_files, read_examples
 from ebr.data.training.split import split_validation
 from ebr.data.training.text_table import TextTable
@@ -27,6 +27,8 @@ from ebr.errors import DataError
 LEAST_QUERIES = 30
 """With fewer to choose on, chance alone would choose."""
 MOST_QUERIES = 500
+MOST_ANSWERS = 20
+"""Of a chain, that are searched."""
 MOST_DISTRACTORS = 1000
 """Texts that are searched beside the answers: they are embedded for every trial."""
 MOST_CANDIDATES = 5000
@@ -137,11 +139,15 @@ def _write_evaluation(folder: Path, part: Sequence[Example], further: Sequence[s
     neither must say which are the answers.
     """
     judged = judgements(part, split.texts, split.same_answer)
+    left_out = _surplus(part, split, seed)
+    judged = {query: right - left_out for query, right in judged.items() if right - left_out}
     spelt: dict[int, str] = {}
     for example in part:
         for text in example.texts():
             spelt.setdefault(split.texts.ids[text], text)
     documents = dict.fromkeys(split.texts.ids[text] for one in part for text in (*one.positives, *one.negatives))
+    for one in left_out:
+        documents.pop(one, None)
     rows = np.random.default_rng(seed).permutation(len(judged))[:MOST_QUERIES]
     queries = [list(judged)[row] for row in sorted(rows)]
     n_known = len(split.texts.forms)
@@ -151,6 +157,19 @@ def _write_evaluation(folder: Path, part: Sequence[Example], further: Sequence[s
     _write_lines(folder / "queries.jsonl", ({"_id": _id(one), "text": spelt[one]} for one in queries))
     lines = [f"{_id(query)}\t{_id(document)}\t1\n" for query in queries for document in sorted(judged[query])]
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+
+
+def _surplus(part: Sequence[Example], split: Split, seed: int) -> set[int]:
+    """Passages of long chains, by their ids, that are not searched: with a hundred answers to find, ten are found by anyone."""
+    if split.same_answer == "text":
+        return set()
+    records = split.texts.records(part)
+    chain_of = chain_of_each(records)
+    of_chain: dict[int, dict[int, None]] = {}
+    for record in records:
+        of_chain.setdefault(chain_of[record.query], {}).update(dict.fromkeys(record.positives))
+    rng = np.random.default_rng(seed)
+    return {int(one) for passages in of_chain.values() for one in rng.permutation(list(passages))[MOST_ANSWERS:]}
 
 
 def _id(number: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ebr.data.evaluation.comparison import CONFIDENCE, Interval, Outcome
+from ebr.data.evaluation.comparison import Interval, Outcome
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.evaluation.leaks import find_leaks, leak_line
 from ebr.data.speech import Say
@@ -103,9 +103,7 @@ def why(choice: Choice, base_mean: float) -> str:
     bounds = f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {choice.p:.4f}"
     taken = f"{simplest.recipe.name} with {simplest.steps:,} steps"
     if choice.chosen is None:
-        return (
-            f"nothing is better than the base beyond chance ({CONFIDENCE:.0%}): {taken} gains {bounds} over its {base_mean:.4f}"
-        )
+        return f"nothing is better than the base beyond chance: {taken} gains {bounds} over its {base_mean:.4f}"
     if simplest == best:
         return f"{taken} is the best of all that was tried: {bounds} over the base"
     return f"{taken} is as good as {best.recipe.name} with {best.steps:,}, and simpler: {bounds} over the base"

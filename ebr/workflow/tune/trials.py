@@ -222,10 +222,17 @@ class Workshop:
         encoder = RetrievalEncoder(self.loaded(path).model, show_progress=False)
         return evaluate_encoder(encoder, self.choose, k=DEPTH)
 
+    def _folder(self, recipe: Recipe, steps: int) -> Path:
+        return self.work / "trials" / f"{recipe.name}-{steps}"
+
+    def has_tried(self, recipe: Recipe, steps: int) -> bool:
+        """Whether a trial is kept from before."""
+        return (self._folder(recipe, steps) / _RECORD).is_file()
+
     def run(self, recipe: Recipe, steps: int) -> tuple[Trial, bool]:
         """The trial of a recipe with so many steps, and whether it is new: one that is kept is not run again."""
-        folder = self.work / "trials" / f"{recipe.name}-{steps}"
-        if (folder / _RECORD).is_file():
+        folder = self._folder(recipe, steps)
+        if self.has_tried(recipe, steps):
             return Trial.from_json(read_json(folder / _RECORD)), False
         started = time.perf_counter()
         model, train_s = self.trained(recipe, steps, folder)
