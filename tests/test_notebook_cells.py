@@ -11,11 +11,12 @@ from ebr.notebook import notebook_configs, run_notebook
 from tests.conftest import REPO
 
 SECTIONS = {"docs/notebook.md": "## Cells of your own", "docs/notebook.zh.md": "## 追加自己的单元"}
+BY_ITSELF = {"docs/notebook.md": "## Tuned by itself", "docs/notebook.zh.md": "## 自动调优"}
 
 
-def cells_of(page):
+def cells_of(page, sections=SECTIONS):
     """The Python blocks of the section, without their comments, which are in the reader's language."""
-    section = (REPO / page).read_text(encoding="utf-8").split(f"\n{SECTIONS[page]}\n")[1]
+    section = (REPO / page).read_text(encoding="utf-8").split(f"\n{sections[page]}\n")[1]
     section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     return [re.sub(r"  # .*", "", block) for block in blocks]
@@ -47,6 +48,15 @@ def test_each_pair_brings_its_own_imports():
         imported = re.search(r"^from ebr import (.*)$", pair[0], re.MULTILINE)[1].split(", ")
         used = set(re.findall(r"\b([a-z_]+)\(", "".join(pair))) - {"display", "search"}
         assert used == set(imported)
+
+
+def test_both_pages_tune_by_itself_with_the_same_cells():
+    config, call = cells_of("docs/notebook.md", BY_ITSELF)
+    assert [config, call] == cells_of("docs/notebook.zh.md", BY_ITSELF)
+    values = {"EBR_CONFIG_OVERRIDES": json.dumps({"TUNE_CONFIG": {"minutes": 5}})}
+    exec(config, values)
+    assert (values["TUNE_CONFIG"].minutes, values["TUNE_CONFIG"].max_seq_length) == (5, 64)
+    assert "tune_model(TUNE_CONFIG)" in call
 
 
 def test_overrides_of_other_cells_do_not_hinder_a_cell():
