@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ebr.model.compute.dropout import LightDropout, dropout, keep_mask, light_dropout, light_dropout_attention, set_dropout
+from ebr.model.compute.dropout import (
+    LightDropout,
+    chosen_dropout,
+    dropout,
+    keep_mask,
+    light_dropout,
+    light_dropout_attention,
+    set_dropout,
+)
 from ebr.model.encoder.encoder import load_encoder
 
 N = 1_000_003
@@ -60,6 +68,7 @@ def test_a_model_without_dropout_trains_on_what_it_computes(kind, model):
     model.eval()
     expected, _ = passes()
     assert torch.equal(one, other) and torch.allclose(one, expected, atol=1e-5)
+    assert chosen_dropout(nn.Sequential(model)) == 0, "whoever chooses how to attend is told"
     assert model.config.to_dict() == before, "what is saved says what the model was made with"
 
 

@@ -47,7 +47,7 @@ class _Main(Config):
         None,
         "training steps in all, instead of minutes: the same seed and steps make the same choice on the same machine",
         "以训练总步数代替 minutes：同一机器上相同种子与步数得到相同的选择",
-        ge=8,
+        ge=16,
     )
     eval_dataset: Path | None = option(
         None,
@@ -133,5 +133,7 @@ class TuneConfig(_Choice, _Models, _Main):
         field = type(self).model_fields["test_split"]
         if self.eval_dataset and self.test_split != field.default:
             raise ConfigError("test_split: has no meaning with an eval_dataset; leave one of the two out")
+        if self.recipe is not None and self.steps:
+            raise ConfigError("recipe, steps: a recipe has its own steps; leave one of the two out")
         if self.steps and self.minutes != type(self).model_fields["minutes"].default:
             raise ConfigError("minutes, steps: both say when to end; give one")

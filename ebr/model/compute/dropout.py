@@ -24,6 +24,7 @@ _NUMPY = {dtype: dtype for dtype in (torch.float32, torch.float64)} | dict.fromk
 )
 # transformers takes every name with "flash" or "sdpa" in it for one of its own.
 _REGISTERED = "ebr_light_dropout"
+_CHOSEN = "_ebr_chosen"
 
 
 def keep_mask(shape: torch.Size, p: float, device: torch.device) -> tuple[Tensor, float]:
@@ -85,12 +86,22 @@ class LightDropout(nn.Dropout):
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Have every layer of a model drop out with chance p: modules of dropout, and chances that layers keep as numbers."""
+    """Have every layer of a model drop out with chance p: modules of dropout, and chances that layers keep as numbers.
+
+    What its config says stays, see chosen_dropout.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
-        for name in [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]:
+        for name in [name for name, value in vars(module).items() if "dropout" in name and type(value) in (int, float)]:
             setattr(module, name, p)
+    vars(model)[_CHOSEN] = p
+
+
+def chosen_dropout(model: nn.Module) -> float | None:
+    """The chance that set_dropout gave a model, or the one that it is wrapped around; None = its config's."""
+    chosen: list[float] = [vars(module)[_CHOSEN] for module in model.modules() if _CHOSEN in vars(module)]
+    return chosen[0] if chosen else None
 
 
 class _DroppedAttention(torch.autograd.Function):

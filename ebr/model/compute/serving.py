@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ebr.errors import first_line
 from ebr.model.compute.attention import PADDED, Kernel, attention_of, set_attention, torch_varlen, unpadded_attention
+from ebr.model.compute.dropout import chosen_dropout
 from ebr.model.encoder.text_reader import TextReader
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ def padded_again(model: SentenceTransformer) -> Iterator[None]:
 
 
 def _drops_attention(model: SentenceTransformer) -> bool:
+    if (chosen := chosen_dropout(model[0].model)) is not None:
+        return chosen > 0
     config = model[0].model.config
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
     return any(float(getattr(config, name, 0.0) or 0.0) > 0 for name in names)

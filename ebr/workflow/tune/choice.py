@@ -17,38 +17,42 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken. best: the trial of the best mean; chosen: the simplest of those that are as good; None = the base stays.
+    """What is taken. best: the trial of the best mean. chosen: the trial that is taken; None = the base stays.
 
-    equals: trials as good as the best, it among them. gain: of `simplest` over the base. p: of a paired randomisation test.
+    gain: of the chosen trial over the base, or of the best where none is chosen. p: of the same, by a randomisation test.
     """
 
     best: Trial
-    simplest: Trial
-    equals: tuple[Trial, ...]
+    chosen: Trial | None
     gain: Interval
     p: float
-
-    @property
-    def chosen(self) -> Trial | None:
-        """The simplest, where its gain over the base is clear; None = the base."""
-        return self.simplest if self.gain.low > 0 and self.p <= 1 - CONFIDENCE else None
 
 
 def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
     """Choose among trials that were measured on the same queries as the base.
 
     As good as the best is what lies within one standard error of the paired difference (the one-standard-error rule of Breiman
-    et al. 1984). Of these the simplest is taken: of the fewest ingredients, and among such of the best mean; the stock recipe
-    only where nothing else is as good. The base stays unless interval and randomisation test agree that it is worse.
+    et al. 1984) and gains over the base beyond chance: interval and randomisation test have to agree. Of these the simplest
+    is taken: of the fewest ingredients, and among such of the best mean; the stock recipe only where nothing else is as good.
+    The base stays where there is none.
     """
     from ebr.retrieval.measures.significance import paired_bootstrap, randomization_test
 
+    def gain_of(trial: Trial) -> tuple[Interval, float]:
+        found = trial.by_query()
+        return paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
+
     best = max(trials, key=lambda trial: trial.mean)
-    equals = tuple(trial for trial in trials if is_as_good(trial.by_query(), best.by_query()))
-    simplest = min(equals, key=lambda trial: (trial.recipe.name == STOCK, len(trial.recipe.ingredients), -trial.mean))
-    found = simplest.by_query()
-    gain, p = paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
-    return Choice(best, simplest, equals, gain, p)
+    equals = [trial for trial in trials if is_as_good(trial.by_query(), best.by_query())]
+    for trial in sorted(equals, key=_complexity):
+        gain, p = gain_of(trial)
+        if gain.low > 0 and p <= 1 - CONFIDENCE:
+            return Choice(best, trial, gain, p)
+    return Choice(best, None, *gain_of(best))
+
+
+def _complexity(trial: Trial) -> tuple[bool, int, float]:
+    return trial.recipe.name == STOCK, len(trial.recipe.ingredients), -trial.mean
 
 
 def left_below(steps: int, trials: Sequence[Trial], but: str) -> list[Recipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,8 +35,18 @@ if TYPE_CHECKING:
 
 _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
 _CHARACTERS_A_TOKEN = 4
+_MOVE_NOTHING = {
+    "corpus", "data_path", "eval_dataset", "forgetting_dataset", "language", "minutes", "output_dir", "recipe", "steps",
+    "trust_remote_code",
+}  # fmt: skip
+"""Options that move no weight of a given recipe, or that name files, which are compared by their content."""
 _OF_ONE_RUN = {"few-steps"}
 """Findings that are of a run's own options, which the ladder decides."""
+
+
+def spend_of(config: TuneConfig) -> str:
+    """What may be spent, in words."""
+    return f"{config.steps:,} training steps" if config.steps else f"{config.minutes:g} minutes"
 
 
 @dataclass(frozen=True)
@@ -50,22 +61,20 @@ class TunePlan:
     def lines(self) -> list[str]:
         """The plan, for people."""
         config = self.config
-        spend = f"{config.steps:,} training steps" if config.steps else f"{config.minutes:g} minutes"
-        if config.recipe:
-            spend = "one recipe, as it stands"
+        spend = "one recipe, as it stands" if config.recipe else spend_of(config)
         test = [f"test    {config.eval_dataset}"] if config.eval_dataset else []
         return [f"base    {config.model_name}", *self.split.lines(), *test, f"spend   {spend}", f"output  {config.output_dir}"]
 
 
 def plan_tune(config: TuneConfig) -> TunePlan:
     """Read and split the records, check everything that can be, and train nothing. Raises EBRError subclasses."""
-    from ebr.model.origin import is_adapter, resolve_model
+    from ebr.model.origin import is_adapter, resolve_model, weight_files_digest
 
     config.check()
+    config = config.model_copy(update={"output_dir": config.output_dir.expanduser().resolve()})
     check_place_of(config.output_dir)
-    if config.recipe is not None:
-        Recipe.from_json(config.recipe.get("recipe", {}))
-    if is_adapter(resolve_model(config.model_name)):
+    base = resolve_model(config.model_name)
+    if is_adapter(base):
         raise ModelError(f"model_name {config.model_name}: is an adapter; merge it first (ebr merge)")
     corpora = [find_corpus(Path(name).expanduser()) for name in config.corpus or ()]
     folders = [folder for folder in (config.eval_dataset, config.forgetting_dataset) if folder]
@@ -74,9 +83,36 @@ def plan_tune(config: TuneConfig) -> TunePlan:
     split = split_records(config)
     inputs = {"data_path": hash_files(split.files)} | ({"corpus": hash_files(corpora)} if corpora else {})
     inputs |= {"evaluation": hash_files([file for folder in folders for file in evaluation_files(folder)])} if folders else {}
-    if config.recipe is not None and config.recipe.get("inputs", {}).get("data_path") != inputs["data_path"]:
-        raise ConfigError(f"recipe: was found on other records than {config.data_path}; tune anew, or give those")
+    if digest := weight_files_digest(base):
+        inputs["model_name"] = digest
+    if config.recipe is not None:
+        _check_recipe(config, inputs)
     return TunePlan(config, split, inputs)
+
+
+def _check_recipe(config: TuneConfig, inputs: Mapping[str, str]) -> None:
+    """Refuse a recipe whose model these options, records and base would not make again. Raises ConfigError."""
+    recorded = config.recipe or {}
+    Recipe.from_json(recorded.get("recipe", {}))
+    try:
+        then, files = dict(recorded["made_with"]), dict(recorded["inputs"])
+        int(recorded["steps"]), float(recorded["weight"]), bool(recorded["bf16"])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError("recipe: is none that ebr tune wrote; give the recipe.json of a finished tuning") from None
+    now = made_with(config)
+    differ = [name for name in now if then.get(name) != now[name]]
+    differ += [f"{name} (its content)" for name in ("data_path", "corpus", "model_name") if files.get(name) != inputs.get(name)]
+    if differ:
+        raise ConfigError(
+            f"recipe: was found with other {', '.join(differ)}, and would make another model; --config recipe.json gives "
+            "all of its options"
+        )
+
+
+def made_with(config: TuneConfig) -> dict[str, Any]:
+    """The options that decide which model a recipe makes, files by their content apart."""
+    options = {name: value for name, value in config.to_json().items() if name not in _MOVE_NOTHING}
+    return options | {"eval_dataset": config.eval_dataset is not None}
 
 
 def tune_model(config: TuneConfig, *, say: Say = speak) -> TuneResult:
@@ -93,7 +129,7 @@ def tune_model(config: TuneConfig, *, say: Say = speak) -> TuneResult:
     plan = plan_tune(config)
     for line in plan.lines():
         say(line)
-    state, goes_on = State.begin_or_go_on(config, plan.inputs)
+    state, goes_on = State.begin_or_go_on(plan.config, plan.inputs)
     if goes_on:
         say(f"going on with the work in {state.folder}")
     try:
@@ -206,14 +242,15 @@ class _Tuning:
             cost = sum(map(self._cost, recipes)) / len(recipes)
             seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
             n_trials = sum(rung.n_recipes for rung in plan_ladder(len(recipes), 10**6, epoch_steps)) + 1
-            total = self._known("total_steps", lambda: found.steps_in(seconds, n_trials, cost))
+            total = self.state.known.get("total_steps") or found.steps_in(seconds, n_trials, cost)
+            if total < 2 * LEAST_STEPS:
+                raise ConfigError(
+                    f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine, and a recipe "
+                    f"beside the stock one takes {2 * LEAST_STEPS} at least; the same command with more minutes goes on"
+                )
+            total = self._known("total_steps", lambda: total)
             ends_at = self._began + self.config.minutes * 60
             budget = Budget(total, ends_at, found.step_s, found.trial_s, found.reserve_s)
-        if budget.total_steps < 2 * LEAST_STEPS:
-            raise ConfigError(
-                f"minutes {self.config.minutes:g}: leave {counted(budget.total_steps, 'training step')} on this machine, and a "
-                f"recipe beside the stock one takes {2 * LEAST_STEPS} at least; give more, or lower max_seq_length"
-            )
         rungs = plan_ladder(len(recipes), budget.total_steps, epoch_steps)
         words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
         self.say(f"ladder  {total_of(rungs):,} steps: {words}, and the stock recipe × {rungs[-1].steps:,}")
@@ -225,17 +262,19 @@ class _Tuning:
             return Speed(0, 0, 0, 0)
         recipe = next(one for one in recipes if not NEGATIVES & set(one.ingredients))
         self.shop.base(recipe)
+        shutil.rmtree(self.state.folder / "probe", ignore_errors=True)  # one that was killed would be timed in part
         started = time.monotonic()
         model, train_s = self.shop.trained(recipe, LEAST_STEPS, self.state.folder / "probe")
         around_s = time.monotonic() - started - train_s
         started = time.monotonic()
         self.shop.evaluate(model)
         evaluate_s = time.monotonic() - started
-        dataset, test = self.shop.choose, read_part(self.shop.parts.test)
+        dataset = self.shop.choose
         text_s = evaluate_s / (len(dataset.queries) + len(dataset.documents))
         n_mined = sum(1 for _ in self.shop.parts.corpus.open(encoding="utf-8")) + len(self.plan.split.train)
         kinds = {one for recipe in recipes for one in recipe.ingredients if one in NEGATIVES}
-        n_tested = 3 * (len(test.queries) + len(test.documents))
+        proved = [read_part(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
+        n_tested = 3 * sum(len(one.queries) + len(one.documents) for one in proved)
         return Speed(
             step_s=train_s / LEAST_STEPS,
             trial_s=around_s + evaluate_s,
@@ -270,7 +309,7 @@ class _Tuning:
 
         climb(rungs, recipes, attempt)
         if not trials:
-            raise ConfigError(f"minutes {self.config.minutes:g}: no recipe could be tried, see above; give more")
+            raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
         # As many steps as the longest that was tried: the proof holds the choice against it.
         top = max(trial.steps for trial in trials)
         attempt(stock, top)
@@ -299,8 +338,12 @@ class _Tuning:
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
             if self._has_budget(recipe, chosen.steps, budget):
-                found[ingredient.value] = trial = self._tried(recipe, chosen.steps, budget)
-                self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
+                try:
+                    found[ingredient.value] = trial = self._tried(recipe, chosen.steps, budget)
+                except DataError as error:
+                    self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
+                else:
+                    self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
         return found
 
     # ---------------------------------------------------------------- the end
@@ -315,9 +358,12 @@ class _Tuning:
             final = None
         if final:
             record = self._recipe(final)
-            final.describe(report, self.config.language)
+            final.describe(self.config, self.plan.inputs, report)
             final.move_to(output / MODEL)
             write_json(output / RECIPE, record)
+        else:  # what an end that was killed had put there
+            shutil.rmtree(output / MODEL, ignore_errors=True)
+            (output / RECIPE).unlink(missing_ok=True)
         from ebr.retrieval.report.write import write_report
 
         page, _ = write_report(output, report, self.config.language)
@@ -336,7 +382,7 @@ class _Tuning:
             proof=proof,
             ladder=report.ladder,
             report=page,
-            command=_again(output) if final else "",
+            command=_again(self.config) if final else "",
         )
         self._write_manifest(result)
         self.state.end()
@@ -350,8 +396,10 @@ class _Tuning:
             "weight": final.weight,
             "bf16": self.shop.bf16,
             "inputs": self.plan.inputs,
+            "made_with": made_with(self.config),
         }
-        return {"kind": "recipe", "config": {**self.config.to_json(), "recipe": recipe}}
+        idle = {name: TuneConfig.model_fields[name].default for name in ("minutes", "steps", "forgetting_dataset")}
+        return {"kind": "recipe", "config": {**self.config.to_json(), **idle, "recipe": recipe}}
 
     def _write_manifest(self, result: TuneResult) -> None:
         record = {
@@ -375,6 +423,7 @@ class _Tuning:
         trial, _ = shop.run(recipe, steps)
         self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} on {self._on()}")
         final = make_final(shop, trial, self.say, weight=float(recorded["weight"]))
+        final.describe(self.config, self.plan.inputs, None)
         output = self.config.output_dir
         final.move_to(output / MODEL)
         self._save()
@@ -385,9 +434,11 @@ class _Tuning:
         return result
 
 
-def _again(output: Path) -> str:
+def _again(config: TuneConfig) -> str:
     """The one command that makes the same model again."""
-    return f"ebr tune --config {shlex.quote(str(output / RECIPE))} --output_dir {shlex.quote(f'{output}-again')}"
+    output = config.output_dir
+    trust = " --trust_remote_code" if config.trust_remote_code else ""  # no record switches it on
+    return f"ebr tune --config {shlex.quote(str(output / RECIPE))} --output_dir {shlex.quote(f'{output}-again')}{trust}"
 
 
 def _nothing(line: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebr.config import MergeConfig
+from ebr.config import MergeConfig, TuneConfig
 from ebr.config.models.merge import AUTO
-from ebr.config.options import Language
 from ebr.data.evaluation.comparison import EVALUATION_JSON
-from ebr.data.files.write import read_manifest, write_json
+from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.data.speech import Say
 from ebr.workflow.tune.state import MODEL
 from ebr.workflow.tune.trials import Trial, Workshop
@@ -31,15 +31,26 @@ class FinalModel:
     trial: Trial
     weight: float
 
-    def describe(self, report: Report, language: Language) -> None:
-        """Put the proof beside the model: its report, its thresholds, its card. The model comes first after the base."""
+    def describe(self, config: TuneConfig, inputs: Mapping[str, str], report: Report | None) -> None:
+        """Say what the model was made of, and put the proof beside it: report, thresholds, card.
+
+        Its base and records are those of the tuning: the folders that it was made in are gone afterwards. report: with the
+        model first after the base; None = none was made.
+        """
+        from ebr.model.base_card import base_card
         from ebr.model.card import read_report, write_card
+        from ebr.model.origin import resolve_model
         from ebr.retrieval.report.write import write_report
 
-        manifest, trained = read_manifest(self.folder) or {}, read_manifest(Path(self.trial.model)) or {}
-        write_json(self.folder / EVALUATION_JSON, report.main.evaluation_json())
-        write_report(self.folder, report, language)
+        of_tuning = {"base_model": config.model_name, "base_card": base_card(resolve_model(config.model_name))}
+        manifest, trained = ((read_manifest(one) or {}) | of_tuning for one in (self.folder, Path(self.trial.model)))
+        manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipe": self.trial.recipe.to_json()}
+        manifest.pop("adapter", None)
+        if report:
+            write_json(self.folder / EVALUATION_JSON, report.main.evaluation_json())
+            write_report(self.folder, report, config.language)
         write_card(self.folder, MODEL, manifest, trained, read_report(self.folder))
+        write_json(self.folder / FOLDER_MANIFEST, manifest)
 
     def move_to(self, place: Path) -> None:
         """Give it its place."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ebr.config import TuneConfig
 from ebr.data.evaluation.corpus import find_corpus, read_corpus
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.files.write import write_folder_aside
+from ebr.data.records.documents import Document
 from ebr.data.text.counted import counted
 from ebr.data.text.normal_form import normal_form
 from ebr.data.training.answers import SameAnswer, chain_of_each, count_chains, find_answers
@@ -24,6 +25,7 @@ from ebr.data.training.split import split_validation
 from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 
+Item = TypeVar("Item")
 LEAST_QUERIES = 30
 """With fewer to choose on, chance alone would choose."""
 MOST_QUERIES = 500
@@ -96,12 +98,15 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
     if folder.is_dir():
         return parts
     passages = dict.fromkeys(text for one in split.train for text in (*one.positives, *one.negatives))
-    further = _drawn(_further_texts(config, split.texts), MOST_CANDIDATES, config.seed)
+    further = _drawn(_further_texts(config, split.texts), MOST_CANDIDATES, config.seed, key=lambda one: one.whole)
     # As in use: what was trained on is searched too. No query of these parts was trained on, and no answer to one.
-    beside = _drawn([*_distinct(passages, split.texts), *further], MOST_DISTRACTORS, config.seed)
+    wholes = (one.whole for one in further)
+    beside = _drawn([*_distinct(passages, split.texts), *wholes], MOST_DISTRACTORS, config.seed, key=str)
     with write_folder_aside(folder) as aside:
         _write_lines(aside / _TRAIN, map(_record, split.train))
-        _write_lines(aside / _CORPUS, ({"_id": str(row), "text": text} for row, text in enumerate([*passages, *further])))
+        candidates = [*(Document("", text) for text in passages), *further]
+        lines = ({"_id": str(row), "title": one.title, "text": one.text} for row, one in enumerate(candidates))
+        _write_lines(aside / _CORPUS, lines)
         _write_evaluation(aside / _CHOOSE, split.choose, beside, split, config.seed)
         if split.test:
             _write_evaluation(aside / _TEST, split.test, beside, split, config.seed)
@@ -189,12 +194,12 @@ def judgements(part: Sequence[Example], texts: TextTable, same_answer: SameAnswe
 # ---------------------------------------------------------------- further texts
 
 
-def _further_texts(config: TuneConfig, texts: TextTable) -> Iterator[str]:
-    """The texts of the corpora that no record has."""
+def _further_texts(config: TuneConfig, texts: TextTable) -> Iterator[Document]:
+    """The documents of the corpora that no record has."""
     for name in config.corpus or ():
         for document in read_corpus(find_corpus(Path(name).expanduser())):
             if normal_form(document.whole) not in texts.forms:
-                yield document.whole
+                yield document
 
 
 def _distinct(passages: Iterable[str], texts: TextTable) -> Iterator[str]:
@@ -206,25 +211,25 @@ def _distinct(passages: Iterable[str], texts: TextTable) -> Iterator[str]:
             yield text
 
 
-def _drawn(texts: Iterable[str], most: int, seed: int) -> list[str]:
-    """At most so many distinct texts, the same ones whatever the order they come in: those of the smallest hashes."""
+def _drawn(items: Iterable[Item], most: int, seed: int, *, key: Callable[[Item], str]) -> list[Item]:
+    """At most so many items of distinct texts, the same ones whatever the order they come in: those of the smallest hashes."""
     salt = str(seed).encode()
 
     def place(text: str) -> bytes:
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, salt=salt.ljust(16)[:16]).digest()
 
-    by_hash: dict[bytes, str] = {}
+    by_hash: dict[bytes, Item] = {}
     kept: list[tuple[int, bytes]] = []  # a heap whose first is the largest hash
-    for text in texts:
-        key = place(text)
-        if key in by_hash:
+    for item in items:
+        digest = place(key(item))
+        if digest in by_hash:
             continue
-        number = -int.from_bytes(key)
+        number = -int.from_bytes(digest)
         if len(kept) < most:
-            heapq.heappush(kept, (number, key))
+            heapq.heappush(kept, (number, digest))
         elif number > kept[0][0]:
-            del by_hash[heapq.heappushpop(kept, (number, key))[1]]
+            del by_hash[heapq.heappushpop(kept, (number, digest))[1]]
         else:
             continue
-        by_hash[key] = text
-    return [by_hash[key] for _, key in sorted(kept, reverse=True)]
+        by_hash[digest] = item
+    return [by_hash[digest] for _, digest in sorted(kept, reverse=True)]

@@ -99,12 +99,13 @@ def ladder_of(
 
 def why(choice: Choice, base_mean: float) -> str:
     """The choice in one sentence."""
-    gain, best, simplest = choice.gain, choice.best, choice.simplest
+    gain, best = choice.gain, choice.best
+    chosen = choice.chosen or best
     bounds = f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {choice.p:.4f}"
-    taken = f"{simplest.recipe.name} with {simplest.steps:,} steps"
+    taken = f"{chosen.recipe.name} with {chosen.steps:,} steps"
     if choice.chosen is None:
         return f"nothing is better than the base beyond chance: {taken} gains {bounds} over its {base_mean:.4f}"
-    if simplest == best:
+    if chosen == best:
         return f"{taken} is the best of all that was tried: {bounds} over the base"
     return f"{taken} is as good as {best.recipe.name} with {best.steps:,}, and simpler: {bounds} over the base"
 

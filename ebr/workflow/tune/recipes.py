@@ -126,7 +126,7 @@ def _of_any_base(rates: tuple[float, float, float], facts: DataFacts) -> list[Re
         Recipe("plain_low", (), {"learning_rate": low}),
     ]
     if facts.has_corpus:
-        recipes.insert(3, Recipe("pairs", (Ingredient.PAIRS,), {"learning_rate": first}))
+        recipes.insert(4, Recipe("pairs", (Ingredient.PAIRS,), {"learning_rate": first}))
     return recipes
 
 

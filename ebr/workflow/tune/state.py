@@ -54,7 +54,8 @@ class State:
         write_json(self.folder / _STATE, {"asked": self.asked, "seconds": round(self.seconds, 1), "known": self.known})
 
     def end(self) -> None:
-        """The work is done: its files go."""
+        """The work is done: its files go, first what says that there is work."""
+        (self.folder / _STATE).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

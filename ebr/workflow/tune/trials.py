@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +194,11 @@ class Workshop:
         if whole_checkpoints(layout_of(config).work):
             config.resume_from_checkpoint = True
         result = train_sentence_transformer(config, say=_silence, ask=_nobody)
-        shutil.rmtree(layout_of(config).work, ignore_errors=True)  # its checkpoints and logs: the model is whole
+        # Its checkpoints and logs: the model is whole. Half of them would pass for a run of somebody else.
+        done = folder / "done"
+        shutil.rmtree(done, ignore_errors=True)
+        layout_of(config).work.rename(done)
+        shutil.rmtree(done, ignore_errors=True)
         return str(result.model_path), result.record.duration_s
 
     # ---------------------------------------------------------------- measuring
@@ -233,27 +237,17 @@ class Workshop:
         """The trial of a recipe with so many steps, and whether it is new: one that is kept is not run again."""
         folder = self._folder(recipe, steps)
         if self.has_tried(recipe, steps):
-            return Trial.from_json(read_json(folder / _RECORD)), False
+            kept = Trial.from_json(read_json(folder / _RECORD))
+            return replace(kept, model=str(folder / kept.model)), False  # the whole work may have moved
         started = time.perf_counter()
         model, train_s = self.trained(recipe, steps, folder)
         scores = self.evaluate(model).scores[METRIC]
         took_s = time.perf_counter() - started
         trial = Trial(recipe, steps, model, tuple(scores.tolist()), round(train_s, 1), round(took_s, 1))
-        write_json(folder / _RECORD, trial.to_json())
+        write_json(folder / _RECORD, trial.to_json() | {"model": Path(model).relative_to(folder).as_posix()})
         return trial, True
 
 
 def _nobody(question: str) -> str:
     """Nobody is asked where else to save a trial."""
     return ""
-
-
-Evaluate = Callable[[str], "Evaluation"]
-
-
-def forget_all_but(trials: Sequence[Trial], kept: Sequence[Trial]) -> None:
-    """Delete the models of the other trials; their records stay."""
-    keep = {trial.model for trial in kept}
-    for trial in trials:
-        if trial.model not in keep:
-            shutil.rmtree(trial.model, ignore_errors=True)
