@@ -479,7 +479,7 @@ def test_notebook_overrides_merge_into_the_config_they_name_and_keep_the_order()
     fine, infer, vis = notebook_configs(
         overrides, FINETUNE_CONFIG={"num_epochs": 1, "lora_r": 4}, INFERENCE_CONFIG={"batch_size": 3}, VIS_CONFIG={"seed": 1}
     )
-    assert [type(config) for config in (fine, infer, vis)] == list(CONFIGS.values())[:3]
+    assert [type(config) for config in (fine, infer, vis)] == [FinetuneConfig, InferenceConfig, VisualizationConfig]
     assert (fine.num_epochs, fine.lora_r, infer.batch_size, vis.seed) == (2, 4, 3, 7)
 
 

@@ -1039,6 +1039,7 @@ def observe(monkeypatch, config):
         candidates = None if candidates is None else list(candidates)
         seen.update({f"rules.{key}": value for key, value in asdict(rules).items()})
         seen.update({"records": records, "candidates": candidates, "by_words_too": settings["by_words_too"]})
+        seen["chain_of"] = settings["chain_of"]
         return real_mine(records, candidates, encode, rules, **settings)
 
     def chosen(n_records, n_examples, seed):
@@ -1065,6 +1066,7 @@ CHANGES = {
     "output_format": ("triplets", {"format"}),
     "num_negatives": (1, {"rules.num_negatives"}),
     "teacher": ("hybrid", {"by_words_too"}),
+    "same_answer": ("chain", {"chain_of"}),
     "top_k": (7, {"rules.top_k"}),
     "skip_top": (3, {"rules.skip_top"}),
     "max_relative_score": (0.5, {"rules.max_relative_score"}),
