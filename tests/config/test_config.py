@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ebr.config import FinetuneConfig, InferenceConfig, MergeConfig, SampleConfig, TrainConfig, VisualizationConfig
 from ebr.errors import ConfigError
-from ebr.notebook import CONFIGS, notebook_configs
+from ebr.notebook import notebook_configs
 
 QUICK = settings(deadline=None, max_examples=30, database=None)
 

@@ -171,6 +171,8 @@ def test_what_is_left_goes_to_those_that_were_best():
     trials = [trial("a", [0.1], steps=8), trial("b", [0.3], steps=8), trial("c", [0.2], steps=8), trial("b", [0.1], steps=24)]
     trials.append(trial("stock", [0.9], steps=8))
     assert [one.name for one in left_below(24, trials, "stock")] == ["c", "a"]
+    trials += [trial("c", [0.15], steps=16)]
+    assert [one.name for one in left_below(24, trials, "stock")] == ["a"], "c lost by more steps already"
     assert left_below(8, trials, "stock") == []
 
 

@@ -56,12 +56,15 @@ def _complexity(trial: Trial) -> tuple[bool, int, float]:
 
 
 def left_below(steps: int, trials: Sequence[Trial], but: str) -> list[Recipe]:
-    """The recipes that were never tried with so many steps, those with the best figures first. but: one to pass over."""
-    best: dict[str, Trial] = {}
-    for trial in sorted(trials, key=lambda trial: trial.mean):
-        best[trial.recipe.name] = trial
-    tried = {trial.recipe.name for trial in trials if trial.steps == steps} | {but}
-    found = [trial for name, trial in best.items() if name not in tried]
+    """The recipes that were never tried with so many steps, those with the best figures first.
+
+    Those that lost by more steps already are passed over, and the one of the name `but`.
+    """
+    of_recipe: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.steps):
+        of_recipe.setdefault(trial.recipe.name, []).append(trial)
+    longest = [own[-1] for name, own in of_recipe.items() if name != but and own[-1] == max(own, key=lambda one: one.mean)]
+    found = [trial for trial in longest if trial.steps < steps]
     return [trial.recipe for trial in sorted(found, key=lambda trial: -trial.mean)]
 
 
