@@ -24,6 +24,7 @@ from ebr.config import (
     SampleConfig,
     SearchConfig,
     TrainConfig,
+    TuneConfig,
     VisualizationConfig,
 )
 from ebr.config.options import option_groups
@@ -40,6 +41,7 @@ VERBS = {
     "finetune": ("train_sentence_transformer", "plan_finetune", FinetuneConfig),
     "train": ("train_sentence_transformer", "plan_finetune", TrainConfig),
     "merge": ("merge_adapter", "plan_merge", MergeConfig),
+    "tune": ("tune_model", "plan_tune", TuneConfig),
     "adapt": ("adapt_queries", "plan_adapt", AdaptConfig),
     "infer": ("run_batch_inference", "plan_inference", InferenceConfig),
     "visualize": ("visualize_embeddings", "plan_visualization", VisualizationConfig),
@@ -53,6 +55,7 @@ NEEDED = {
     "pairs": ["--corpus", "c", "--output_path", "o.jsonl"],
     "extend": ["--output_path", "o"],
     "merge": ["--base_model_path", "m", "--output_path", "o"],
+    "tune": ["--data_path", "t.jsonl", "--output_dir", "o"],
     "adapt": ["--data_path", "t.jsonl", "--output_path", "o"],
     "evaluate": ["--models", "m", "--eval_dataset", "e"],
     "mine": ["--output_path", "o"],
