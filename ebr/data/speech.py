@@ -12,6 +12,10 @@ Say = Callable[[str], None]
 """Where a verb's lines for people go; the notebook's and a script's are spoken, the shell passes its own."""
 
 
+def silence(line: str) -> None:
+    """Say nothing: of what one verb does on the way of another, and of the processes behind the first."""
+
+
 def speak(line: str) -> None:
     """Print; what the terminal cannot spell as its escape in JSON: no line for people is worth the work that it is about."""
     try:

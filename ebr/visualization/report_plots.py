@@ -100,12 +100,7 @@ def sizes_svg(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], goo
             order = np.argsort(sizes)
             (line,) = axes.plot(np.asarray(sizes)[order], np.asarray(ndcg)[order], label=kind, linewidth=1.6, markersize=5)
             line.set(color=KIND_COLOURS.get(kind, UNCLEAR), marker=_KIND_MARKERS.get(kind, "o"))
-        axes.set_xscale("log", base=2)
-        ticks = sorted({float(size) for sizes, _ in curves.values() for size in sizes})
-        axes.xaxis.set_major_locator(FixedLocator(_spread_out(ticks)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _double(axes, (size for sizes, _ in curves.values() for size in sizes))
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=9, loc="lower right")
         return _svg_text(figure)
@@ -131,17 +126,20 @@ def ladder_svg(
             for x, y in zip(steps, ndcg, strict=True):
                 if chosen == (name, x):
                     axes.plot([x], [y], color=colour, marker="*", markersize=15, markeredgecolor="#333333")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(
-            FixedLocator(_spread_out(sorted({float(x) for steps, _ in climbs.values() for x in steps})))
-        )
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _double(axes, (x for steps, _ in climbs.values() for x in steps))
         axes.margins(x=0.08, y=0.12)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg_text(figure)
+
+
+def _double(axes: Axes, places: Iterable[float]) -> None:
+    """The axis to the right doubles at equal distances, with a number at each of the places that has room for one."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(_spread_out(sorted({float(place) for place in places}))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _spread_out(ticks: Sequence[float], factor: float = 1.6) -> list[float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation.leaks import find_leaks, leak_line
 from ebr.data.files.write import hash_files
-from ebr.data.speech import Ask, Say, speak, terminal
+from ebr.data.speech import Ask, Say, silence, speak, terminal
 from ebr.retrieval.evaluation.command import dataset_origin
 from ebr.training.doctor.diagnosis import said_check, save_check
 from ebr.training.manifest import model_manifest, start_facts
@@ -46,7 +46,7 @@ def train_sentence_transformer(config: FinetuneConfig, *, say: Say = speak, ask:
 
     processes = join_processes()
     if not processes.is_main:
-        say = _silence
+        say = silence
     plan, config = _planned(config, processes, say)
     prepared = _prepared(plan, config, processes, say)
     start, model = prepared.start, prepared.start.model
@@ -149,10 +149,6 @@ def _made_trainable(
     trainable, total = info["trainable_parameters"], info["total_parameters"]
     say(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     return start, facts
-
-
-def _silence(line: str) -> None:
-    """What the processes other than the first have to say."""
 
 
 def _evaluator(plan: FinetunePlan, config: FinetuneConfig, say: Say) -> RetrievalEvaluator | None:

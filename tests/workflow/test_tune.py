@@ -23,6 +23,7 @@ from ebr.retrieval.evaluation.leak_check import Provenance
 from ebr.workflow.tune import command as command_module
 from ebr.workflow.tune import trials as trials_module
 from ebr.workflow.tune.command import plan_tune
+from ebr.workflow.tune.state import WORK
 from ebr.workflow.tune.trials import Workshop
 
 WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large")
@@ -138,7 +139,7 @@ def test_the_model_says_what_it_was_made_of(tuned):
     result, config, _ = tuned
     manifest = read_json(result.model_path / "ebr_manifest.json")
     assert (manifest["base_model"], manifest["config"]["data_path"]) == (config.model_name, config.data_path)
-    assert "/work/" not in json.dumps(manifest).replace(str(config.output_dir), "")
+    assert f"/{WORK}/" not in json.dumps(manifest).replace(str(config.output_dir), "")
     known = Provenance.of([str(result.model_path)])
     assert [source.data_path for source in known.sources] == [config.data_path] and not known.unknown
 

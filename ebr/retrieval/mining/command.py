@@ -226,10 +226,12 @@ def _scored(plan: MiningPlan, mined: Iterator[Mined], teacher: LoadedModel | Non
 
 def _chain_of(records: Sequence[Record], wanted: SameAnswer | Literal["auto"]) -> dict[str, int] | None:
     """By normal form, the chain of each text of the records; None where a chain has no one answer, or is not to have it."""
+    if wanted == "text":
+        return None
     examples = [Example(one.query, one.positives, one.negatives) for one in records]
     texts = TextTable.of(examples)
     ids = texts.records(examples)
-    if count_chains(ids, batch_size=2).answer(wanted) == "text":
+    if wanted == "auto" and count_chains(ids, batch_size=2).shows == "text":
         return None
     chains = chain_of_each(ids)
     return {form: chains[number] for form, number in texts.forms.items() if number in chains}

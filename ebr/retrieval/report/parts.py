@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ebr.data.evaluation.calibration import Calibration
-from ebr.data.evaluation.comparison import Comparison, Interval, Outcome
+from ebr.data.evaluation.comparison import Comparison, Interval
 from ebr.data.evaluation.leaks import LeakCheck
 from ebr.retrieval.measures.changes import ChangedQuery, Slice
 from ebr.retrieval.measures.compression import Compressed
@@ -77,7 +77,7 @@ class DatasetReport:
 class Attempt:
     """One recipe that was tried before the choice, with its nDCG@10 on the records that were chosen on.
 
-    gain: over the base, with its interval. outcome: of the gain, see Change.outcome. left_out: the ingredient that it lacks to
+    gain: over the base, with its interval. left_out: the ingredient that it lacks to
     show what that one gives; None for one that could be chosen.
     """
 
@@ -85,7 +85,6 @@ class Attempt:
     steps: int
     ndcg: float
     gain: Interval
-    outcome: Outcome
     seconds: float
     is_chosen: bool = False
     left_out: str | None = None

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ebr.config import FinetuneConfig, TuneConfig
 from ebr.data.evaluation.corpus import find_corpus
 from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_json
-from ebr.data.speech import Say, speak
+from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
@@ -22,7 +23,7 @@ from ebr.workflow.tune.budget import Budget, Speed
 from ebr.workflow.tune.choice import Choice, choose, left_below
 from ebr.workflow.tune.final import FinalModel, make_final
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
-from ebr.workflow.tune.parts import Split, read_part, split_records, write_parts
+from ebr.workflow.tune.parts import Split, split_records, write_parts
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
 from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
@@ -146,7 +147,7 @@ class _Tuning:
         self._began = time.monotonic() - state.seconds
         parts = write_parts(plan.split, plan.config, state.folder / "records")
         bf16 = self._known("bf16", self._is_fast_in_bfloat16)
-        choose_on = read_part(parts.choose)
+        choose_on = read_evaluation_set(parts.choose)
         self.shop = Workshop(plan.config, parts, choose_on, plan.split.same_answer, bf16, state.folder)
 
     def run(self) -> TuneResult:
@@ -158,7 +159,7 @@ class _Tuning:
         baselines = with_words(self.shop, base)
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self._on()}")
         recipes, stock = suggested(facts, self.config.finetune_type), stock_recipe(facts, self.config.finetune_type)
-        rungs, budget = self._ladder(recipes, base)
+        rungs, budget = self._ladder(recipes)
         trials = self._climb(rungs, recipes, stock, budget)
         choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
         self.say(f"choice  {why(choice, base.mean(METRIC))}")
@@ -196,7 +197,7 @@ class _Tuning:
 
         def findings() -> list[str]:
             config = self.shop.finetuning(Recipe("check"), 0, self.state.folder / "check")
-            report = check_training(config, say=_nothing)
+            report = check_training(config, say=silence)
             found = [finding for finding in report.findings if finding.name not in _OF_ONE_RUN]
             return [line for finding in found for line in finding.lines()[:1]] or ["nothing to mend"]
 
@@ -231,14 +232,13 @@ class _Tuning:
 
     # ---------------------------------------------------------------- the ladder
 
-    def _ladder(self, recipes: list[Recipe], base: Evaluation) -> tuple[list[Rung], Budget]:
+    def _ladder(self, recipes: list[Recipe]) -> tuple[list[Rung], Budget]:
         """The rungs, and what they may spend; with minutes, as many steps as were found to fit in the first run."""
         epoch_steps = max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
-        speed = self._known("speed", lambda: vars(self._speed(recipes)))
         if self.config.steps:
             budget = Budget(self.config.steps)
         else:
-            found = Speed(**speed)
+            found = Speed(**self._known("speed", lambda: vars(self._speed(recipes))))
             cost = sum(map(self._cost, recipes)) / len(recipes)
             seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
             n_trials = sum(rung.n_recipes for rung in plan_ladder(len(recipes), 10**6, epoch_steps)) + 1
@@ -258,8 +258,6 @@ class _Tuning:
 
     def _speed(self, recipes: list[Recipe]) -> Speed:
         """Measured on a few steps of the recipe that was suggested first, and on the part to choose on."""
-        if self.config.steps:
-            return Speed(0, 0, 0, 0)
         recipe = next(one for one in recipes if not NEGATIVES & set(one.ingredients))
         self.shop.base(recipe)
         shutil.rmtree(self.state.folder / "probe", ignore_errors=True)  # one that was killed would be timed in part
@@ -273,7 +271,7 @@ class _Tuning:
         text_s = evaluate_s / (len(dataset.queries) + len(dataset.documents))
         n_mined = sum(1 for _ in self.shop.parts.corpus.open(encoding="utf-8")) + len(self.plan.split.train)
         kinds = {one for recipe in recipes for one in recipe.ingredients if one in NEGATIVES}
-        proved = [read_part(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
+        proved = [read_evaluation_set(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
         n_tested = 3 * sum(len(one.queries) + len(one.documents) for one in proved)
         return Speed(
             step_s=train_s / LEAST_STEPS,
@@ -286,11 +284,16 @@ class _Tuning:
         """Of a step, 1 = of a record's query and positive alone."""
         if not NEGATIVES & set(recipe.ingredients):
             return 1.0
+        n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
+        return 1 + float(n_negatives) * self._passage_share
+
+    @cached_property
+    def _passage_share(self) -> float:
+        """Of the characters of a record's query and positive, as far as they are kept."""
         most = _CHARACTERS_A_TOKEN * self.config.max_seq_length
         queries = sum(min(most, len(one.query)) for one in self.plan.split.train)
         passages = sum(min(most, len(one.positives[0])) for one in self.plan.split.train)
-        n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
-        return 1 + float(n_negatives) * passages / max(1, queries + passages)
+        return passages / max(1, queries + passages)
 
     def _climb(self, rungs: list[Rung], recipes: list[Recipe], stock: Recipe, budget: Budget) -> list[Trial]:
         """Every trial of the ladder, the stock recipe's, and what there is time for then. Raises ConfigError without one."""
@@ -300,12 +303,11 @@ class _Tuning:
             if not self.shop.has_tried(recipe, steps) and not budget.allows(steps, self._cost(recipe)):
                 self.say(f"trial   {recipe.name} is left out: {budget.left()}")
                 return None
-            try:
-                trials.append(self._tried(recipe, steps, budget))
-            except DataError as error:  # the records, or the texts, do not give what it needs
-                self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
+            trial = self._tried(recipe, steps, budget)
+            if trial is None:
                 return NO_FIGURE
-            return trials[-1].mean
+            trials.append(trial)
+            return trial.mean
 
         climb(rungs, recipes, attempt)
         if not trials:
@@ -322,8 +324,13 @@ class _Tuning:
         """Whether there is something left for a trial beyond the ladder; one that is kept costs nothing."""
         return self.shop.has_tried(recipe, steps) or budget.allows_more(steps, self._cost(recipe))
 
-    def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial:
-        trial, is_new = self.shop.run(recipe, steps)
+    def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial | None:
+        """The trial, said; None where the records, or the texts, do not give what the recipe needs."""
+        try:
+            trial, is_new = self.shop.run(recipe, steps)
+        except DataError as error:
+            self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
+            return None
         budget.used += steps
         self._save()
         kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
@@ -337,13 +344,9 @@ class _Tuning:
         for ingredient in chosen.recipe.ingredients if chosen else ():
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
-            if self._has_budget(recipe, chosen.steps, budget):
-                try:
-                    found[ingredient.value] = trial = self._tried(recipe, chosen.steps, budget)
-                except DataError as error:
-                    self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
-                else:
-                    self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
+            if self._has_budget(recipe, chosen.steps, budget) and (trial := self._tried(recipe, chosen.steps, budget)):
+                found[ingredient.value] = trial
+                self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
         return found
 
     # ---------------------------------------------------------------- the end
@@ -439,7 +442,3 @@ def _again(config: TuneConfig) -> str:
     output = config.output_dir
     trust = " --trust_remote_code" if config.trust_remote_code else ""  # no record switches it on
     return f"ebr tune --config {shlex.quote(str(output / RECIPE))} --output_dir {shlex.quote(f'{output}-again')}{trust}"
-
-
-def _nothing(line: str) -> None:
-    """What the check says beside its findings."""

@@ -12,7 +12,7 @@ from ebr.config import MergeConfig, TuneConfig
 from ebr.config.models.merge import AUTO
 from ebr.data.evaluation.comparison import EVALUATION_JSON
 from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
-from ebr.data.speech import Say
+from ebr.data.speech import Say, silence
 from ebr.workflow.tune.state import MODEL
 from ebr.workflow.tune.trials import Trial, Workshop
 
@@ -67,7 +67,7 @@ def make_final(shop: Workshop, trial: Trial, say: Say, weight: float | None = No
     shutil.rmtree(folder, ignore_errors=True)
     from ebr.workflow.merging import merge_adapter
 
-    merge_adapter(_merging(shop, trial, base, folder, weight), say=_nothing)
+    merge_adapter(_merging(shop, trial, base, folder, weight), say=silence)
     return FinalModel(folder, trial, weight)
 
 
@@ -80,8 +80,8 @@ def _best_weight(shop: Workshop, trial: Trial, base: str, say: Say) -> float:
     folder = shop.work / "dial"
     shutil.rmtree(folder, ignore_errors=True)
     config = _merging(shop, trial, base, folder, AUTO)
-    search = WeightSearch([(shop.choose, {})], [trial.model], config.to_json(), _nothing, weights=WEIGHTS)
-    found = merge_planned(plan_merge(config), search, say=_nothing)
+    search = WeightSearch([(shop.choose, {})], [trial.model], config.to_json(), silence, weights=WEIGHTS)
+    found = merge_planned(plan_merge(config), search, say=silence)
     shutil.rmtree(folder, ignore_errors=True)
     tried = (
         ", ".join(f"{one['weight']:g}: {one['ndcg@10'][0]:.4f}" for one in found.choice.record["tried"]) if found.choice else ""
@@ -102,7 +102,3 @@ def _merging(shop: Workshop, trial: Trial, base: str, folder: Path, weight: floa
         **tuned,
         **chosen_on,
     )
-
-
-def _nothing(line: str) -> None:
-    """What a merge says on its way."""

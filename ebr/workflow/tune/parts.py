@@ -14,7 +14,6 @@ import numpy as np
 
 from ebr.config import TuneConfig
 from ebr.data.evaluation.corpus import find_corpus, read_corpus
-from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.files.write import write_folder_aside
 from ebr.data.records.documents import Document
 from ebr.data.text.counted import counted
@@ -111,11 +110,6 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
         if split.test:
             _write_evaluation(aside / _TEST, split.test, beside, split, config.seed)
     return parts
-
-
-def read_part(folder: Path) -> EvaluationSet:
-    """The evaluation set of a part."""
-    return read_evaluation_set(folder)
 
 
 def _record(example: Example) -> dict[str, Any]:

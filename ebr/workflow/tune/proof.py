@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ebr.data.evaluation.comparison import Interval, Outcome
+from ebr.data.evaluation.comparison import Interval
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.evaluation.leaks import find_leaks, leak_line
 from ebr.data.speech import Say
@@ -88,9 +88,8 @@ def ladder_of(
 
         before, after = base.scores[METRIC], trial.by_query()
         gain = paired_bootstrap(before, after, seed=workshop.config.seed)
-        outcome = Outcome.BETTER if gain.low > 0 else Outcome.WORSE if gain.high < 0 else Outcome.UNCLEAR
         chosen = trial == choice.chosen
-        return Attempt(trial.recipe.name, trial.steps, trial.mean, gain, outcome, trial.took_s, chosen, left_out)
+        return Attempt(trial.recipe.name, trial.steps, trial.mean, gain, trial.took_s, chosen, left_out)
 
     attempts = [attempt(trial, None) for trial in trials] + [attempt(trial, what) for what, trial in without.items()]
     dataset = workshop.choose

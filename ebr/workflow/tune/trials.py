@@ -24,6 +24,7 @@ from ebr.config.mining import HYBRID
 from ebr.config.shared.objective import LOSSES
 from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.files.write import FOLDER_MANIFEST, manifest_path, read_json, write_json
+from ebr.data.speech import silence
 from ebr.data.training.answers import SameAnswer
 from ebr.workflow.tune.parts import Parts
 from ebr.workflow.tune.recipes import Ingredient, Recipe
@@ -71,10 +72,6 @@ class Trial:
         return cls(**{**record, "recipe": Recipe.from_json(record["recipe"]), "scores": tuple(record["scores"])})
 
 
-def _silence(line: str) -> None:
-    """What verbs say on the way to a trial is not shown; warnings and bars are."""
-
-
 @dataclass(frozen=True)
 class Workshop:
     """Makes what recipes need, trains them, and measures them; whatever is there already is not made again.
@@ -99,7 +96,7 @@ class Workshop:
         if not (folder / FOLDER_MANIFEST).is_file():
             from ebr.model.vocabulary.command import extend_vocabulary
 
-            extend_vocabulary(self.extending(folder), say=_silence)
+            extend_vocabulary(self.extending(folder), say=silence)
         return str(folder)
 
     def extending(self, folder: Path) -> ExtendConfig:
@@ -130,7 +127,7 @@ class Workshop:
         if not manifest_path(path).is_file():
             from ebr.data.pairs.command import make_pairs
 
-            make_pairs(PairsConfig(corpus=[str(self.parts.corpus)], output_path=path, seed=self.config.seed), say=_silence)
+            make_pairs(PairsConfig(corpus=[str(self.parts.corpus)], output_path=path, seed=self.config.seed), say=silence)
         return path
 
     def _mined(self, base: str, ingredient: Ingredient, teacher: str | None) -> Path:
@@ -154,7 +151,7 @@ class Workshop:
                 pooling=config.pooling,
                 trust_remote_code=config.trust_remote_code,
             )
-            mine_hard_negatives(mining, say=_silence)
+            mine_hard_negatives(mining, say=silence)
         return path
 
     # ---------------------------------------------------------------- training
@@ -193,7 +190,7 @@ class Workshop:
         config = self.finetuning(recipe, steps, folder)
         if whole_checkpoints(layout_of(config).work):
             config.resume_from_checkpoint = True
-        result = train_sentence_transformer(config, say=_silence, ask=_nobody)
+        result = train_sentence_transformer(config, say=silence, ask=_nobody)
         # Its checkpoints and logs: the model is whole. Half of them would pass for a run of somebody else.
         done = folder / "done"
         shutil.rmtree(done, ignore_errors=True)
