@@ -16,11 +16,12 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from ebr import TuneConfig, tune_model
+from ebr import MergeConfig, TuneConfig, merge_adapter, tune_model
 from ebr.data.files.write import read_json
 from ebr.errors import ConfigError, Interrupted, ModelError
 from ebr.retrieval.evaluation.leak_check import Provenance
 from ebr.workflow.tune import command as command_module
+from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import trials as trials_module
 from ebr.workflow.tune.command import plan_tune
 from ebr.workflow.tune.state import WORK
@@ -114,6 +115,41 @@ def test_the_command_makes_the_same_model_again(tuned, tmp_path):
     by_file = config.model_copy(update={"output_dir": tmp_path / "by-file", "steps": None})
     by_file.recipe = str(config.output_dir / "recipe.json")
     assert same(weights_of(tune_model(by_file, say=silent).model_path), weights_of(result.model_path))
+
+
+def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path, monkeypatch):
+    """Every trial that is tasted is taken in here: the model holds the mean of what they learnt, and so does the next one."""
+    kept = []
+
+    def stir_all(shop, chosen, trials, allows, say):
+        others = [one for one in trials if one != chosen][:2]
+        soup = final_module._mean_of(shop, (chosen, *others), shop.base(chosen.recipe))
+        folders = [shutil.copytree(one.model, tmp_path / f"member-{place}") for place, one in enumerate(soup.members)]
+        kept.append((soup, folders))
+        return soup
+
+    monkeypatch.setattr(command_module, "stir", stir_all)
+    monkeypatch.setattr(final_module, "_best_weight", lambda *_: 0.8)
+    result = tune_model(config_for(tmp_path, tiny_model, records_of(500)), say=silent)
+    (soup, folders), made = kept[0], weights_of(result.model_path)
+    chosen = next(one for one in result.ladder.attempts if one.is_chosen)
+    assert (chosen.recipe, chosen.ndcg) == ("soup of 3", pytest.approx(soup.mean))
+    base = load_file(f"{tiny_model}/model.safetensors")
+    whole = [weights_of(_merged(tiny_model, folder, tmp_path / f"whole-{folder.name}")) for folder in folders]
+    for name, weight in base.items():
+        mean = np.mean([one[name].astype(np.float64) for one in whole], axis=0)
+        np.testing.assert_allclose(made[name], weight + 0.8 * (mean - weight), atol=2e-6)
+    assert [one["steps"] for one in read_json(result.model_path / "ebr_manifest.json")["recipes"]] == [
+        one.steps for one in soup.members
+    ]
+    again = TuneConfig(**read_json(tmp_path / "tuned" / "recipe.json")["config"] | {"output_dir": tmp_path / "again"})
+    made_again = tune_model(again, say=silent)
+    assert same(weights_of(made_again.model_path), made) and "the mean of" in made_again.why
+
+
+def _merged(base, adapter, output):
+    config = MergeConfig(base_model_path=base, lora_adapter_path=adapter, output_path=output)
+    return merge_adapter(config, say=silent).model_path
 
 
 @pytest.mark.parametrize("what", ["records", "options", "base", "test part"])

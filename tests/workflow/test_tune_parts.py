@@ -15,13 +15,16 @@ from ebr.data.evaluation.evaluation_set import read_evaluation_set
 from ebr.data.training.examples import Example, read_examples
 from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError
+from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import parts as parts_module
 from ebr.workflow.tune.budget import Budget, Speed
 from ebr.workflow.tune.choice import choose, is_as_good, left_below
+from ebr.workflow.tune.final import stir
 from ebr.workflow.tune.ladder import LEAST_STEPS, MOST_EPOCHS, NO_FIGURE, Rung, climb, plan_ladder, total_of
 from ebr.workflow.tune.parts import _drawn, judgements, split_records, write_parts
+from ebr.workflow.tune.proof import why
 from ebr.workflow.tune.recipes import DataFacts, Ingredient, Recipe, stock_recipe, suggested
-from ebr.workflow.tune.trials import Trial
+from ebr.workflow.tune.trials import Soup, Trial
 
 FACTS = DataFacts(unknown=0.0, same_answer="text", every_record_has_negatives=False, has_corpus=False)
 
@@ -165,6 +168,51 @@ def test_the_stock_recipe_is_taken_only_where_nothing_else_is_as_good():
     same = choose(base, [trial("stock", base + 0.3), trial("mined", base + 0.3, [Ingredient.MINED])], seed=0)
     assert same.chosen.recipe.name == "mined"
     assert choose(base, [trial("stock", base + 0.3), trial("plain", base + 0.1)], seed=0).chosen.recipe.name == "stock"
+
+
+class Kitchen:
+    """As much of a Workshop as a soup needs: extended recipes tune another base."""
+
+    def base(self, recipe):
+        return "extended" if Ingredient.EXTENDED in recipe.ingredients else "base"
+
+
+def stirred(trials, worth, monkeypatch, n_times=99):
+    """The members of the soup around the first trial, and what was tasted; worth: nDCG@10 by the members' names."""
+    tasted = []
+
+    def mean_of(shop, members, base):
+        assert {shop.base(one.recipe) for one in members} == {base}
+        tasted.append("".join(one.recipe.name for one in members))
+        return Soup(members, (worth.get(tasted[-1], 0.0),))
+
+    monkeypatch.setattr(final_module, "_mean_of", mean_of)
+    soup = stir(Kitchen(), trials[0], trials, lambda: len(tasted) < n_times, lambda line: None)
+    return "".join(one.recipe.name for one in soup.members), tasted
+
+
+def test_a_soup_takes_in_what_makes_it_better(monkeypatch):
+    """The best first; what makes it worse, or no better, stays out, and so does what tunes another base."""
+    trials = [trial("a", [0.5]), trial("b", [0.3]), trial("c", [0.4]), trial("x", [0.45], [Ingredient.EXTENDED])]
+    assert stirred(trials, {"ac": 0.5, "ab": 0.6}, monkeypatch) == ("ab", ["ac", "ab"])
+    assert stirred(trials, {"ac": 0.6, "acb": 0.61}, monkeypatch) == ("acb", ["ac", "acb"])
+    assert stirred(trials, {}, monkeypatch) == ("a", ["ac", "ab"]), "at worst it is what was chosen, alone"
+    assert stirred(trials, {"ac": 0.6, "acb": 0.61}, monkeypatch, n_times=1) == ("ac", ["ac"]), "no time for more"
+    many = [trial("a", [0.9]), *(trial(one, [0.5]) for one in "bcdefghi")]
+    assert len(stirred(many, {}, monkeypatch)[1]) == final_module.MOST_TASTED
+
+
+def test_a_soup_is_told_as_what_it_is():
+    a, b = trial("a", [0.2, 0.4], steps=30), trial("b", [0.1, 0.3], steps=10)
+    assert (Soup.of(a).name, Soup.of(a).steps, Soup.of(a).mean) == ("a", 30, pytest.approx(0.3))
+    both = Soup((a, b), (0.4, 0.6))
+    assert (both.name, both.steps, both.mean) == ("soup of 2", 40, pytest.approx(0.5))
+    base, rng = np.full(200, 0.3), np.random.default_rng(0)
+    better = trial("a", base + rng.normal(0.05, 0.02, 200))
+    choice = choose(base, [better], seed=0)
+    found = choice.with_soup(Soup((better, b), tuple(better.by_query() + 0.1)), base, seed=0)
+    assert found.gain.difference == pytest.approx(choice.gain.difference + 0.1)
+    assert "the mean of a with 10 steps and b with 10 finds more than each" in why(found, 0.3)
 
 
 def test_what_is_left_goes_to_those_that_were_best():

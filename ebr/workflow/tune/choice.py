@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ebr.data.evaluation.comparison import CONFIDENCE, Interval
 from ebr.workflow.tune.recipes import STOCK, Recipe
-from ebr.workflow.tune.trials import Trial
+from ebr.workflow.tune.trials import Soup, Trial
 
 Scores = npt.NDArray[np.float64]
 
@@ -19,13 +19,20 @@ Scores = npt.NDArray[np.float64]
 class Choice:
     """What is taken. best: the trial of the best mean. chosen: the trial that is taken; None = the base stays.
 
-    gain: of the chosen trial over the base, or of the best where none is chosen. p: of the same, by a randomisation test.
+    gain: of what is taken over the base, or of the best where nothing is. p: of the same, by a randomisation test. soup: the
+    chosen trial with those that make it better; None until it is stirred.
     """
 
     best: Trial
     chosen: Trial | None
     gain: Interval
     p: float
+    soup: Soup | None = None
+
+    def with_soup(self, soup: Soup, base: Scores, *, seed: int) -> Choice:
+        """The same, the soup taken."""
+        gain, p = _gain(base, soup.by_query(), seed)
+        return replace(self, soup=soup, gain=gain, p=p)
 
 
 def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
@@ -36,19 +43,20 @@ def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
     is taken: of the fewest ingredients, and among such of the best mean; the stock recipe only where nothing else is as good.
     The base stays where there is none.
     """
-    from ebr.retrieval.measures.significance import paired_bootstrap, randomization_test
-
-    def gain_of(trial: Trial) -> tuple[Interval, float]:
-        found = trial.by_query()
-        return paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
-
     best = max(trials, key=lambda trial: trial.mean)
     equals = [trial for trial in trials if is_as_good(trial.by_query(), best.by_query())]
     for trial in sorted(equals, key=_complexity):
-        gain, p = gain_of(trial)
+        gain, p = _gain(base, trial.by_query(), seed)
         if gain.low > 0 and p <= 1 - CONFIDENCE:
             return Choice(best, trial, gain, p)
-    return Choice(best, None, *gain_of(best))
+    return Choice(best, None, *_gain(base, best.by_query(), seed))
+
+
+def _gain(base: Scores, found: Scores, seed: int) -> tuple[Interval, float]:
+    """What is found over the base, with its interval, and the p-value of a randomisation test."""
+    from ebr.retrieval.measures.significance import paired_bootstrap, randomization_test
+
+    return paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
 
 
 def _complexity(trial: Trial) -> tuple[bool, int, float]:

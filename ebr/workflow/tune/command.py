@@ -21,14 +21,14 @@ from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
 from ebr.workflow.tune.budget import Budget, Speed
 from ebr.workflow.tune.choice import Choice, choose, left_below
-from ebr.workflow.tune.final import FinalModel, make_final
+from ebr.workflow.tune.final import FinalModel, make_final, recipes_of, stir
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
 from ebr.workflow.tune.parts import Split, split_records, write_parts
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
 from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
 from ebr.workflow.tune.state import KIND, MODEL, RECIPE, State, check_place_of
-from ebr.workflow.tune.trials import METRIC, Trial, Workshop
+from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
     from ebr.retrieval.measures.measurement import Evaluation
@@ -94,12 +94,14 @@ def plan_tune(config: TuneConfig) -> TunePlan:
 def _check_recipe(config: TuneConfig, inputs: Mapping[str, str]) -> None:
     """Refuse a recipe whose model these options, records and base would not make again. Raises ConfigError."""
     recorded = config.recipe or {}
-    Recipe.from_json(recorded.get("recipe", {}))
     try:
         then, files = dict(recorded["made_with"]), dict(recorded["inputs"])
-        int(recorded["steps"]), float(recorded["weight"]), bool(recorded["bf16"])
+        members = _members_of(recorded)
+        float(recorded["weight"]), bool(recorded["bf16"])
     except (KeyError, TypeError, ValueError):
-        raise ConfigError("recipe: is none that ebr tune wrote; give the recipe.json of a finished tuning") from None
+        members = []
+    if not members:
+        raise ConfigError("recipe: is none that ebr tune wrote; give the recipe.json of a finished tuning")
     now = made_with(config)
     differ = [name for name in now if then.get(name) != now[name]]
     differ += [f"{name} (its content)" for name in ("data_path", "corpus", "model_name") if files.get(name) != inputs.get(name)]
@@ -108,6 +110,11 @@ def _check_recipe(config: TuneConfig, inputs: Mapping[str, str]) -> None:
             f"recipe: was found with other {', '.join(differ)}, and would make another model; --config recipe.json gives "
             "all of its options"
         )
+
+
+def _members_of(recorded: Mapping[str, Any]) -> list[tuple[Recipe, int]]:
+    """The recipes of a model, each with its steps. Raises ConfigError, KeyError, TypeError or ValueError for anything else."""
+    return [(Recipe.from_json(one["recipe"]), int(one["steps"])) for one in recorded["recipes"]]
 
 
 def made_with(config: TuneConfig) -> dict[str, Any]:
@@ -162,10 +169,13 @@ class _Tuning:
         rungs, budget = self._ladder(recipes)
         trials = self._climb(rungs, recipes, stock, budget)
         choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
+        if choice.chosen:
+            soup = stir(self.shop, choice.chosen, trials, lambda: budget.allows(0, 1.0), self.say)
+            choice = choice.with_soup(soup, base.scores[METRIC], seed=self.config.seed)
         self.say(f"choice  {why(choice, base.mean(METRIC))}")
         without = self._without(choice, budget)
         ladder = ladder_of(self.shop, base, baselines, trials, without, choice)
-        final = make_final(self.shop, choice.chosen, self.say) if choice.chosen else None
+        final = make_final(self.shop, choice.soup, self.say) if choice.soup else None
         models = {self.config.model_name: self.config.model_name}
         models |= {_CHOSEN_NAME: str(final.folder)} if final else {}
         top = max((trial for trial in trials if trial.recipe == stock), key=lambda trial: trial.steps, default=None)
@@ -392,10 +402,9 @@ class _Tuning:
         return result
 
     def _recipe(self, final: FinalModel) -> dict[str, Any]:
-        """What makes the model again: every option, and the recipe with its steps and its weight."""
+        """What makes the model again: every option, the recipes with their steps, and how much of their mean."""
         recipe = {
-            "recipe": final.trial.recipe.to_json(),
-            "steps": final.trial.steps,
+            "recipes": recipes_of(final.soup),
             "weight": final.weight,
             "bf16": self.shop.bf16,
             "inputs": self.plan.inputs,
@@ -420,17 +429,20 @@ class _Tuning:
         write_json(self.config.output_dir / FOLDER_MANIFEST, record)
 
     def _follow(self, recorded: Mapping[str, Any]) -> TuneResult:
-        """Train a recipe that was found before, with its own steps, and merge as much of it as was then."""
-        recipe, steps = Recipe.from_json(recorded["recipe"]), int(recorded["steps"])
+        """Train the recipes that were found before, each with its own steps, and merge as much of them as was then."""
         shop = Workshop(**{**vars(self.shop), "bf16": bool(recorded["bf16"])})
-        trial, _ = shop.run(recipe, steps)
-        self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} on {self._on()}")
-        final = make_final(shop, trial, self.say, weight=float(recorded["weight"]))
+        trials = []
+        for recipe, steps in _members_of(recorded):
+            trial, _ = shop.run(recipe, steps)
+            self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} on {self._on()}")
+            trials.append(trial)
+        final = make_final(shop, Soup(tuple(trials), ()), self.say, weight=float(recorded["weight"]))
         final.describe(self.config, self.plan.inputs, None)
         output = self.config.output_dir
         final.move_to(output / MODEL)
         self._save()
-        reason = f"{recipe.name} with {steps:,} steps, as given"
+        named = ", ".join(f"{one.recipe.name} with {one.steps:,} steps" for one in trials)
+        reason = f"{f'the mean of {named}' if len(trials) > 1 else named}, as given"
         result = TuneResult(self.config.model_name, output / MODEL, reason, self.state.seconds)
         self._write_manifest(result)
         self.state.end()

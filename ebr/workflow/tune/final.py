@@ -1,12 +1,13 @@
-"""The model that a tuning ends with: the chosen trial merged into its base, as much of it as is best."""
+"""The model that a tuning ends with: what was chosen, with what makes it better, merged into its base as far as is best."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ebr.config import MergeConfig, TuneConfig
 from ebr.config.models.merge import AUTO
@@ -14,21 +15,23 @@ from ebr.data.evaluation.comparison import EVALUATION_JSON
 from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.data.speech import Say, silence
 from ebr.workflow.tune.state import MODEL
-from ebr.workflow.tune.trials import Trial, Workshop
+from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
     from ebr.retrieval.report.write import Report
 
 WEIGHTS = (0.0, 0.4, 0.6, 0.8, 1.0)
 """How much of a tuning is tried."""
+MOST_TASTED = 6
+"""Trials that are tried as members of a soup, the best ones: each takes an evaluation."""
 
 
 @dataclass(frozen=True)
 class FinalModel:
-    """A whole model on its way to its place. weight: how much of the trial was merged."""
+    """A whole model on its way to its place. weight: how much of the soup was merged."""
 
     folder: Path
-    trial: Trial
+    soup: Soup
     weight: float
 
     def describe(self, config: TuneConfig, inputs: Mapping[str, str], report: Report | None) -> None:
@@ -42,10 +45,12 @@ class FinalModel:
         from ebr.model.origin import resolve_model
         from ebr.retrieval.report.write import write_report
 
+        first = self.soup.members[0]
         of_tuning = {"base_model": config.model_name, "base_card": base_card(resolve_model(config.model_name))}
-        manifest, trained = ((read_manifest(one) or {}) | of_tuning for one in (self.folder, Path(self.trial.model)))
-        manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipe": self.trial.recipe.to_json()}
-        manifest.pop("adapter", None)
+        manifest, trained = ((read_manifest(one) or {}) | of_tuning for one in (self.folder, Path(first.model)))
+        manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipes": recipes_of(self.soup)}
+        for name in ("adapter", "adapters"):
+            manifest.pop(name, None)
         if report:
             write_json(self.folder / EVALUATION_JSON, report.main.evaluation_json())
             write_report(self.folder, report, config.language)
@@ -58,20 +63,63 @@ class FinalModel:
         self.folder.rename(place)
 
 
-def make_final(shop: Workshop, trial: Trial, say: Say, weight: float | None = None) -> FinalModel:
-    """Merge a trial into its base. weight: None = the best of WEIGHTS on the part to choose on."""
-    base = shop.base(trial.recipe)
+def recipes_of(soup: Soup) -> list[dict[str, Any]]:
+    """What was trained for it, as plain JSON values: Recipe.to_json and steps of each member."""
+    return [{"recipe": one.recipe.to_json(), "steps": one.steps} for one in soup.members]
+
+
+# ---------------------------------------------------------------- a soup
+
+
+def stir(shop: Workshop, chosen: Trial, trials: Sequence[Trial], allows: Callable[[], bool], say: Say) -> Soup:
+    """The chosen trial, and those that make it better on the part to choose on when the mean of all is taken.
+
+    Greedy, as Wortsman et al. 2022 stir it: the other trials of the same base are tried as further members, the best first,
+    and kept where the mean then finds more. At worst it is the chosen trial alone. allows: whether there is time for one more.
+    """
+    base = shop.base(chosen.recipe)
+    soup = Soup.of(chosen)
+    others = [one for one in trials if one != chosen and shop.base(one.recipe) == base]
+    for one in sorted(others, key=lambda trial: -trial.mean)[:MOST_TASTED]:
+        if not allows():
+            break
+        tasted = _mean_of(shop, (*soup.members, one), base)
+        say(f"soup    with {one.recipe.name}, {one.steps:,} steps: nDCG@10 {tasted.mean:.4f}")
+        if tasted.mean > soup.mean:
+            soup = tasted
+    return soup
+
+
+def _mean_of(shop: Workshop, members: tuple[Trial, ...], base: str) -> Soup:
+    """These trials as one model, measured."""
+    from ebr.workflow.merging import merge_adapter
+
+    started = time.perf_counter()
+    folder = shop.work / "soup"
+    shutil.rmtree(folder, ignore_errors=True)
+    merge_adapter(_merging(shop, members, base, folder, 1.0), say=silence)
+    scores = shop.evaluate(str(folder)).scores[METRIC]
+    shutil.rmtree(folder, ignore_errors=True)
+    return Soup(members, tuple(scores.tolist()), round(time.perf_counter() - started, 1))
+
+
+# ---------------------------------------------------------------- the dial, and the merge
+
+
+def make_final(shop: Workshop, soup: Soup, say: Say, weight: float | None = None) -> FinalModel:
+    """Merge a soup into its base. weight: None = the best of WEIGHTS on the part to choose on."""
+    base = shop.base(soup.members[0].recipe)
     if weight is None:
-        weight = _best_weight(shop, trial, base, say)
+        weight = _best_weight(shop, soup, base, say)
     folder = shop.work / "final"
     shutil.rmtree(folder, ignore_errors=True)
     from ebr.workflow.merging import merge_adapter
 
-    merge_adapter(_merging(shop, trial, base, folder, weight), say=silence)
-    return FinalModel(folder, trial, weight)
+    merge_adapter(_merging(shop, soup.members, base, folder, weight), say=silence)
+    return FinalModel(folder, soup, weight)
 
 
-def _best_weight(shop: Workshop, trial: Trial, base: str, say: Say) -> float:
+def _best_weight(shop: Workshop, soup: Soup, base: str, say: Say) -> float:
     """Of equals the smallest: it changes least of what the base could."""
     from ebr.model.command import merge_planned
     from ebr.model.merge_plan import plan_merge
@@ -79,8 +127,8 @@ def _best_weight(shop: Workshop, trial: Trial, base: str, say: Say) -> float:
 
     folder = shop.work / "dial"
     shutil.rmtree(folder, ignore_errors=True)
-    config = _merging(shop, trial, base, folder, AUTO)
-    search = WeightSearch([(shop.choose, {})], [trial.model], config.to_json(), silence, weights=WEIGHTS)
+    config = _merging(shop, soup.members, base, folder, AUTO)
+    search = WeightSearch([(shop.choose, {})], [one.model for one in soup.members], config.to_json(), silence, weights=WEIGHTS)
     found = merge_planned(plan_merge(config), search, say=silence)
     shutil.rmtree(folder, ignore_errors=True)
     tried = (
@@ -90,9 +138,10 @@ def _best_weight(shop: Workshop, trial: Trial, base: str, say: Say) -> float:
     return found.weight
 
 
-def _merging(shop: Workshop, trial: Trial, base: str, folder: Path, weight: float | str) -> MergeConfig:
-    is_whole = shop.config.finetune_type == "full"
-    tuned = {"adapters": [trial.model]} if is_whole else {"lora_adapter_path": trial.model}
+def _merging(shop: Workshop, members: Sequence[Trial], base: str, folder: Path, weight: float | str) -> MergeConfig:
+    models = [one.model for one in members]
+    is_one_adapter = len(models) == 1 and shop.config.finetune_type != "full"
+    tuned: dict[str, Any] = {"lora_adapter_path": models[0]} if is_one_adapter else {"adapters": models}
     chosen_on = {"eval_dataset": shop.parts.choose} if weight == AUTO else {}
     return MergeConfig(
         base_model_path=base,

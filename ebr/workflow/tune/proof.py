@@ -13,7 +13,7 @@ from ebr.data.speech import Say
 from ebr.data.training.text_table import TextTable
 from ebr.workflow.tune.choice import Choice
 from ebr.workflow.tune.parts import Split
-from ebr.workflow.tune.trials import DEPTH, METRIC, Trial, Workshop
+from ebr.workflow.tune.trials import DEPTH, METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
     from ebr.retrieval.measures.measurement import Evaluation
@@ -83,15 +83,18 @@ def ladder_of(
     """Every trial beside the base. without: trials of the chosen recipe that lack an ingredient, by what they lack."""
     from ebr.retrieval.report.parts import Attempt, Ladder
 
-    def attempt(trial: Trial, left_out: str | None) -> Attempt:
+    def attempt(soup: Soup, left_out: str | None = None) -> Attempt:
         from ebr.retrieval.measures.significance import paired_bootstrap
 
-        before, after = base.scores[METRIC], trial.by_query()
+        before, after = base.scores[METRIC], soup.by_query()
         gain = paired_bootstrap(before, after, seed=workshop.config.seed)
-        chosen = trial == choice.chosen
-        return Attempt(trial.recipe.name, trial.steps, trial.mean, gain, trial.took_s, chosen, left_out)
+        took_s = soup.took_s or soup.members[0].took_s
+        is_chosen = choice.soup is not None and soup.members == choice.soup.members
+        return Attempt(soup.name, soup.steps, soup.mean, gain, took_s, is_chosen, left_out)
 
-    attempts = [attempt(trial, None) for trial in trials] + [attempt(trial, what) for what, trial in without.items()]
+    stirred = [choice.soup] if choice.soup and len(choice.soup.members) > 1 else []
+    attempts = [attempt(soup) for soup in [*map(Soup.of, trials), *stirred]]
+    attempts += [attempt(Soup.of(trial), what) for what, trial in without.items()]
     dataset = workshop.choose
     return Ladder(len(dataset.queries), len(dataset.documents), dict(baselines), tuple(attempts))
 
@@ -100,10 +103,14 @@ def why(choice: Choice, base_mean: float) -> str:
     """The choice in one sentence."""
     gain, best = choice.gain, choice.best
     chosen = choice.chosen or best
+    soup = choice.soup or Soup.of(chosen)
     bounds = f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {choice.p:.4f}"
     taken = f"{chosen.recipe.name} with {chosen.steps:,} steps"
     if choice.chosen is None:
         return f"nothing is better than the base beyond chance: {taken} gains {bounds} over its {base_mean:.4f}"
+    if len(soup.members) > 1:
+        others = ", ".join(f"{one.recipe.name} with {one.steps:,}" for one in soup.members[1:])
+        return f"the mean of {taken} and {others} finds more than each of them: {bounds} over the base"
     if chosen == best:
         return f"{taken} is the best of all that was tried: {bounds} over the base"
     return f"{taken} is as good as {best.recipe.name} with {best.steps:,}, and simpler: {bounds} over the base"

@@ -1,4 +1,7 @@
-"""Trials: one recipe, so many steps, what it is worth on the part to choose on, and what it took; each is kept."""
+"""Trials: one recipe, so many steps, what it is worth on the part to choose on, and what it took; each is kept.
+
+And soups: the mean of what several trials learnt, measured as a trial is.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,42 @@ class Trial:
     def from_json(cls, record: Mapping[str, Any]) -> Trial:
         """What to_json wrote."""
         return cls(**{**record, "recipe": Recipe.from_json(record["recipe"]), "scores": tuple(record["scores"])})
+
+
+@dataclass(frozen=True)
+class Soup:
+    """Trials of one base as one model, the mean of what they learnt: Wortsman et al. 2022, "Model soups"; or one alone.
+
+    scores: nDCG@10 by query. took_s: of merging and measuring it, its trials apart.
+    """
+
+    members: tuple[Trial, ...]
+    scores: tuple[float, ...]
+    took_s: float = 0.0
+
+    @classmethod
+    def of(cls, trial: Trial) -> Soup:
+        """One trial alone."""
+        return cls((trial,), trial.scores)
+
+    @property
+    def name(self) -> str:
+        """As people are told of it."""
+        return self.members[0].recipe.name if len(self.members) == 1 else f"soup of {len(self.members)}"
+
+    @property
+    def steps(self) -> int:
+        """Of all that went into it."""
+        return sum(one.steps for one in self.members)
+
+    @property
+    def mean(self) -> float:
+        """nDCG@10 on the part to choose on."""
+        return float(np.mean(self.scores))
+
+    def by_query(self) -> npt.NDArray[np.float64]:
+        """(Q,) the scores."""
+        return np.asarray(self.scores, np.float64)
 
 
 @dataclass(frozen=True)
