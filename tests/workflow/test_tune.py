@@ -129,7 +129,7 @@ def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path
         return soup
 
     monkeypatch.setattr(command_module, "stir", stir_all)
-    monkeypatch.setattr(final_module, "_best_weight", lambda *_: 0.8)
+    monkeypatch.setattr(final_module._Dial, "_mean", lambda self, dial, weight: float(weight == 0.8))
     result = tune_model(config_for(tmp_path, tiny_model, records_of(500)), say=silent)
     (soup, folders), made = kept[0], weights_of(result.model_path)
     chosen = next(one for one in result.ladder.attempts if one.is_chosen)

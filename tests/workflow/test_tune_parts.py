@@ -17,11 +17,11 @@ from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError
 from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import parts as parts_module
-from ebr.workflow.tune.budget import Budget, Speed
+from ebr.workflow.tune.budget import Budget, Speed, share_to_look_at
 from ebr.workflow.tune.choice import choose, is_as_good, left_below
 from ebr.workflow.tune.final import stir
 from ebr.workflow.tune.ladder import LEAST_STEPS, MOST_EPOCHS, NO_FIGURE, Rung, climb, plan_ladder, total_of
-from ebr.workflow.tune.parts import _drawn, judgements, split_records, write_parts
+from ebr.workflow.tune.parts import LEAST_QUERIES, _drawn, judgements, split_records, thinned, write_parts
 from ebr.workflow.tune.proof import why
 from ebr.workflow.tune.recipes import DataFacts, Ingredient, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.trials import Soup, Trial
@@ -88,6 +88,30 @@ def test_minutes_become_steps_by_what_was_measured():
     # 1,000 s less 9 trials' 90, the mining's 50 and the proof's 100 = 760; a mean step takes 2 × 1.9.
     assert speed.steps_in(1000, 9, 1.9) == int(0.92 * 760 / 3.8)
     assert speed.steps_in(100, 9, 1.9) == 0
+
+
+def test_a_slow_machine_looks_at_a_share():
+    # A quarter of 1,000 s for 20 evaluations of 500 texts: 0.025 s a text, and all can be looked at; twice as slow, half.
+    assert share_to_look_at(0.025, 500, 20, 1000) == 1.0
+    assert share_to_look_at(0.05, 500, 20, 1000) == pytest.approx(0.5)
+    assert share_to_look_at(0.0, 500, 20, 1000) == 1.0
+
+
+def test_a_share_of_a_part_keeps_its_answers(tmp_path):
+    config = config_for(tmp_path, records_of(1000))
+    split = split_records(config)
+    whole = read_evaluation_set(write_parts(split, config, tmp_path / "parts").choose)
+    part = thinned(whole, 0.4, seed=3)
+    assert len(part.queries) == round(0.4 * len(whole.queries))
+    assert len(part.documents) == round(0.4 * len(whole.documents))
+    assert part.qrels == {query: whole.qrels[query] for query in part.query_ids}
+    assert {one for right in part.qrels.values() for one in right} <= set(part.doc_ids)
+    places = {one: place for place, one in enumerate(whole.doc_ids)}
+    assert [whole.documents[places[one]] for one in part.doc_ids] == part.documents
+    assert [places[one] for one in part.doc_ids] == sorted(places[one] for one in part.doc_ids)
+    assert part == thinned(whole, 0.4, seed=3) != thinned(whole, 0.4, seed=4)
+    assert len(thinned(whole, 0.001, seed=3).queries) == LEAST_QUERIES
+    assert thinned(whole, 1.0, seed=3) == whole
 
 
 def test_a_budget_of_time_keeps_what_the_proof_needs(monkeypatch):

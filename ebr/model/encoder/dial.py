@@ -24,8 +24,8 @@ class WeightChoice:
     weight: float
     record: dict[str, Any]
     """What was tried on what, as plain JSON."""
-    comparison: Comparison
-    """The base against the chosen weight, on the set that it was chosen on."""
+    comparison: Comparison | None
+    """The base against the chosen weight, on the set that it was chosen on; None where that was not asked for."""
     forgetting: Comparison | None
     write_report: Callable[[Path, Mapping[str, Any]], None]
     """Writes the evidence into a model's folder, with what the model's manifest says of how it embeds."""

@@ -33,14 +33,13 @@ _HOW_IT_EMBEDS = (
 
 
 class WeightSearch:
-    """Measures every one of some weights on each set, and takes the one with the best mean nDCG@10 on the first.
+    """Measures every one of WEIGHTS on each set, and takes the one with the best mean nDCG@10 on the first.
 
     Of equals, to the four digits that are shown, the smallest is taken: it changes least of what the base could. Further sets
     choose nothing. The figure of the weight that is taken is the best of several, and so a little too good.
 
     sets: the set to choose on, and after it that of forgetting, where there is one; each with where it is from, see
     dataset_origin. tuned: the models that are merged, whose training records are looked for among the queries.
-    weights: 0, which is the base, among them.
     """
 
     def __init__(
@@ -49,17 +48,15 @@ class WeightSearch:
         tuned: Sequence[str],
         config: Mapping[str, Any],
         say: Say,
-        weights: Sequence[float] = WEIGHTS,
     ) -> None:
         self.sets = sets
-        self.weights = weights
         self.tuned = tuned
         self.config = config
         self.say = say
 
     def __call__(self, dial: WeightDial) -> WeightChoice:
         """The best weight; the dial is left at the last one that was tried."""
-        found = {weight: self._measure(dial, weight) for weight in self.weights}
+        found = {weight: self._measure(dial, weight) for weight in WEIGHTS}
         best = best_weight({weight: evaluations[0].mean(_METRIC) for weight, evaluations in found.items()})
         self.say(f"weight {best:g} is taken: the best on {self.sets[0][0].name}, of equals the smallest")
         report = self._report(found[0.0], found[best], best, similarity_of(dial.encoder))

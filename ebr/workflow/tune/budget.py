@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _CAREFUL = 0.92
 """Of the time that is left: steps are not all equally long."""
+_LOOKING = 0.25
+"""Of the minutes, that evaluations on the part to choose on may take: the rest is for training, and for the proof."""
 
 
 @dataclass
@@ -39,6 +41,14 @@ class Budget:
         if self.ends_at is None:
             return f"{max(0, self.total_steps - self.used):,} of {self.total_steps:,} steps left"
         return f"{max(0.0, self.ends_at - time.monotonic()) / 60:.0f} min left"
+
+
+def share_to_look_at(text_s: float, n_texts: int, n_evaluations: int, seconds: float) -> float:
+    """Of the part to choose on, that evaluations may see, 0 to 1: all of it, or what a slow machine can embed so often.
+
+    text_s: seconds a text. n_texts: queries and documents of the part. n_evaluations: of one tuning. seconds: all its time.
+    """
+    return min(1.0, _LOOKING * seconds / max(text_s * n_texts * n_evaluations, 1e-9))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
-from ebr.workflow.tune.budget import Budget, Speed
+from ebr.workflow.tune.budget import Budget, Speed, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
-from ebr.workflow.tune.final import FinalModel, make_final, recipes_of, stir
+from ebr.workflow.tune.final import MOST_TASTED, WEIGHTS, FinalModel, make_final, recipes_of, stir
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
-from ebr.workflow.tune.parts import Split, split_records, write_parts
+from ebr.workflow.tune.parts import Split, n_texts, split_records, thinned, write_parts
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
-from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
+from ebr.workflow.tune.recipes import NEGATIVES, STOCK, DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
 from ebr.workflow.tune.state import KIND, MODEL, RECIPE, State, check_place_of
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
 _CHARACTERS_A_TOKEN = 4
+_TIMED_TEXTS = 300
+_COST_OF_DROPOUT = 1.8
+"""A step of the stock recipe against one without dropout, on two cores of a processor: docs/measurements.md."""
+_SHARE_OF_STOCK = 1 / 3
+"""Of a ladder's steps."""
 _MOVE_NOTHING = {
     "corpus", "data_path", "eval_dataset", "forgetting_dataset", "language", "minutes", "output_dir", "recipe", "steps",
     "trust_remote_code",
@@ -162,11 +167,14 @@ class _Tuning:
         if self.config.recipe is not None:
             return self._follow(self.config.recipe)
         self._check()
-        base, facts = self._base(), self._facts()
+        facts = self._facts()
+        recipes, stock = suggested(facts, self.config.finetune_type), stock_recipe(facts, self.config.finetune_type)
+        if not self.config.steps:
+            self._look_at_a_share(len(recipes))
+        base = self._base()
         baselines = with_words(self.shop, base)
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self._on()}")
-        recipes, stock = suggested(facts, self.config.finetune_type), stock_recipe(facts, self.config.finetune_type)
-        rungs, budget = self._ladder(recipes)
+        rungs, budget = self._ladder(recipes, stock)
         trials = self._climb(rungs, recipes, stock, budget)
         choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
         if choice.chosen:
@@ -175,7 +183,7 @@ class _Tuning:
         self.say(f"choice  {why(choice, base.mean(METRIC))}")
         without = self._without(choice, budget)
         ladder = ladder_of(self.shop, base, baselines, trials, without, choice)
-        final = make_final(self.shop, choice.soup, self.say) if choice.soup else None
+        final = make_final(self.shop, choice.soup, self.say, base_mean=base.mean(METRIC)) if choice.soup else None
         models = {self.config.model_name: self.config.model_name}
         models |= {_CHOSEN_NAME: str(final.folder)} if final else {}
         top = max((trial for trial in trials if trial.recipe == stock), key=lambda trial: trial.steps, default=None)
@@ -242,17 +250,16 @@ class _Tuning:
 
     # ---------------------------------------------------------------- the ladder
 
-    def _ladder(self, recipes: list[Recipe]) -> tuple[list[Rung], Budget]:
+    def _ladder(self, recipes: list[Recipe], stock: Recipe) -> tuple[list[Rung], Budget]:
         """The rungs, and what they may spend; with minutes, as many steps as were found to fit in the first run."""
-        epoch_steps = max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
         if self.config.steps:
             budget = Budget(self.config.steps)
         else:
             found = Speed(**self._known("speed", lambda: vars(self._speed(recipes))))
-            cost = sum(map(self._cost, recipes)) / len(recipes)
+            mean = sum(map(self._cost, recipes)) / len(recipes)
+            cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self._cost(stock)
             seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
-            n_trials = sum(rung.n_recipes for rung in plan_ladder(len(recipes), 10**6, epoch_steps)) + 1
-            total = self.state.known.get("total_steps") or found.steps_in(seconds, n_trials, cost)
+            total = self.state.known.get("total_steps") or found.steps_in(seconds, self._n_trials(len(recipes)), cost)
             if total < 2 * LEAST_STEPS:
                 raise ConfigError(
                     f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine, and a recipe "
@@ -261,37 +268,64 @@ class _Tuning:
             total = self._known("total_steps", lambda: total)
             ends_at = self._began + self.config.minutes * 60
             budget = Budget(total, ends_at, found.step_s, found.trial_s, found.reserve_s)
-        rungs = plan_ladder(len(recipes), budget.total_steps, epoch_steps)
+        rungs = plan_ladder(len(recipes), budget.total_steps, self._epoch_steps)
         words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
         self.say(f"ladder  {total_of(rungs):,} steps: {words}, and the stock recipe × {rungs[-1].steps:,}")
         return rungs, budget
 
+    def _look_at_a_share(self, n_recipes: int) -> None:
+        """Let trials be measured on as much of the part to choose on as this machine can embed so often."""
+        dataset, seed = self.shop.choose, self.config.seed
+        n_evaluations = 1 + self._n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
+        text_s = self._known("text_s", self._text_s)
+        share = share_to_look_at(text_s, n_texts(dataset), n_evaluations, 60 * self.config.minutes)
+        share = self._known("share", lambda: share)
+        if share < 1:
+            self.shop = replace(self.shop, choose=thinned(dataset, share, seed))
+            self.say(f"choose  {self._on()}: as much as can be embedded {n_evaluations} times")
+
+    def _text_s(self) -> float:
+        """Seconds that a text takes, by some of the part to choose on."""
+        dataset = self.shop.choose
+        some = replace(self.shop, choose=thinned(dataset, _TIMED_TEXTS / n_texts(dataset), self.config.seed))
+        model = some.loaded(self.config.model_name).model
+        started = time.monotonic()
+        some.measured(model)
+        return (time.monotonic() - started) / n_texts(some.choose)
+
+    def _n_trials(self, n_recipes: int) -> int:
+        """Of a whole ladder, the stock recipe's among them."""
+        return sum(rung.n_recipes for rung in plan_ladder(n_recipes, 10**6, self._epoch_steps)) + 1
+
+    @property
+    def _epoch_steps(self) -> int:
+        return max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
+
     def _speed(self, recipes: list[Recipe]) -> Speed:
-        """Measured on a few steps of the recipe that was suggested first, and on the part to choose on."""
+        """Measured on a few steps of the recipe that was suggested first."""
         recipe = next(one for one in recipes if not NEGATIVES & set(one.ingredients))
         self.shop.base(recipe)
         shutil.rmtree(self.state.folder / "probe", ignore_errors=True)  # one that was killed would be timed in part
         started = time.monotonic()
-        model, train_s = self.shop.trained(recipe, LEAST_STEPS, self.state.folder / "probe")
+        _, train_s = self.shop.trained(recipe, LEAST_STEPS, self.state.folder / "probe")
         around_s = time.monotonic() - started - train_s
-        started = time.monotonic()
-        self.shop.evaluate(model)
-        evaluate_s = time.monotonic() - started
-        dataset = self.shop.choose
-        text_s = evaluate_s / (len(dataset.queries) + len(dataset.documents))
+        text_s: float = self.state.known["text_s"]
+        evaluate_s = text_s * n_texts(self.shop.choose)
         n_mined = sum(1 for _ in self.shop.parts.corpus.open(encoding="utf-8")) + len(self.plan.split.train)
-        kinds = {one for recipe in recipes for one in recipe.ingredients if one in NEGATIVES}
+        is_mined = any(NEGATIVES & set(recipe.ingredients) for recipe in recipes)
         proved = [read_evaluation_set(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
-        n_tested = 3 * sum(len(one.queries) + len(one.documents) for one in proved)
+        n_tested = 3 * sum(map(n_texts, proved))
         return Speed(
             step_s=train_s / LEAST_STEPS,
             trial_s=around_s + evaluate_s,
-            reserve_s=n_tested * text_s + 6 * evaluate_s + 30,
-            once_s=len(kinds) * n_mined * text_s,
+            reserve_s=n_tested * text_s + (1 + len(WEIGHTS)) * evaluate_s + 30,
+            once_s=n_mined * text_s if is_mined else 0.0,
         )
 
     def _cost(self, recipe: Recipe) -> float:
-        """Of a step, 1 = of a record's query and positive alone."""
+        """Of a step, 1 = of a record's query and positive alone, without dropout."""
+        if recipe.name == STOCK:
+            return _COST_OF_DROPOUT
         if not NEGATIVES & set(recipe.ingredients):
             return 1.0
         n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)

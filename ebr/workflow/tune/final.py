@@ -18,10 +18,11 @@ from ebr.workflow.tune.state import MODEL
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
+    from ebr.model.encoder.dial import WeightChoice, WeightDial
     from ebr.retrieval.report.write import Report
 
-WEIGHTS = (0.0, 0.4, 0.6, 0.8, 1.0)
-"""How much of a tuning is tried."""
+WEIGHTS = (0.4, 0.6, 0.8)
+"""How much of a tuning is tried, beside all of it and none."""
 MOST_TASTED = 6
 """Trials that are tried as members of a soup, the best ones: each takes an evaluation."""
 
@@ -49,7 +50,7 @@ class FinalModel:
         of_tuning = {"base_model": config.model_name, "base_card": base_card(resolve_model(config.model_name))}
         manifest, trained = ((read_manifest(one) or {}) | of_tuning for one in (self.folder, Path(first.model)))
         manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipes": recipes_of(self.soup)}
-        for name in ("adapter", "adapters"):
+        for name in ("adapter", "adapters", "weight_choice"):
             manifest.pop(name, None)
         if report:
             write_json(self.folder / EVALUATION_JSON, report.main.evaluation_json())
@@ -106,36 +107,45 @@ def _mean_of(shop: Workshop, members: tuple[Trial, ...], base: str) -> Soup:
 # ---------------------------------------------------------------- the dial, and the merge
 
 
-def make_final(shop: Workshop, soup: Soup, say: Say, weight: float | None = None) -> FinalModel:
-    """Merge a soup into its base. weight: None = the best of WEIGHTS on the part to choose on."""
-    base = shop.base(soup.members[0].recipe)
-    if weight is None:
-        weight = _best_weight(shop, soup, base, say)
-    folder = shop.work / "final"
-    shutil.rmtree(folder, ignore_errors=True)
-    from ebr.workflow.merging import merge_adapter
+class _Dial:
+    """Finds the best weight of a soup on the part to choose on: of equals the smallest, it changes least of the base.
 
-    merge_adapter(_merging(shop, soup.members, base, folder, weight), say=silence)
-    return FinalModel(folder, soup, weight)
+    Weight 1 is the soup itself, and 0 the base: neither is measured again where its figure is known.
+    """
+
+    def __init__(self, shop: Workshop, known: Mapping[float, float], say: Say) -> None:
+        self.shop, self.known, self.say = shop, dict(known), say
+
+    def __call__(self, dial: WeightDial) -> WeightChoice:
+        from ebr.model.encoder.dial import WeightChoice
+        from ebr.retrieval.evaluation.weight_search import best_weight
+
+        found = {weight: self._mean(dial, weight) for weight in (0.0, *WEIGHTS, 1.0)}
+        best = best_weight(found)
+        self.say(f"dial    weight {best:g} is taken ({', '.join(f'{one:g}: {mean:.4f}' for one, mean in found.items())})")
+        tried = [{"weight": weight, METRIC: [mean]} for weight, mean in found.items()]
+        return WeightChoice(best, {"datasets": [self.shop.choose.name], "tried": tried}, None, None, lambda *_: None)
+
+    def _mean(self, dial: WeightDial, weight: float) -> float:
+        if weight in self.known:
+            return self.known[weight]
+        dial.turn(weight)
+        return self.shop.measured(dial.encoder).mean(METRIC)
 
 
-def _best_weight(shop: Workshop, soup: Soup, base: str, say: Say) -> float:
-    """Of equals the smallest: it changes least of what the base could."""
+def make_final(shop: Workshop, soup: Soup, say: Say, *, base_mean: float = 0.0, weight: float | None = None) -> FinalModel:
+    """Merge a soup into its base. weight: None = the best on the part to choose on, where the untuned model has base_mean."""
     from ebr.model.command import merge_planned
     from ebr.model.merge_plan import plan_merge
-    from ebr.retrieval.evaluation.weight_search import WeightSearch
 
-    folder = shop.work / "dial"
+    folder, base = shop.work / "final", shop.base(soup.members[0].recipe)
     shutil.rmtree(folder, ignore_errors=True)
-    config = _merging(shop, soup.members, base, folder, AUTO)
-    search = WeightSearch([(shop.choose, {})], [one.model for one in soup.members], config.to_json(), silence, weights=WEIGHTS)
-    found = merge_planned(plan_merge(config), search, say=silence)
-    shutil.rmtree(folder, ignore_errors=True)
-    tried = (
-        ", ".join(f"{one['weight']:g}: {one['ndcg@10'][0]:.4f}" for one in found.choice.record["tried"]) if found.choice else ""
-    )
-    say(f"dial    weight {found.weight:g} is taken ({tried})")
-    return found.weight
+    plan = plan_merge(_merging(shop, soup.members, base, folder, AUTO if weight is None else weight))
+    dial = None
+    if weight is None:
+        of_base = {0.0: base_mean} if base == shop.config.model_name else {}  # an extended base is another one
+        dial = _Dial(shop, {1.0: soup.mean} | of_base, say)
+    return FinalModel(folder, soup, merge_planned(plan, dial, say=silence).weight)
 
 
 def _merging(shop: Workshop, members: Sequence[Trial], base: str, folder: Path, weight: float | str) -> MergeConfig:

@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ebr.config import TuneConfig
 from ebr.data.evaluation.corpus import find_corpus, read_corpus
+from ebr.data.evaluation.evaluation_set import EvaluationSet
 from ebr.data.files.write import write_folder_aside
 from ebr.data.records.documents import Document
 from ebr.data.text.counted import counted
@@ -110,6 +111,31 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
         if split.test:
             _write_evaluation(aside / _TEST, split.test, beside, split, config.seed)
     return parts
+
+
+def n_texts(dataset: EvaluationSet) -> int:
+    """Queries and documents, which an evaluation embeds."""
+    return len(dataset.queries) + len(dataset.documents)
+
+
+def thinned(dataset: EvaluationSet, share: float, seed: int) -> EvaluationSet:
+    """A share of the queries, LEAST_QUERIES at least, with their answers and the same share of all documents beside them."""
+    rng = np.random.default_rng(seed)
+    n_queries = min(len(dataset.queries), max(LEAST_QUERIES, round(share * len(dataset.queries))))
+    rows = sorted(rng.permutation(len(dataset.queries))[:n_queries])
+    qrels = {dataset.query_ids[row]: dataset.qrels[dataset.query_ids[row]] for row in rows}
+    answers = {one for right in qrels.values() for one in right}
+    further = [row for row in rng.permutation(len(dataset.doc_ids)) if dataset.doc_ids[row] not in answers]
+    n_further = max(0, round(share * len(dataset.doc_ids)) - len(answers))
+    kept = sorted([row for row, one in enumerate(dataset.doc_ids) if one in answers] + further[:n_further])
+    return replace(
+        dataset,
+        query_ids=list(qrels),
+        queries=[dataset.queries[row] for row in rows],
+        doc_ids=[dataset.doc_ids[row] for row in kept],
+        documents=[dataset.documents[row] for row in kept],
+        qrels=qrels,
+    )
 
 
 def _record(example: Example) -> dict[str, Any]:

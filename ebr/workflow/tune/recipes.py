@@ -59,8 +59,7 @@ class Recipe:
 
 
 _NEEDED_FOR: Mapping[Ingredient, tuple[str, ...]] = {
-    Ingredient.MINED: ("neg_nums",),
-    Ingredient.HYBRID: ("neg_nums", "loss", "teacher_temperature"),
+    Ingredient.HYBRID: ("loss", "teacher_temperature"),
     Ingredient.EXTENDED: ("new_token_learning_rate",),
 }
 
@@ -113,16 +112,16 @@ def suggested(facts: DataFacts, finetune_type: str) -> list[Recipe]:
     """
     rates = _RATES[finetune_type]
     found = _of_an_extended_base(rates) if facts.unknown >= LEAST_UNKNOWN else _of_any_base(rates, facts)
-    return [replace(recipe, options={**_NO_DROPOUT[finetune_type], **recipe.options}) for recipe in found]
+    return [replace(recipe, options={**_ONE, **_NO_DROPOUT[finetune_type], **recipe.options}) for recipe in found]
 
 
 def _of_any_base(rates: tuple[float, float, float], facts: DataFacts) -> list[Recipe]:
     first, low, high = rates
     recipes = [
         Recipe("plain", (), {"learning_rate": first}),
-        Recipe("mined", (Ingredient.MINED,), {"learning_rate": first, **_ONE}),
-        Recipe("mined_high", (Ingredient.MINED,), {"learning_rate": high, **_ONE}),
-        Recipe("hybrid", (Ingredient.HYBRID,), {"learning_rate": first, **_ONE, **_HYBRID}),
+        Recipe("mined", (Ingredient.MINED,), {"learning_rate": first}),
+        Recipe("mined_high", (Ingredient.MINED,), {"learning_rate": high}),
+        Recipe("hybrid", (Ingredient.HYBRID,), {"learning_rate": first, **_HYBRID}),
         Recipe("plain_low", (), {"learning_rate": low}),
     ]
     if facts.has_corpus:
@@ -135,7 +134,7 @@ def _of_an_extended_base(rates: tuple[float, float, float]) -> list[Recipe]:
     extended, rows = Ingredient.EXTENDED, {"new_token_learning_rate": _NEW_ROWS}
     return [
         Recipe("extended", (extended,), {"learning_rate": rate, **rows}),
-        Recipe("extended_hybrid", (extended, Ingredient.HYBRID), {"learning_rate": rate, **rows, **_ONE, **_HYBRID}),
+        Recipe("extended_hybrid", (extended, Ingredient.HYBRID), {"learning_rate": rate, **rows, **_HYBRID}),
         Recipe("extended_high", (extended,), {"learning_rate": high, "new_token_learning_rate": 2 * _NEW_ROWS}),
         Recipe("extended_pairs", (extended, Ingredient.PAIRS), {"learning_rate": rate, **rows}),
         Recipe("plain", (), {"learning_rate": rate}),

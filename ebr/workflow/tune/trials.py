@@ -30,9 +30,11 @@ from ebr.data.files.write import FOLDER_MANIFEST, manifest_path, read_json, writ
 from ebr.data.speech import silence
 from ebr.data.training.answers import SameAnswer
 from ebr.workflow.tune.parts import Parts
-from ebr.workflow.tune.recipes import Ingredient, Recipe
+from ebr.workflow.tune.recipes import NEGATIVES, Ingredient, Recipe
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.measures.measurement import Evaluation
 
@@ -156,9 +158,8 @@ class Workshop:
         if Ingredient.PAIRS in recipe.ingredients:
             of_each = [{"data_path": str(self.parts.train)}, {"data_path": str(self._pairs()), "weight": 0.5}]
             return {"sources": of_each}
-        for ingredient, teacher in ((Ingredient.MINED, None), (Ingredient.HYBRID, HYBRID)):
-            if ingredient in recipe.ingredients:
-                return {"data_path": str(self._mined(base, ingredient, teacher))}
+        if NEGATIVES & set(recipe.ingredients):
+            return {"data_path": str(self._mined(base))}
         return {"data_path": str(self.parts.train)}
 
     def _pairs(self) -> Path:
@@ -169,9 +170,9 @@ class Workshop:
             make_pairs(PairsConfig(corpus=[str(self.parts.corpus)], output_path=path, seed=self.config.seed), say=silence)
         return path
 
-    def _mined(self, base: str, ingredient: Ingredient, teacher: str | None) -> Path:
-        own = base == self.config.model_name
-        path = self.work / f"{ingredient.value}{'' if own else '-extended'}.jsonl"
+    def _mined(self, base: str) -> Path:
+        """Records with negatives that the base mines, and the hybrid's scores of them, which not every recipe reads."""
+        path = self.work / f"mined{'' if base == self.config.model_name else '-extended'}.jsonl"
         if not manifest_path(path).is_file():
             from ebr.retrieval.mining.command import mine_hard_negatives
 
@@ -181,7 +182,7 @@ class Workshop:
                 data_path=str(self.parts.train),
                 corpus=self.parts.corpus,
                 output_path=path,
-                teacher=teacher,
+                teacher=HYBRID,
                 same_answer=self.same_answer,
                 seed=config.seed,
                 max_seq_length=config.max_seq_length,
@@ -256,11 +257,14 @@ class Workshop:
 
     def evaluate(self, path: str) -> Evaluation:
         """A model on the part to choose on."""
+        return self.measured(self.loaded(path).model)
+
+    def measured(self, model: SentenceTransformer) -> Evaluation:
+        """The same, of one that is loaded."""
         from ebr.model.compute.local_engine import RetrievalEncoder
         from ebr.retrieval.measures.measurement import evaluate_encoder
 
-        encoder = RetrievalEncoder(self.loaded(path).model, show_progress=False)
-        return evaluate_encoder(encoder, self.choose, k=DEPTH)
+        return evaluate_encoder(RetrievalEncoder(model, show_progress=False), self.choose, k=DEPTH)
 
     def _folder(self, recipe: Recipe, steps: int) -> Path:
         return self.work / "trials" / f"{recipe.name}-{steps}"
