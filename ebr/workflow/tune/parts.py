@@ -28,6 +28,8 @@ from ebr.errors import DataError
 Item = TypeVar("Item")
 LEAST_QUERIES = 30
 """With fewer to choose on, chance alone would choose."""
+ENOUGH_QUERIES = 150
+"""A slow machine leaves out documents, and of the queries only what is beyond."""
 MOST_QUERIES = 500
 MOST_ANSWERS = 20
 """Of a chain, that are searched."""
@@ -119,9 +121,9 @@ def n_texts(dataset: EvaluationSet) -> int:
 
 
 def thinned(dataset: EvaluationSet, share: float, seed: int) -> EvaluationSet:
-    """A share of the queries, LEAST_QUERIES at least, with their answers and the same share of all documents beside them."""
+    """A share of the queries, ENOUGH_QUERIES at least, with their answers; of all documents the same share, if that is more."""
     rng = np.random.default_rng(seed)
-    n_queries = min(len(dataset.queries), max(LEAST_QUERIES, round(share * len(dataset.queries))))
+    n_queries = min(len(dataset.queries), max(ENOUGH_QUERIES, round(share * len(dataset.queries))))
     rows = sorted(rng.permutation(len(dataset.queries))[:n_queries])
     qrels = {dataset.query_ids[row]: dataset.qrels[dataset.query_ids[row]] for row in rows}
     answers = {one for right in qrels.values() for one in right}
