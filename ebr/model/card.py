@@ -181,7 +181,7 @@ def _merged(manifest: Facts) -> str:
 
 
 def _n_merged(manifest: Facts) -> int:
-    return len(manifest["config"].get("adapters") or [""])
+    return len(manifest.get("recipes") or manifest["config"].get("adapters") or [""])
 
 
 def _tried(choice: Facts) -> list[tuple[str, list[float]]]:
@@ -227,10 +227,12 @@ def _own_options(config: Facts, *, further: bool) -> list[str]:
 
 
 def _hashes(manifest: Facts, trained: Facts) -> dict[str, str | None]:
+    merged = str(manifest.get("adapter_sha256") or "").split(", ")
+    numbers = [f", {place}" for place in range(1, len(merged) + 1)] if len(merged) > 1 else [""]
     return {
         "weights": manifest.get("model_sha256"),
         "weights of the base": manifest.get("base_sha256"),
-        "weights that were merged": manifest.get("adapter_sha256"),
+        **{f"weights that were merged{number}": one for number, one in zip(numbers, merged, strict=True)},
         "training data": trained.get("data_sha256"),
     }
 

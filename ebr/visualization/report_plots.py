@@ -112,7 +112,7 @@ def ladder_svg(
     """nDCG@10 (upwards) against training steps (to the right, doubling), one line a recipe, one point a trial.
 
     climbs: recipe → (steps, ndcg), the recipe that climbed highest first. base: the untuned model's, a dashed line. chosen: the
-    recipe and steps of the trial that was taken, drawn as a star; None = none was.
+    name and steps of what was taken, drawn as a star; None = none was.
     Raises ValueError when there is no point to draw.
     """
     if not any(len(steps) for steps, _ in climbs.values()):

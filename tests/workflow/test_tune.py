@@ -25,7 +25,7 @@ from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import trials as trials_module
 from ebr.workflow.tune.command import plan_tune
 from ebr.workflow.tune.state import WORK
-from ebr.workflow.tune.trials import Workshop
+from ebr.workflow.tune.trials import Soup, Workshop
 
 WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large")
 STEPS = 100
@@ -65,6 +65,11 @@ def tuned(tiny_model, tmp_path_factory):
     return tune_model(config, say=said.append), config, said
 
 
+def tried_once(result):
+    """Recipe and steps of every trial that was trained."""
+    return {(one.recipe, one.steps) for one in result.ladder.attempts if "soup" not in one.recipe}
+
+
 def weights_of(folder):
     return load_file(folder / "model.safetensors")
 
@@ -97,7 +102,7 @@ def test_what_is_said_in_the_end_names_everything(tuned, tiny_model):
     for part in ("mined", "★", "over the stock recipe", str(result.model_path), str(result.report), result.command):
         assert part in text
     assert any(line.startswith("measure ") and "BM25" in line for line in said)
-    assert len(result.to_frame()) == len(result.ladder.attempts) == sum(line.startswith("trial ") for line in said)
+    assert sum(line.startswith("trial ") for line in said) == len(tried_once(result))
     page = result.report.read_text(encoding="utf-8")
     assert "How it was chosen" in page and "data:image/svg+xml" in page
     card = (result.model_path / "README.md").read_text(encoding="utf-8")
@@ -121,9 +126,11 @@ def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path
     """Every trial that is tasted is taken in here: the model holds the mean of what they learnt, and so does the next one."""
     kept = []
 
-    def stir_all(shop, chosen, trials, allows, say):
+    def stir_all(shop, chosen, trials, *more):
         others = [one for one in trials if one != chosen][:2]
-        soup = final_module._mean_of(shop, (chosen, *others), shop.base(chosen.recipe))
+        members = (chosen, *others)
+        found = final_module._taste(shop, members, shop.base(chosen.recipe))
+        soup = Soup(members, tuple(found["scores"]), found["took_s"])
         folders = [shutil.copytree(one.model, tmp_path / f"member-{place}") for place, one in enumerate(soup.members)]
         kept.append((soup, folders))
         return soup
@@ -142,6 +149,11 @@ def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path
     assert [one["steps"] for one in read_json(result.model_path / "ebr_manifest.json")["recipes"]] == [
         one.steps for one in soup.members
     ]
+    card = (result.model_path / "README.md").read_text(encoding="utf-8")
+    named = ", ".join(f"`{one.recipe.name}` with {one.steps} steps" for one in soup.members)
+    assert "0.8 of what the mean of 3 tunings changes" in card and f"The mean of 3 trainings: {named}" in card
+    assert "before they were merged" not in card and "weights that were merged, 3" in card
+    assert "| 0.8 | 1.0000 |" in card, "how the weight was chosen"
     again = TuneConfig(**read_json(tmp_path / "tuned" / "recipe.json")["config"] | {"output_dir": tmp_path / "again"})
     made_again = tune_model(again, say=silent)
     assert same(weights_of(made_again.model_path), made) and "the mean of" in made_again.why
@@ -194,22 +206,23 @@ class Killed(TrainerCallback):
 
 
 def kill(where, monkeypatch):
-    """Have the next tuning stopped: in the middle of a training, or at the third call of a method of Workshop."""
+    """Have the next tuning stopped: in the middle of a training, at the second taste, or the third call of a shop's method."""
     if where == "training":
         monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Killed])
         return
-    real, calls = getattr(Workshop, where), []
+    owner, most = (final_module, 2) if where == "_taste" else (Workshop, 3)
+    real, calls = getattr(owner, where), []
 
-    def stopped(self, *arguments):
+    def stopped(*arguments):
         calls.append(arguments)
-        if len(calls) == 3:
+        if len(calls) == most:
             raise KeyboardInterrupt
-        return real(self, *arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(Workshop, where, stopped)
+    monkeypatch.setattr(owner, where, stopped)
 
 
-@pytest.mark.parametrize("where", ["evaluate", "_mined", "training"])
+@pytest.mark.parametrize("where", ["evaluate", "_mined", "training", "_taste"])
 def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_path, monkeypatch):
     """Wherever it is stopped: the same choice, the same bits, and no trial twice."""
     config = config_for(tmp_path, tiny_model, records_of(500))
@@ -221,7 +234,7 @@ def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_pat
     trained, train = [], Workshop.trained
     monkeypatch.setattr(Workshop, "trained", lambda self, *what: trained.append(what) or train(self, *what))
     result = tune_model(config, say=silent)
-    assert len(trained) + done == len(result.ladder.attempts)
+    assert len(trained) + done == len(tried_once(result))
     assert [(one.recipe, one.steps, one.ndcg) for one in result.ladder.attempts] == [
         (one.recipe, one.steps, one.ndcg) for one in tuned[0].ladder.attempts
     ]
@@ -281,19 +294,24 @@ def test_a_choice_that_the_proof_speaks_against_is_not_kept(tiny_model, tmp_path
     real = command.results_of
     monkeypatch.setattr(command, "results_of", lambda report: real(report) | {"ebr tune": 0.0})
     result = tune_model(config_for(tmp_path, tiny_model, records_of(500)), say=silent)
-    assert result.model_path is None and "but on the test part it is not" in result.why
+    assert result.model_path is None and "but on the test part it is no better than the base" in result.why
     assert not (tmp_path / "tuned" / "model").exists() and not (tmp_path / "tuned" / "recipe.json").exists()
 
 
-def test_minutes_are_kept(tiny_model, tmp_path):
-    """The ladder is cut to what was measured, and the steps that it came to are written down. Too few are refused, not kept."""
+def test_minutes_are_kept(tiny_model, tmp_path, monkeypatch):
+    """The ladder is cut to what was measured, and the steps that it came to are written down. Too few are refused, not kept.
+
+    Nor is what was reckoned with them: half of the documents are looked at, as the minutes allow in the end.
+    """
+    monkeypatch.setattr(command_module, "share_to_look_at", lambda _, n, seconds: 0.1 if seconds < 1 else 0.5)
     config = config_for(tmp_path, tiny_model, records_of(300), steps=None, minutes=0.001)
     with pytest.raises(ConfigError, match=r"minutes 0.001: leave 0 training steps"):
         tune_model(config, say=silent)
     config.minutes = 1.0  # as it was told: the same command with more goes on
     result = tune_model(config, say=silent)
     manifest = read_json(tmp_path / "tuned" / "ebr_manifest.json")
-    assert manifest["found"]["total_steps"] >= 16
+    assert manifest["found"]["total_steps"] >= 16 and manifest["found"]["share"] == 0.5
+    assert (result.ladder.n_queries, result.ladder.n_documents) == (45, 128)
     assert {one.recipe for one in result.ladder.attempts} >= {"plain", "stock"}
     assert result.seconds < 120
 

@@ -91,10 +91,10 @@ def test_minutes_become_steps_by_what_was_measured():
 
 
 def test_a_slow_machine_looks_at_a_share():
-    # A quarter of 1,000 s for 20 evaluations of 500 texts: 0.025 s a text, and all can be looked at; twice as slow, half.
-    assert share_to_look_at(0.025, 500, 20, 1000) == 1.0
-    assert share_to_look_at(0.05, 500, 20, 1000) == pytest.approx(0.5)
-    assert share_to_look_at(0.0, 500, 20, 1000) == 1.0
+    # A quarter of 1,000 s for 20 evaluations: with 12.5 s each all can be looked at; twice as slow, half.
+    assert share_to_look_at(12.5, 20, 1000) == 1.0
+    assert share_to_look_at(25.0, 20, 1000) == pytest.approx(0.5)
+    assert share_to_look_at(0.0, 20, 1000) == 1.0
 
 
 def test_a_share_of_a_part_keeps_its_answers(tmp_path):
@@ -205,13 +205,14 @@ def stirred(trials, worth, monkeypatch, n_times=99):
     """The members of the soup around the first trial, and what was tasted; worth: nDCG@10 by the members' names."""
     tasted = []
 
-    def mean_of(shop, members, base):
+    def taste(shop, members, base):
         assert {shop.base(one.recipe) for one in members} == {base}
         tasted.append("".join(one.recipe.name for one in members))
-        return Soup(members, (worth.get(tasted[-1], 0.0),))
+        found = worth.get(tasted[-1], 0.0)
+        return {"error": found} if isinstance(found, str) else {"scores": [found], "took_s": 1.0}
 
-    monkeypatch.setattr(final_module, "_mean_of", mean_of)
-    soup = stir(Kitchen(), trials[0], trials, lambda: len(tasted) < n_times, lambda line: None)
+    monkeypatch.setattr(final_module, "_taste", taste)
+    soup = stir(Kitchen(), trials[0], trials, lambda n: len(tasted) < n_times, {}, lambda: None, lambda line: None)
     return "".join(one.recipe.name for one in soup.members), tasted
 
 
@@ -220,6 +221,9 @@ def test_a_soup_takes_in_what_makes_it_better(monkeypatch):
     trials = [trial("a", [0.5]), trial("b", [0.3]), trial("c", [0.4]), trial("x", [0.45], [Ingredient.EXTENDED])]
     assert stirred(trials, {"ac": 0.5, "ab": 0.6}, monkeypatch) == ("ab", ["ac", "ab"])
     assert stirred(trials, {"ac": 0.6, "acb": 0.61}, monkeypatch) == ("acb", ["ac", "acb"])
+    assert stirred(trials, {"ac": "cannot be merged", "ab": 0.6}, monkeypatch) == ("ab", ["ac", "ab"])
+    better = [trial("a", [0.5]), trial("b", [0.8])]
+    assert stirred(better, {"ab": 0.7}, monkeypatch)[0] == "a", "worse than one of its members"
     assert stirred(trials, {}, monkeypatch) == ("a", ["ac", "ab"]), "at worst it is what was chosen, alone"
     assert stirred(trials, {"ac": 0.6, "acb": 0.61}, monkeypatch, n_times=1) == ("ac", ["ac"]), "no time for more"
     many = [trial("a", [0.9]), *(trial(one, [0.5]) for one in "bcdefghi")]
@@ -229,7 +233,7 @@ def test_a_soup_takes_in_what_makes_it_better(monkeypatch):
 def test_a_soup_is_told_as_what_it_is():
     a, b = trial("a", [0.2, 0.4], steps=30), trial("b", [0.1, 0.3], steps=10)
     assert (Soup.of(a).name, Soup.of(a).steps, Soup.of(a).mean) == ("a", 30, pytest.approx(0.3))
-    both = Soup((a, b), (0.4, 0.6))
+    both = Soup((a, b), (0.4, 0.6), 1.0)
     assert (both.name, both.steps, both.mean) == ("soup of 2", 40, pytest.approx(0.5))
     base, rng = np.full(200, 0.3), np.random.default_rng(0)
     better = trial("a", base + rng.normal(0.05, 0.02, 200))
@@ -237,6 +241,37 @@ def test_a_soup_is_told_as_what_it_is():
     found = choice.with_soup(Soup((better, b), tuple(better.by_query() + 0.1)), base, seed=0)
     assert found.gain.difference == pytest.approx(choice.gain.difference + 0.1)
     assert "the mean of a with 10 steps and b with 10 finds more than each" in why(found, 0.3)
+    doubtful = choice.with_soup(Soup((better, b), tuple(base + rng.normal(0.05, 2.0, 200))), base, seed=0)
+    assert doubtful.soup.members == (better,) and doubtful.gain == choice.gain, "what is not beyond chance is not taken"
+
+
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_the_dial_measures_what_is_not_known(is_extended, monkeypatch):
+    """All of a soup was measured with it, and none of it is the base, unless that was extended; of equals the smallest."""
+
+    class Dial:
+        encoder, turned = None, ()
+
+        def turn(self, weight):
+            self.turned += (weight,)
+
+    class Shop(Kitchen):
+        def measured(self, encoder):
+            return type("Evaluation", (), {"mean": lambda self, metric: 0.5})()
+
+    dial, said = Dial(), []
+    known = {1.0: 0.4} | ({} if is_extended else {0.0: 0.3})
+    choice = final_module._Dial(Shop(), known, said.append)(dial)
+    assert dial.turned == ((0.0, 0.4, 0.6, 0.8) if is_extended else (0.4, 0.6, 0.8))
+    assert choice.weight == (0.0 if is_extended else 0.4)
+    assert [one["weight"] for one in choice.record["tried"]] == [0.0, 0.4, 0.6, 0.8, 1.0] and "0.4: 0.5000" in said[0]
+
+
+def test_recipes_that_train_alike_are_known_by_what_they_do():
+    found = {one.name: one for one in suggested(FACTS, "lora")}
+    assert found["mined"].without(Ingredient.MINED).is_like(found["plain"])
+    assert found["hybrid"].without(Ingredient.HYBRID).is_like(found["plain"])
+    assert not found["mined"].is_like(found["plain"])
 
 
 def test_what_is_left_goes_to_those_that_were_best():

@@ -115,8 +115,8 @@ class _Choice(Config):
     )
     recipe: Annotated[dict[str, Any] | None, BeforeValidator(_recipe)] = option(
         None,
-        "train this recipe alone, and try nothing: a recipe.json of ebr tune",
-        "只按此方案训练，不做尝试：ebr tune 写出的 recipe.json",
+        "make this model again, and try nothing: a recipe.json of ebr tune",
+        "重新得到这个模型，不做尝试：ebr tune 写出的 recipe.json",
     )
     language: Language = option("en", "of the report: en or zh", "报告的语言：en 或 zh")
     seed: int = option(42, "the same seed and steps make the same choice", "相同种子与步数得到相同的选择", ge=0, le=2**32 - 1)

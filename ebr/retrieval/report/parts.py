@@ -75,10 +75,10 @@ class DatasetReport:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One recipe that was tried before the choice, with its nDCG@10 on the records that were chosen on.
+    """One recipe that was tried before the choice, or the mean of several (a soup): its nDCG@10 on the records to choose on.
 
-    gain: over the base, with its interval. left_out: the ingredient that it lacks to
-    show what that one gives; None for one that could be chosen.
+    steps: of a soup, of all that went into it. gain: over the base, with its interval. left_out: the ingredient that it lacks
+    to show what that one gives; None for one that could be chosen.
     """
 
     recipe: str

@@ -26,11 +26,12 @@ class Budget:
     reserve_s: float = 0.0
     used: int = 0
 
-    def allows(self, steps: int, cost: float) -> bool:
-        """Whether there is time for a trial of so many steps that cost so much more than plain ones."""
+    def allows(self, steps: int, cost: float, beside_s: float = 0.0) -> bool:
+        """Whether there is time for a trial of so many steps, each `cost` plain ones, and for beside_s seconds."""
         if self.ends_at is None:
             return True
-        return time.monotonic() + steps * self.step_s * cost + self.trial_s + self.reserve_s <= self.ends_at
+        needed = steps * self.step_s * cost + self.trial_s + beside_s
+        return time.monotonic() + needed + self.reserve_s <= self.ends_at
 
     def allows_more(self, steps: int, cost: float) -> bool:
         """The same beyond the ladder, which the steps were shared out for: minutes may have more in them than was reckoned."""
@@ -43,12 +44,12 @@ class Budget:
         return f"{max(0.0, self.ends_at - time.monotonic()) / 60:.0f} min left"
 
 
-def share_to_look_at(text_s: float, n_texts: int, n_evaluations: int, seconds: float) -> float:
+def share_to_look_at(evaluation_s: float, n_evaluations: int, seconds: float) -> float:
     """Of the part to choose on, that evaluations may see, 0 to 1: all of it, or what a slow machine can embed so often.
 
-    text_s: seconds a text. n_texts: queries and documents of the part. n_evaluations: of one tuning. seconds: all its time.
+    evaluation_s: of one evaluation on all of it. n_evaluations: of one tuning. seconds: all its time.
     """
-    return min(1.0, _LOOKING * seconds / max(text_s * n_texts * n_evaluations, 1e-9))
+    return min(1.0, _LOOKING * seconds / max(evaluation_s * n_evaluations, 1e-9))
 
 
 @dataclass(frozen=True)

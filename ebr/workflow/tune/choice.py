@@ -30,8 +30,11 @@ class Choice:
     soup: Soup | None = None
 
     def with_soup(self, soup: Soup, base: Scores, *, seed: int) -> Choice:
-        """The same, the soup taken."""
+        """The same, the soup taken: or the chosen trial alone, where the soup is not better than the base beyond chance."""
+        assert self.chosen is not None
         gain, p = _gain(base, soup.by_query(), seed)
+        if not _is_beyond_chance(gain, p):
+            return replace(self, soup=Soup.of(self.chosen))
         return replace(self, soup=soup, gain=gain, p=p)
 
 
@@ -47,9 +50,14 @@ def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
     equals = [trial for trial in trials if is_as_good(trial.by_query(), best.by_query())]
     for trial in sorted(equals, key=_complexity):
         gain, p = _gain(base, trial.by_query(), seed)
-        if gain.low > 0 and p <= 1 - CONFIDENCE:
+        if _is_beyond_chance(gain, p):
             return Choice(best, trial, gain, p)
     return Choice(best, None, *_gain(base, best.by_query(), seed))
+
+
+def _is_beyond_chance(gain: Interval, p: float) -> bool:
+    """Interval and randomisation test have to agree."""
+    return gain.low > 0 and p <= 1 - CONFIDENCE
 
 
 def _gain(base: Scores, found: Scores, seed: int) -> tuple[Interval, float]:

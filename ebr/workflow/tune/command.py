@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig, TuneConfig
 from ebr.data.evaluation.corpus import find_corpus
-from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
+from ebr.data.evaluation.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
@@ -23,7 +24,7 @@ from ebr.workflow.tune.budget import Budget, Speed, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
 from ebr.workflow.tune.final import MOST_TASTED, WEIGHTS, FinalModel, make_final, recipes_of, stir
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
-from ebr.workflow.tune.parts import Split, n_texts, split_records, thinned, write_parts
+from ebr.workflow.tune.parts import Split, split_records, thinned, write_parts
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
 from ebr.workflow.tune.recipes import NEGATIVES, STOCK, DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
     from ebr.retrieval.report.write import Report
 
 _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
+_TASTES = "soups"
 _CHARACTERS_A_TOKEN = 4
-_TIMED_TEXTS = 300
+_TIMED_SHARE = 0.2
+"""Of the part to choose on, by which the speed of embedding is reckoned."""
 _COST_OF_DROPOUT = 1.8
 """A step of the stock recipe against one without dropout, on two cores of a processor: docs/measurements.md."""
 _SHARE_OF_STOCK = 1 / 3
@@ -67,7 +70,7 @@ class TunePlan:
     def lines(self) -> list[str]:
         """The plan, for people."""
         config = self.config
-        spend = "one recipe, as it stands" if config.recipe else spend_of(config)
+        spend = "the recipes of recipe.json, as they stand" if config.recipe else spend_of(config)
         test = [f"test    {config.eval_dataset}"] if config.eval_dataset else []
         return [f"base    {config.model_name}", *self.split.lines(), *test, f"spend   {spend}", f"output  {config.output_dir}"]
 
@@ -157,13 +160,14 @@ class _Tuning:
     def __init__(self, plan: TunePlan, state: State, say: Say) -> None:
         self.plan, self.config, self.state, self.say = plan, plan.config, state, say
         self._began = time.monotonic() - state.seconds
+        self._failed: DataError | ModelError | None = None
         parts = write_parts(plan.split, plan.config, state.folder / "records")
         bf16 = self._known("bf16", self._is_fast_in_bfloat16)
         choose_on = read_evaluation_set(parts.choose)
         self.shop = Workshop(plan.config, parts, choose_on, plan.split.same_answer, bf16, state.folder)
 
     def run(self) -> TuneResult:
-        """All of it, or the recipe that was given alone."""
+        """All of it, or what was given to be made again."""
         if self.config.recipe is not None:
             return self._follow(self.config.recipe)
         self._check()
@@ -178,10 +182,15 @@ class _Tuning:
         trials = self._climb(rungs, recipes, stock, budget)
         choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
         if choice.chosen:
-            soup = stir(self.shop, choice.chosen, trials, lambda: budget.allows(0, 1.0), self.say)
+            tastes = self.state.known.setdefault(_TASTES, {})
+            load_s = self.state.known["timed"]["load_s"] if budget.ends_at is not None else 0.0
+            # What it loads once, the merge in the end loads again.
+            soup = stir(
+                self.shop, choice.chosen, trials, lambda n: budget.allows(0, 1.0, 2 * n * load_s), tastes, self._save, self.say
+            )
             choice = choice.with_soup(soup, base.scores[METRIC], seed=self.config.seed)
         self.say(f"choice  {why(choice, base.mean(METRIC))}")
-        without = self._without(choice, budget)
+        without = self._without(choice, trials, budget)
         ladder = ladder_of(self.shop, base, baselines, trials, without, choice)
         final = make_final(self.shop, choice.soup, self.say, base_mean=base.mean(METRIC)) if choice.soup else None
         models = {self.config.model_name: self.config.model_name}
@@ -214,7 +223,7 @@ class _Tuning:
         from ebr.training.doctor.command import check_training
 
         def findings() -> list[str]:
-            config = self.shop.finetuning(Recipe("check"), 0, self.state.folder / "check")
+            config = self.shop.finetuning(Recipe("check", (), {"neg_nums": 1}), 0, self.state.folder / "check")
             report = check_training(config, say=silence)
             found = [finding for finding in report.findings if finding.name not in _OF_ONE_RUN]
             return [line for finding in found for line in finding.lines()[:1]] or ["nothing to mend"]
@@ -275,23 +284,38 @@ class _Tuning:
 
     def _look_at_a_share(self, n_recipes: int) -> None:
         """Let trials be measured on as much of the part to choose on as this machine can embed so often."""
-        dataset, seed = self.shop.choose, self.config.seed
-        n_evaluations = 1 + self._n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
-        text_s = self._known("text_s", self._text_s)
-        share = share_to_look_at(text_s, n_texts(dataset), n_evaluations, 60 * self.config.minutes)
-        share = self._known("share", lambda: share)
-        if share < 1:
-            self.shop = replace(self.shop, choose=thinned(dataset, share, seed))
-            self.say(f"choose  {self._on()}: as much as can be embedded {n_evaluations} times")
+        known, whole = self.state.known, self.shop.choose
+        self._known("timed", self._timed)
+        if "total_steps" not in known:  # until the ladder stands, other minutes are reckoned with anew
+            n_evaluations = 1 + self._n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
+            known["share"] = share_to_look_at(self._evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
+            known.pop("speed", None)
+        part = thinned(whole, known.get("share", 1.0), self.config.seed)
+        if part.doc_ids != whole.doc_ids:
+            self.shop = replace(self.shop, choose=part)
+            self.say(f"choose  {self._on()}, not all there are: this machine would take too long to embed them for every trial")
 
-    def _text_s(self) -> float:
-        """Seconds that a text takes, by some of the part to choose on."""
-        dataset = self.shop.choose
-        some = replace(self.shop, choose=thinned(dataset, _TIMED_TEXTS / n_texts(dataset), self.config.seed))
+    def _timed(self) -> dict[str, float]:
+        """Seconds to load the base, and to embed a character: by some of the part to choose on."""
+        some = replace(self.shop, choose=thinned(self.shop.choose, _TIMED_SHARE, self.config.seed))
+        started = time.monotonic()
         model = some.loaded(self.config.model_name).model
+        load_s = time.monotonic() - started
+        replace(some, choose=thinned(some.choose, 0.0, self.config.seed)).measured(model)  # the first texts are slower
         started = time.monotonic()
         some.measured(model)
-        return (time.monotonic() - started) / n_texts(some.choose)
+        texts = (*some.choose.queries, *some.choose.documents)
+        return {"load_s": load_s, "character_s": (time.monotonic() - started) / max(1, self._kept(texts))}
+
+    def _kept(self, texts: Iterable[str]) -> int:
+        """Characters of texts, about as far as the model reads them."""
+        most = _CHARACTERS_A_TOKEN * self.config.max_seq_length
+        return sum(min(most, len(text)) for text in texts)
+
+    def _evaluation_s(self, dataset: EvaluationSet) -> float:
+        """What embedding a set takes, as far as was timed."""
+        found: float = self.state.known["timed"]["character_s"]
+        return found * self._kept((*dataset.queries, *dataset.documents))
 
     def _n_trials(self, n_recipes: int) -> int:
         """Of a whole ladder, the stock recipe's among them."""
@@ -309,23 +333,25 @@ class _Tuning:
         started = time.monotonic()
         _, train_s = self.shop.trained(recipe, LEAST_STEPS, self.state.folder / "probe")
         around_s = time.monotonic() - started - train_s
-        text_s: float = self.state.known["text_s"]
-        evaluate_s = text_s * n_texts(self.shop.choose)
-        n_mined = sum(1 for _ in self.shop.parts.corpus.open(encoding="utf-8")) + len(self.plan.split.train)
+        load_s: float = self.state.known["timed"]["load_s"]
+        evaluate_s = self._evaluation_s(self.shop.choose)
         is_mined = any(NEGATIVES & set(recipe.ingredients) for recipe in recipes)
+        candidates = (line["text"] for line in map(json.loads, self.shop.parts.corpus.open(encoding="utf-8")))
+        n_mined = self._kept((*candidates, *(one.query for one in self.plan.split.train))) if is_mined else 0
         proved = [read_evaluation_set(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
-        n_tested = 3 * sum(map(n_texts, proved))
         return Speed(
             step_s=train_s / LEAST_STEPS,
-            trial_s=around_s + evaluate_s,
-            reserve_s=n_tested * text_s + (1 + len(WEIGHTS)) * evaluate_s + 30,
-            once_s=n_mined * text_s if is_mined else 0.0,
+            trial_s=around_s + load_s + evaluate_s,
+            reserve_s=3 * (load_s + sum(map(self._evaluation_s, proved))) + (1 + len(WEIGHTS)) * evaluate_s + 30,
+            once_s=n_mined * self.state.known["timed"]["character_s"],
         )
 
     def _cost(self, recipe: Recipe) -> float:
         """Of a step, 1 = of a record's query and positive alone, without dropout."""
         if recipe.name == STOCK:
-            return _COST_OF_DROPOUT
+            import torch
+
+            return 1.0 if torch.cuda.is_available() else _COST_OF_DROPOUT
         if not NEGATIVES & set(recipe.ingredients):
             return 1.0
         n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
@@ -334,9 +360,8 @@ class _Tuning:
     @cached_property
     def _passage_share(self) -> float:
         """Of the characters of a record's query and positive, as far as they are kept."""
-        most = _CHARACTERS_A_TOKEN * self.config.max_seq_length
-        queries = sum(min(most, len(one.query)) for one in self.plan.split.train)
-        passages = sum(min(most, len(one.positives[0])) for one in self.plan.split.train)
+        queries = self._kept(one.query for one in self.plan.split.train)
+        passages = self._kept(one.positives[0] for one in self.plan.split.train)
         return passages / max(1, queries + passages)
 
     def _climb(self, rungs: list[Rung], recipes: list[Recipe], stock: Recipe, budget: Budget) -> list[Trial]:
@@ -354,6 +379,8 @@ class _Tuning:
             return trial.mean
 
         climb(rungs, recipes, attempt)
+        if not trials and isinstance(self._failed, ModelError):
+            raise self._failed
         if not trials:
             raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
         # As many steps as the longest that was tried: the proof holds the choice against it.
@@ -369,10 +396,11 @@ class _Tuning:
         return self.shop.has_tried(recipe, steps) or budget.allows_more(steps, self._cost(recipe))
 
     def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial | None:
-        """The trial, said; None where the records, or the texts, do not give what the recipe needs."""
+        """The trial, said; None where the records do not give what the recipe needs, or its training diverges."""
         try:
             trial, is_new = self.shop.run(recipe, steps)
-        except DataError as error:
+        except (DataError, ModelError) as error:
+            self._failed = error
             self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
             return None
         budget.used += steps
@@ -381,14 +409,17 @@ class _Tuning:
         self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} ({kept}; {budget.left()})")
         return trial
 
-    def _without(self, choice: Choice, budget: Budget) -> dict[str, Trial]:
+    def _without(self, choice: Choice, trials: Sequence[Trial], budget: Budget) -> dict[str, Trial]:
         """The chosen recipe with each of its ingredients left out, as far as the budget goes: what each gives."""
         found: dict[str, Trial] = {}
         chosen = choice.chosen
         for ingredient in chosen.recipe.ingredients if chosen else ():
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
-            if self._has_budget(recipe, chosen.steps, budget) and (trial := self._tried(recipe, chosen.steps, budget)):
+            trial = next((one for one in trials if one.steps == chosen.steps and one.recipe.is_like(recipe)), None)
+            if trial is None and self._has_budget(recipe, chosen.steps, budget):
+                trial = self._tried(recipe, chosen.steps, budget)
+            if trial:
                 found[ingredient.value] = trial
                 self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
         return found
@@ -399,13 +430,12 @@ class _Tuning:
         """Write what the folder holds in the end: the model, unless the proof speaks against it; the report, the recipe."""
         output, proof = self.config.output_dir, results_of(report)
         if final and proof[_CHOSEN_NAME] <= proof[self.config.model_name]:
-            reason += (
-                f"; but on the test part it is not ({proof[_CHOSEN_NAME]:.4f} against {proof[self.config.model_name]:.4f})"
-            )
+            taken, base = proof[_CHOSEN_NAME], proof[self.config.model_name]
+            reason += f"; but on the test part it is no better than the base ({taken:.4f} against {base:.4f})"
             final = None
         if final:
             record = self._recipe(final)
-            final.describe(self.config, self.plan.inputs, report)
+            final.describe(self.config, self.plan.inputs, len(self.plan.split.train), report)
             final.move_to(output / MODEL)
             write_json(output / RECIPE, record)
         else:  # what an end that was killed had put there
@@ -456,7 +486,7 @@ class _Tuning:
             "why": result.why,
             "proof": result.proof,
             "inputs": self.plan.inputs,
-            "found": self.state.known,
+            "found": {name: value for name, value in self.state.known.items() if name != _TASTES},
             "seconds": round(result.seconds, 1),
             "versions": library_versions(),
         }
@@ -467,11 +497,11 @@ class _Tuning:
         shop = Workshop(**{**vars(self.shop), "bf16": bool(recorded["bf16"])})
         trials = []
         for recipe, steps in _members_of(recorded):
-            trial, _ = shop.run(recipe, steps)
-            self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} on {self._on()}")
+            trial, _ = shop.run(recipe, steps, measure=False)
+            self.say(f"train   {recipe.name}, {steps:,} steps ({trial.took_s:,.0f} s)")
             trials.append(trial)
         final = make_final(shop, Soup(tuple(trials), ()), self.say, weight=float(recorded["weight"]))
-        final.describe(self.config, self.plan.inputs, None)
+        final.describe(self.config, self.plan.inputs, len(self.plan.split.train), None)
         output = self.config.output_dir
         final.move_to(output / MODEL)
         self._save()

@@ -14,6 +14,7 @@ from ebr.config.models.merge import AUTO
 from ebr.data.evaluation.comparison import EVALUATION_JSON
 from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.data.speech import Say, silence
+from ebr.errors import ModelError, first_line
 from ebr.workflow.tune.state import MODEL
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = (0.4, 0.6, 0.8)
 """How much of a tuning is tried, beside all of it and none."""
+_LOADED_BESIDE = 3
+"""Models that tasting a soup loads beside its members: the base, what was saved, and that again to be measured."""
+_CHOSEN_ON = "records that it was not trained on"
 MOST_TASTED = 6
 """Trials that are tried as members of a soup, the best ones: each takes an evaluation."""
 
@@ -35,23 +39,24 @@ class FinalModel:
     soup: Soup
     weight: float
 
-    def describe(self, config: TuneConfig, inputs: Mapping[str, str], report: Report | None) -> None:
+    def describe(self, config: TuneConfig, inputs: Mapping[str, str], n_train: int, report: Report | None) -> None:
         """Say what the model was made of, and put the proof beside it: report, thresholds, card.
 
-        Its base and records are those of the tuning: the folders that it was made in are gone afterwards. report: with the
-        model first after the base; None = none was made.
+        Its base and records are those of the tuning: the folders that it was made in are gone afterwards. n_train: records of
+        the training part. report: with the model first after the base; None = none was made.
         """
         from ebr.model.base_card import base_card
         from ebr.model.card import read_report, write_card
         from ebr.model.origin import resolve_model
         from ebr.retrieval.report.write import write_report
 
-        first = self.soup.members[0]
         of_tuning = {"base_model": config.model_name, "base_card": base_card(resolve_model(config.model_name))}
-        manifest, trained = ((read_manifest(one) or {}) | of_tuning for one in (self.folder, Path(first.model)))
+        manifest = (read_manifest(self.folder) or {}) | of_tuning
+        trained = _in_common([read_manifest(Path(one.model)) or {} for one in self.soup.members]) | of_tuning
+        if len(self.soup.members) > 1:  # trained on what was made of one part of the records, each in its way
+            trained |= {"n_train": n_train, "data_sha256": inputs["data_path"]}
         manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipes": recipes_of(self.soup)}
-        for name in ("adapter", "adapters", "weight_choice"):
-            manifest.pop(name, None)
+        manifest.pop("adapter", None)
         if report:
             write_json(self.folder / EVALUATION_JSON, report.main.evaluation_json())
             write_report(self.folder, report, config.language)
@@ -64,6 +69,17 @@ class FinalModel:
         self.folder.rename(place)
 
 
+def _in_common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is true of every training of a soup, of its options too; of one training all of it."""
+    first, *others = records
+    same = {name: value for name, value in first.items() if all(one.get(name) == value for one in others)}
+    options = dict(first.get("config") or {})
+    for one in others:
+        options = {name: value for name, value in options.items() if (one.get("config") or {}).get(name) == value}
+    options.pop("num_epochs", None)  # each made its own steps instead
+    return same | {"config": options}
+
+
 def recipes_of(soup: Soup) -> list[dict[str, Any]]:
     """What was trained for it, as plain JSON values: Recipe.to_json and steps of each member."""
     return [{"recipe": one.recipe.to_json(), "steps": one.steps} for one in soup.members]
@@ -72,36 +88,59 @@ def recipes_of(soup: Soup) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- a soup
 
 
-def stir(shop: Workshop, chosen: Trial, trials: Sequence[Trial], allows: Callable[[], bool], say: Say) -> Soup:
+def stir(
+    shop: Workshop,
+    chosen: Trial,
+    trials: Sequence[Trial],
+    allows: Callable[[int], bool],
+    tastes: dict[str, dict[str, Any]],
+    keep: Callable[[], None],
+    say: Say,
+) -> Soup:
     """The chosen trial, and those that make it better on the part to choose on when the mean of all is taken.
 
     Greedy, as Wortsman et al. 2022 stir it: the other trials of the same base are tried as further members, the best first,
-    and kept where the mean then finds more. At worst it is the chosen trial alone. allows: whether there is time for one more.
+    and kept where the mean finds more than the soup before and than the new member alone. At worst it is the chosen trial.
+
+    allows: whether there is time for so many models to be loaded, and one evaluation. tastes: what was
+    tasted before an interruption, by its members; keep: writes down what is new in it.
     """
     base = shop.base(chosen.recipe)
     soup = Soup.of(chosen)
     others = [one for one in trials if one != chosen and shop.base(one.recipe) == base]
     for one in sorted(others, key=lambda trial: -trial.mean)[:MOST_TASTED]:
-        if not allows():
-            break
-        tasted = _mean_of(shop, (*soup.members, one), base)
+        members = (*soup.members, one)
+        name = " + ".join(f"{member.recipe.name}-{member.steps}" for member in members)
+        if name not in tastes:
+            if not allows(len(members) + _LOADED_BESIDE):
+                break
+            tastes[name] = _taste(shop, members, base)
+            keep()
+        found = tastes[name]
+        if "error" in found:
+            say(f"soup    with {one.recipe.name} is left out: {found['error']}")
+            continue
+        tasted = Soup(members, tuple(found["scores"]), found["took_s"])
         say(f"soup    with {one.recipe.name}, {one.steps:,} steps: nDCG@10 {tasted.mean:.4f}")
-        if tasted.mean > soup.mean:
+        if tasted.mean > max(soup.mean, one.mean):
             soup = tasted
     return soup
 
 
-def _mean_of(shop: Workshop, members: tuple[Trial, ...], base: str) -> Soup:
-    """These trials as one model, measured."""
+def _taste(shop: Workshop, members: tuple[Trial, ...], base: str) -> dict[str, Any]:
+    """Scores and seconds of these trials as one model, as plain JSON; error: why they make none."""
     from ebr.workflow.merging import merge_adapter
 
     started = time.perf_counter()
     folder = shop.work / "soup"
     shutil.rmtree(folder, ignore_errors=True)
-    merge_adapter(_merging(shop, members, base, folder, 1.0), say=silence)
+    try:
+        merge_adapter(_merging(shop, members, base, folder, 1.0), say=silence)
+    except ModelError as error:
+        return {"error": first_line(error)}
     scores = shop.evaluate(str(folder)).scores[METRIC]
     shutil.rmtree(folder, ignore_errors=True)
-    return Soup(members, tuple(scores.tolist()), round(time.perf_counter() - started, 1))
+    return {"scores": scores.tolist(), "took_s": round(time.perf_counter() - started, 1)}
 
 
 # ---------------------------------------------------------------- the dial, and the merge
@@ -124,7 +163,7 @@ class _Dial:
         best = best_weight(found)
         self.say(f"dial    weight {best:g} is taken ({', '.join(f'{one:g}: {mean:.4f}' for one, mean in found.items())})")
         tried = [{"weight": weight, METRIC: [mean]} for weight, mean in found.items()]
-        return WeightChoice(best, {"datasets": [self.shop.choose.name], "tried": tried}, None, None, lambda *_: None)
+        return WeightChoice(best, {"datasets": [_CHOSEN_ON], "tried": tried}, None, None, lambda *_: None)
 
     def _mean(self, dial: WeightDial, weight: float) -> float:
         if weight in self.known:
@@ -133,7 +172,9 @@ class _Dial:
         return self.shop.measured(dial.encoder).mean(METRIC)
 
 
-def make_final(shop: Workshop, soup: Soup, say: Say, *, base_mean: float = 0.0, weight: float | None = None) -> FinalModel:
+def make_final(
+    shop: Workshop, soup: Soup, say: Say, *, base_mean: float | None = None, weight: float | None = None
+) -> FinalModel:
     """Merge a soup into its base. weight: None = the best on the part to choose on, where the untuned model has base_mean."""
     from ebr.model.command import merge_planned
     from ebr.model.merge_plan import plan_merge
@@ -143,8 +184,10 @@ def make_final(shop: Workshop, soup: Soup, say: Say, *, base_mean: float = 0.0, 
     plan = plan_merge(_merging(shop, soup.members, base, folder, AUTO if weight is None else weight))
     dial = None
     if weight is None:
-        of_base = {0.0: base_mean} if base == shop.config.model_name else {}  # an extended base is another one
-        dial = _Dial(shop, {1.0: soup.mean} | of_base, say)
+        known = {1.0: soup.mean}
+        if base_mean is not None and base == shop.config.model_name:  # an extended base is another one
+            known[0.0] = base_mean
+        dial = _Dial(shop, known, say)
     return FinalModel(folder, soup, merge_planned(plan, dial, say=silence).weight)
 
 

@@ -115,11 +115,6 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
     return parts
 
 
-def n_texts(dataset: EvaluationSet) -> int:
-    """Queries and documents, which an evaluation embeds."""
-    return len(dataset.queries) + len(dataset.documents)
-
-
 def thinned(dataset: EvaluationSet, share: float, seed: int) -> EvaluationSet:
     """A share of the queries, ENOUGH_QUERIES at least, with their answers; of all documents the same share, if that is more."""
     rng = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ def ladder_of(
     without: Mapping[str, Trial],
     choice: Choice,
 ) -> Ladder:
-    """Every trial beside the base. without: trials of the chosen recipe that lack an ingredient, by what they lack."""
+    """Every trial, and the soup, beside the base. without: the chosen recipe without an ingredient, by what it lacks."""
     from ebr.retrieval.report.parts import Attempt, Ladder
 
     def attempt(soup: Soup, left_out: str | None = None) -> Attempt:
@@ -94,7 +94,9 @@ def ladder_of(
 
     stirred = [choice.soup] if choice.soup and len(choice.soup.members) > 1 else []
     attempts = [attempt(soup) for soup in [*map(Soup.of, trials), *stirred]]
-    attempts += [attempt(Soup.of(trial), what) for what, trial in without.items()]
+    tried = {(one.recipe, one.steps) for one in attempts}
+    # What lacks an ingredient of the chosen one may be one of the recipes that were tried: it stands once.
+    attempts += [attempt(Soup.of(one), what) for what, one in without.items() if (one.recipe.name, one.steps) not in tried]
     dataset = workshop.choose
     return Ladder(len(dataset.queries), len(dataset.documents), dict(baselines), tuple(attempts))
 

@@ -51,6 +51,10 @@ class Recipe:
         except (KeyError, TypeError, ValueError):
             raise ConfigError("recipe: is none that ebr tune wrote; give the recipe.json of a finished tuning") from None
 
+    def is_like(self, other: Recipe) -> bool:
+        """Whether both train alike, whatever they are called."""
+        return (set(self.ingredients), dict(self.options)) == (set(other.ingredients), dict(other.options))
+
     def without(self, ingredient: Ingredient) -> Recipe:
         """The same without one of its ingredients, and what it needs it for."""
         options = {name: value for name, value in self.options.items() if name not in _NEEDED_FOR.get(ingredient, ())}

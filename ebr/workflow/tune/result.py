@@ -20,7 +20,7 @@ class TuneResult(Shown):
     """A finished tuning. model_path: the folder of the chosen model; None where the base is the answer.
 
     comparison: the base against the chosen on the test part, forgetting likewise on the second set, over_stock the difference
-    in nDCG@10 to the stock recipe; None without a choice, and for a recipe that was trained alone. proof: nDCG@10 on the test
+    in nDCG@10 to the stock recipe; None without a choice, and for a model that was made again. proof: nDCG@10 on the test
     part by name. command: makes the same model again.
     """
 
@@ -51,7 +51,7 @@ class TuneResult(Shown):
         return [*([self._attempts()] if self.ladder else []), *compared, self._facts()]
 
     def to_frame(self) -> DataFrame:
-        """A row for each trial: recipe, steps, ndcg, gain, low, high, seconds, chosen."""
+        """A row for each trial, and the soup: recipe, steps, ndcg, gain, low, high, seconds, chosen."""
         return self._attempts().to_frame()
 
     def _attempts(self) -> Table:

@@ -273,17 +273,20 @@ class Workshop:
         """Whether a trial is kept from before."""
         return (self._folder(recipe, steps) / _RECORD).is_file()
 
-    def run(self, recipe: Recipe, steps: int) -> tuple[Trial, bool]:
-        """The trial of a recipe with so many steps, and whether it is new: one that is kept is not run again."""
+    def run(self, recipe: Recipe, steps: int, *, measure: bool = True) -> tuple[Trial, bool]:
+        """The trial of a recipe with so many steps, and whether it is new: one that is kept is not run again.
+
+        measure: False leaves it without scores, where nothing is chosen by them.
+        """
         folder = self._folder(recipe, steps)
         if self.has_tried(recipe, steps):
             kept = Trial.from_json(read_json(folder / _RECORD))
             return replace(kept, model=str(folder / kept.model)), False  # the whole work may have moved
         started = time.perf_counter()
         model, train_s = self.trained(recipe, steps, folder)
-        scores = self.evaluate(model).scores[METRIC]
+        scores = self.evaluate(model).scores[METRIC].tolist() if measure else []
         took_s = time.perf_counter() - started
-        trial = Trial(recipe, steps, model, tuple(scores.tolist()), round(train_s, 1), round(took_s, 1))
+        trial = Trial(recipe, steps, model, tuple(scores), round(train_s, 1), round(took_s, 1))
         write_json(folder / _RECORD, trial.to_json() | {"model": Path(model).relative_to(folder).as_posix()})
         return trial, True
 
