@@ -307,13 +307,13 @@ def test_minutes_are_kept(tiny_model, tmp_path, monkeypatch):
     config = config_for(tmp_path, tiny_model, records_of(300), steps=None, minutes=0.001)
     with pytest.raises(ConfigError, match=r"minutes 0.001: leave 0 training steps"):
         tune_model(config, say=silent)
-    config.minutes = 1.0  # as it was told: the same command with more goes on
+    config.minutes = 5.0  # as it was told: the same command with more goes on
     result = tune_model(config, say=silent)
     manifest = read_json(tmp_path / "tuned" / "ebr_manifest.json")
     assert manifest["found"]["total_steps"] >= 16 and manifest["found"]["share"] == 0.5
     assert (result.ladder.n_queries, result.ladder.n_documents) == (45, 128)
     assert {one.recipe for one in result.ladder.attempts} >= {"plain", "stock"}
-    assert result.seconds < 120
+    assert result.seconds < 300
 
 
 def test_every_weight_a_second_set_and_chinese(tiny_model, tmp_path, evaluation_folder):
