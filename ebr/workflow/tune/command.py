@@ -296,7 +296,7 @@ class _Tuning:
             self.say(f"choose  {self._on()}, not all there are: this machine would take too long to embed them for every trial")
 
     def _timed(self) -> dict[str, float]:
-        """Seconds to load the base, and to embed a character: by some of the part to choose on."""
+        """Seconds to load the base, and to embed a character: by some of the part to choose on; and what dropout costs here."""
         some = replace(self.shop, choose=thinned(self.shop.choose, _TIMED_SHARE, self.config.seed))
         started = time.monotonic()
         model = some.loaded(self.config.model_name).model
@@ -305,7 +305,9 @@ class _Tuning:
         started = time.monotonic()
         some.measured(model)
         texts = (*some.choose.queries, *some.choose.documents)
-        return {"load_s": load_s, "character_s": (time.monotonic() - started) / max(1, self._kept(texts))}
+        character_s = (time.monotonic() - started) / max(1, self._kept(texts))
+        dropout_cost = _COST_OF_DROPOUT if model.device.type == "cpu" else 1.0
+        return {"load_s": load_s, "character_s": character_s, "dropout_cost": dropout_cost}
 
     def _kept(self, texts: Iterable[str]) -> int:
         """Characters of texts, about as far as the model reads them."""
@@ -349,9 +351,8 @@ class _Tuning:
     def _cost(self, recipe: Recipe) -> float:
         """Of a step, 1 = of a record's query and positive alone, without dropout."""
         if recipe.name == STOCK:
-            import torch
-
-            return 1.0 if torch.cuda.is_available() else _COST_OF_DROPOUT
+            cost: float = self.state.known["timed"]["dropout_cost"] if "timed" in self.state.known else 1.0
+            return cost
         if not NEGATIVES & set(recipe.ingredients):
             return 1.0
         n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
