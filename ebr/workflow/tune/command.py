@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig, TuneConfig
-from ebr.data.evaluation.corpus import find_corpus
+from ebr.data.evaluation.corpus import find_corpus, read_corpus
 from ebr.data.evaluation.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_json
 from ebr.data.speech import Say, silence, speak
@@ -338,7 +337,7 @@ class _Tuning:
         load_s: float = self.state.known["timed"]["load_s"]
         evaluate_s = self._evaluation_s(self.shop.choose)
         is_mined = any(NEGATIVES & set(recipe.ingredients) for recipe in recipes)
-        candidates = (line["text"] for line in map(json.loads, self.shop.parts.corpus.open(encoding="utf-8")))
+        candidates = (one.whole for one in read_corpus(self.shop.parts.corpus))
         n_mined = self._kept((*candidates, *(one.query for one in self.plan.split.train))) if is_mined else 0
         proved = [read_evaluation_set(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
         return Speed(
@@ -495,7 +494,7 @@ class _Tuning:
 
     def _follow(self, recorded: Mapping[str, Any]) -> TuneResult:
         """Train the recipes that were found before, each with its own steps, and merge as much of them as was then."""
-        shop = Workshop(**{**vars(self.shop), "bf16": bool(recorded["bf16"])})
+        shop = replace(self.shop, bf16=bool(recorded["bf16"]))
         trials = []
         for recipe, steps in _members_of(recorded):
             trial, _ = shop.run(recipe, steps, measure=False)

@@ -102,8 +102,8 @@ def stir(
     Greedy, as Wortsman et al. 2022 stir it: the other trials of the same base are tried as further members, the best first,
     and kept where the mean finds more than the soup before and than the new member alone. At worst it is the chosen trial.
 
-    allows: whether there is time for so many models to be loaded, and one evaluation. tastes: what was
-    tasted before an interruption, by its members; keep: writes down what is new in it.
+    allows: whether there is time for so many models to be loaded, and one evaluation. tastes: what was tasted before an
+    interruption, by its members; keep: writes down what is new in it.
     """
     base = shop.base(chosen.recipe)
     soup = Soup.of(chosen)

@@ -46,17 +46,10 @@ _SAVES = 4
 """Checkpoints that a trial writes on its way, so that a killed one loses a quarter of itself at most."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One recipe tried. model: the folder of the trained model, an adapter or a whole one. scores: nDCG@10 by query."""
+class _Scored:
+    """What was measured on the part to choose on. scores: nDCG@10 by query."""
 
-    recipe: Recipe
-    steps: int
-    model: str
     scores: tuple[float, ...]
-    train_s: float
-    took_s: float
-    """With what was made for it first, loading, and the evaluation."""
 
     @property
     def mean(self) -> float:
@@ -66,6 +59,19 @@ class Trial:
     def by_query(self) -> npt.NDArray[np.float64]:
         """(Q,) the scores."""
         return np.asarray(self.scores, np.float64)
+
+
+@dataclass(frozen=True)
+class Trial(_Scored):
+    """One recipe tried. model: the folder of the trained model, an adapter or a whole one. scores: nDCG@10 by query."""
+
+    recipe: Recipe
+    steps: int
+    model: str
+    scores: tuple[float, ...]
+    train_s: float
+    took_s: float
+    """With what was made for it first, loading, and the evaluation."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -78,7 +84,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Soup:
+class Soup(_Scored):
     """Trials of one base as one model, the mean of what they learnt: Wortsman et al. 2022, "Model soups"; or one alone.
 
     scores: nDCG@10 by query. took_s: of merging and measuring it, its trials apart.
@@ -102,15 +108,6 @@ class Soup:
     def steps(self) -> int:
         """Of all that went into it."""
         return sum(one.steps for one in self.members)
-
-    @property
-    def mean(self) -> float:
-        """nDCG@10 on the part to choose on."""
-        return float(np.mean(self.scores))
-
-    def by_query(self) -> npt.NDArray[np.float64]:
-        """(Q,) the scores."""
-        return np.asarray(self.scores, np.float64)
 
 
 @dataclass(frozen=True)
