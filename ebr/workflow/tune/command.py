@@ -5,27 +5,26 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig, TuneConfig
-from ebr.data.evaluation.corpus import find_corpus, read_corpus
-from ebr.data.evaluation.evaluation_set import EvaluationSet, evaluation_files, read_evaluation_set
+from ebr.data.evaluation.corpus import find_corpus
+from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
-from ebr.workflow.tune.budget import Budget, Speed, share_to_look_at
+from ebr.workflow.tune.budget import Budget, Pace, Speed, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
 from ebr.workflow.tune.final import MOST_TASTED, WEIGHTS, FinalModel, make_final, recipes_of, stir
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
 from ebr.workflow.tune.parts import Split, split_records, thinned, write_parts
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
-from ebr.workflow.tune.recipes import NEGATIVES, STOCK, DataFacts, Recipe, stock_recipe, suggested
+from ebr.workflow.tune.recipes import DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
 from ebr.workflow.tune.state import KIND, MODEL, RECIPE, State, check_place_of
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
@@ -36,11 +35,6 @@ if TYPE_CHECKING:
 
 _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
 _TASTES = "soups"
-_CHARACTERS_A_TOKEN = 4
-_TIMED_SHARE = 0.2
-"""Of the part to choose on, by which the speed of embedding is reckoned."""
-_COST_OF_DROPOUT = 1.8
-"""A step of the stock recipe against one without dropout, on two cores of a processor: docs/measurements.md."""
 _SHARE_OF_STOCK = 1 / 3
 """Of a ladder's steps."""
 _MOVE_NOTHING = {
@@ -160,6 +154,7 @@ class _Tuning:
         self.plan, self.config, self.state, self.say = plan, plan.config, state, say
         self._began = time.monotonic() - state.seconds
         self._failed: DataError | ModelError | None = None
+        self.pace = Pace()  # where steps alone count, nobody asks what they take
         parts = write_parts(plan.split, plan.config, state.folder / "records")
         bf16 = self._known("bf16", self._is_fast_in_bfloat16)
         choose_on = read_evaluation_set(parts.choose)
@@ -179,15 +174,7 @@ class _Tuning:
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self._on()}")
         rungs, budget = self._ladder(recipes, stock)
         trials = self._climb(rungs, recipes, stock, budget)
-        choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
-        if choice.chosen:
-            tastes = self.state.known.setdefault(_TASTES, {})
-            load_s = self.state.known["timed"]["load_s"] if budget.ends_at is not None else 0.0
-            # What it loads once, the merge in the end loads again.
-            soup = stir(
-                self.shop, choice.chosen, trials, lambda n: budget.allows(0, 1.0, 2 * n * load_s), tastes, self._save, self.say
-            )
-            choice = choice.with_soup(soup, base.scores[METRIC], seed=self.config.seed)
+        choice = self._choose(base, trials, budget)
         self.say(f"choice  {why(choice, base.mean(METRIC))}")
         without = self._without(choice, trials, budget)
         ladder = ladder_of(self.shop, base, baselines, trials, without, choice)
@@ -263,9 +250,11 @@ class _Tuning:
         if self.config.steps:
             budget = Budget(self.config.steps)
         else:
-            found = Speed(**self._known("speed", lambda: vars(self._speed(recipes))))
-            mean = sum(map(self._cost, recipes)) / len(recipes)
-            cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self._cost(stock)
+            found = Speed(
+                **self._known("speed", lambda: vars(Speed.measured(self.shop, self.pace, recipes, self.plan.split.train)))
+            )
+            mean = sum(map(self.pace.cost, recipes)) / len(recipes)
+            cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self.pace.cost(stock)
             seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
             total = self.state.known.get("total_steps") or found.steps_in(seconds, self._n_trials(len(recipes)), cost)
             if total < 2 * LEAST_STEPS:
@@ -284,39 +273,15 @@ class _Tuning:
     def _look_at_a_share(self, n_recipes: int) -> None:
         """Let trials be measured on as much of the part to choose on as this machine can embed so often."""
         known, whole = self.state.known, self.shop.choose
-        self._known("timed", self._timed)
+        self.pace = Pace(**self._known("pace", lambda: vars(Pace.measured(self.shop, self.plan.split.train))))
         if "total_steps" not in known:  # until the ladder stands, other minutes are reckoned with anew
             n_evaluations = 1 + self._n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
-            known["share"] = share_to_look_at(self._evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
+            known["share"] = share_to_look_at(self.pace.evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
             known.pop("speed", None)
         part = thinned(whole, known.get("share", 1.0), self.config.seed)
         if part.doc_ids != whole.doc_ids:
             self.shop = replace(self.shop, choose=part)
             self.say(f"choose  {self._on()}, not all there are: this machine would take too long to embed them for every trial")
-
-    def _timed(self) -> dict[str, float]:
-        """Seconds to load the base, and to embed a character: by some of the part to choose on; and what dropout costs here."""
-        some = replace(self.shop, choose=thinned(self.shop.choose, _TIMED_SHARE, self.config.seed))
-        started = time.monotonic()
-        model = some.loaded(self.config.model_name).model
-        load_s = time.monotonic() - started
-        replace(some, choose=thinned(some.choose, 0.0, self.config.seed)).measured(model)  # the first texts are slower
-        started = time.monotonic()
-        some.measured(model)
-        texts = (*some.choose.queries, *some.choose.documents)
-        character_s = (time.monotonic() - started) / max(1, self._kept(texts))
-        dropout_cost = _COST_OF_DROPOUT if model.device.type == "cpu" else 1.0
-        return {"load_s": load_s, "character_s": character_s, "dropout_cost": dropout_cost}
-
-    def _kept(self, texts: Iterable[str]) -> int:
-        """Characters of texts, about as far as the model reads them."""
-        most = _CHARACTERS_A_TOKEN * self.config.max_seq_length
-        return sum(min(most, len(text)) for text in texts)
-
-    def _evaluation_s(self, dataset: EvaluationSet) -> float:
-        """What embedding a set takes, as far as was timed."""
-        found: float = self.state.known["timed"]["character_s"]
-        return found * self._kept((*dataset.queries, *dataset.documents))
 
     def _n_trials(self, n_recipes: int) -> int:
         """Of a whole ladder, the stock recipe's among them."""
@@ -326,50 +291,12 @@ class _Tuning:
     def _epoch_steps(self) -> int:
         return max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
 
-    def _speed(self, recipes: list[Recipe]) -> Speed:
-        """Measured on a few steps of the recipe that was suggested first."""
-        recipe = next(one for one in recipes if not NEGATIVES & set(one.ingredients))
-        self.shop.base(recipe)
-        shutil.rmtree(self.state.folder / "probe", ignore_errors=True)  # one that was killed would be timed in part
-        started = time.monotonic()
-        _, train_s = self.shop.trained(recipe, LEAST_STEPS, self.state.folder / "probe")
-        around_s = time.monotonic() - started - train_s
-        load_s: float = self.state.known["timed"]["load_s"]
-        evaluate_s = self._evaluation_s(self.shop.choose)
-        is_mined = any(NEGATIVES & set(recipe.ingredients) for recipe in recipes)
-        candidates = (one.whole for one in read_corpus(self.shop.parts.corpus))
-        n_mined = self._kept((*candidates, *(one.query for one in self.plan.split.train))) if is_mined else 0
-        proved = [read_evaluation_set(folder) for folder in (self.shop.parts.test, self.config.forgetting_dataset) if folder]
-        return Speed(
-            step_s=train_s / LEAST_STEPS,
-            trial_s=around_s + load_s + evaluate_s,
-            reserve_s=3 * (load_s + sum(map(self._evaluation_s, proved))) + (1 + len(WEIGHTS)) * evaluate_s + 30,
-            once_s=n_mined * self.state.known["timed"]["character_s"],
-        )
-
-    def _cost(self, recipe: Recipe) -> float:
-        """Of a step, 1 = of a record's query and positive alone, without dropout."""
-        if recipe.name == STOCK:
-            cost: float = self.state.known["timed"]["dropout_cost"] if "timed" in self.state.known else 1.0
-            return cost
-        if not NEGATIVES & set(recipe.ingredients):
-            return 1.0
-        n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
-        return 1 + float(n_negatives) * self._passage_share
-
-    @cached_property
-    def _passage_share(self) -> float:
-        """Of the characters of a record's query and positive, as far as they are kept."""
-        queries = self._kept(one.query for one in self.plan.split.train)
-        passages = self._kept(one.positives[0] for one in self.plan.split.train)
-        return passages / max(1, queries + passages)
-
     def _climb(self, rungs: list[Rung], recipes: list[Recipe], stock: Recipe, budget: Budget) -> list[Trial]:
         """Every trial of the ladder, the stock recipe's, and what there is time for then. Raises ConfigError without one."""
         trials: list[Trial] = []
 
         def attempt(recipe: Recipe, steps: int) -> float | None:
-            if not self.shop.has_tried(recipe, steps) and not budget.allows(steps, self._cost(recipe)):
+            if not self.shop.has_tried(recipe, steps) and not budget.allows(steps, self.pace.cost(recipe)):
                 self.say(f"trial   {recipe.name} is left out: {budget.left()}")
                 return None
             trial = self._tried(recipe, steps, budget)
@@ -393,7 +320,7 @@ class _Tuning:
 
     def _has_budget(self, recipe: Recipe, steps: int, budget: Budget) -> bool:
         """Whether there is something left for a trial beyond the ladder; one that is kept costs nothing."""
-        return self.shop.has_tried(recipe, steps) or budget.allows_more(steps, self._cost(recipe))
+        return self.shop.has_tried(recipe, steps) or budget.allows_more(steps, self.pace.cost(recipe))
 
     def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial | None:
         """The trial, said; None where the records do not give what the recipe needs, or its training diverges."""
@@ -408,6 +335,19 @@ class _Tuning:
         kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
         self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} ({kept}; {budget.left()})")
         return trial
+
+    def _choose(self, base: Evaluation, trials: Sequence[Trial], budget: Budget) -> Choice:
+        """What is taken, with the other trials that make it better."""
+        choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
+        if choice.chosen is None:
+            return choice
+
+        def allows(n_models: int) -> bool:  # what is loaded once, the merge in the end loads again
+            return budget.allows(0, 1.0, 2 * n_models * self.pace.load_s)
+
+        tastes = self.state.known.setdefault(_TASTES, {})
+        soup = stir(self.shop, choice.chosen, trials, allows, tastes, self._save, self.say)
+        return choice.with_soup(soup, base.scores[METRIC], seed=self.config.seed)
 
     def _without(self, choice: Choice, trials: Sequence[Trial], budget: Budget) -> dict[str, Trial]:
         """The chosen recipe with each of its ingredients left out, as far as the budget goes: what each gives."""
