@@ -66,8 +66,13 @@ def tuned(tiny_model, tmp_path_factory):
 
 
 def tried_once(result):
-    """Recipe and steps of every trial that was trained."""
+    """Recipe and steps of every trial that was trained to be measured."""
     return {(one.recipe, one.steps) for one in result.ladder.attempts if "soup" not in one.recipe}
+
+
+def trained_on_all(result):
+    """Recipe and steps of what the model is the mean of."""
+    return [(one["recipe"]["name"], one["steps"]) for one in read_json(result.model_path / "ebr_manifest.json")["recipes"]]
 
 
 def weights_of(folder):
@@ -123,26 +128,31 @@ def test_the_command_makes_the_same_model_again(tuned, tmp_path):
 
 
 def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path, monkeypatch):
-    """Every trial that is tasted is taken in here: the model holds the mean of what they learnt, and so does the next one."""
+    """Every trial that is tasted is taken in here: each is trained on all records, and the model holds the mean of them."""
     kept = []
 
     def stir_all(shop, chosen, trials, *more):
         others = [one for one in trials if one != chosen][:2]
         members = (chosen, *others)
         found = final_module._taste(shop, members, shop.base(chosen.recipe))
-        soup = Soup(members, tuple(found["scores"]), found["took_s"])
-        folders = [shutil.copytree(one.model, tmp_path / f"member-{place}") for place, one in enumerate(soup.members)]
-        kept.append((soup, folders))
-        return soup
+        kept.append(Soup(members, tuple(found["scores"]), found["took_s"]))
+        return kept[0]
 
+    def with_copies(shop, soup, *more):
+        kept.append([shutil.copytree(one.model, tmp_path / f"member-{place}") for place, one in enumerate(soup.members)])
+        return again(shop, soup, *more)
+
+    again = command_module.make_final_again
     monkeypatch.setattr(command_module, "stir", stir_all)
+    monkeypatch.setattr(command_module, "make_final_again", with_copies)
     monkeypatch.setattr(final_module._Dial, "_mean", lambda self, dial, weight: float(weight == 0.8))
-    result = tune_model(config_for(tmp_path, tiny_model, records_of(500)), say=silent)
-    (soup, folders), made = kept[0], weights_of(result.model_path)
+    result = tune_model(config_for(tmp_path, tiny_model, records_of(500), steps=200), say=silent)
+    (soup, folders), made = kept, weights_of(result.model_path)
     chosen = next(one for one in result.ladder.attempts if one.is_chosen)
     assert (chosen.recipe, chosen.ndcg) == ("soup of 3", pytest.approx(soup.mean))
     base = load_file(f"{tiny_model}/model.safetensors")
     whole = [weights_of(_merged(tiny_model, folder, tmp_path / f"whole-{folder.name}")) for folder in folders]
+    assert len(whole) == 3
     for name, weight in base.items():
         mean = np.mean([one[name].astype(np.float64) for one in whole], axis=0)
         np.testing.assert_allclose(made[name], weight + 0.8 * (mean - weight), atol=2e-6)
@@ -201,16 +211,16 @@ class Killed(TrainerCallback):
     """Ctrl-C at the end of a step of the longest trial."""
 
     def on_step_end(self, args, state, control, **more):
-        if (args.max_steps, state.global_step) == (33, 20):
+        if (args.max_steps, state.global_step) == (24, 20):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 def kill(where, monkeypatch):
-    """Have the next tuning stopped: in the middle of a training, at the second taste, or the third call of a shop's method."""
+    """Have the next tuning stopped: in the middle of a training, or at a call of something."""
     if where == "training":
         monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Killed])
         return
-    owner, most = (final_module, 2) if where == "_taste" else (Workshop, 3)
+    owner, most = final_module if where == "_taste" else Workshop, 3 if where == "evaluate" else 2
     real, calls = getattr(owner, where), []
 
     def stopped(*arguments):
@@ -222,7 +232,7 @@ def kill(where, monkeypatch):
     monkeypatch.setattr(owner, where, stopped)
 
 
-@pytest.mark.parametrize("where", ["evaluate", "_mined", "training", "_taste"])
+@pytest.mark.parametrize("where", ["evaluate", "_mined", "training", "_taste", "with_what_was_chosen_on"])
 def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_path, monkeypatch):
     """Wherever it is stopped: the same choice, the same bits, and no trial twice."""
     config = config_for(tmp_path, tiny_model, records_of(500))
@@ -230,11 +240,11 @@ def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_pat
         kill(where, patch)
         with pytest.raises(Interrupted, match="the same command goes on"):
             tune_model(config, say=silent)
-    done = len(list((config.output_dir / "work" / "trials").glob("*/trial.json")))
+    done = len(list((config.output_dir / "work").glob("**/trial.json")))
     trained, train = [], Workshop.trained
     monkeypatch.setattr(Workshop, "trained", lambda self, *what: trained.append(what) or train(self, *what))
     result = tune_model(config, say=silent)
-    assert len(trained) + done == len(tried_once(result))
+    assert len(trained) + done == len(tried_once(result)) + len(trained_on_all(result)) + 1  # and the stock recipe
     assert [(one.recipe, one.steps, one.ndcg) for one in result.ladder.attempts] == [
         (one.recipe, one.steps, one.ndcg) for one in tuned[0].ladder.attempts
     ]
@@ -311,8 +321,8 @@ def test_minutes_are_kept(tiny_model, tmp_path, monkeypatch):
     result = tune_model(config, say=silent)
     manifest = read_json(tmp_path / "tuned" / "ebr_manifest.json")
     assert manifest["found"]["total_steps"] >= 16 and manifest["found"]["share"] == 0.5
-    assert (result.ladder.n_queries, result.ladder.n_documents) == (45, 128)
-    assert {one.recipe for one in result.ladder.attempts} >= {"plain", "stock"}
+    assert (result.ladder.n_queries, result.ladder.n_documents) == (100, 128)
+    assert {one.recipe for one in result.ladder.attempts} >= {"plain", "mined"}
     assert result.seconds < 300
 
 
@@ -337,7 +347,7 @@ def test_a_script_is_taught_and_the_model_is_whole(tiny_model, tmp_path):
     assert result.model_path is not None and "extended" in result.why
     model = SentenceTransformer(str(result.model_path), device="cpu")
     assert model.tokenizer.unk_token_id not in model.tokenizer("а б в")["input_ids"]
-    assert {one.recipe for one in result.ladder.attempts} >= {"extended", "stock"}
+    assert {one.recipe for one in result.ladder.attempts} >= {"extended", "extended_high"}
 
 
 def test_a_recipe_that_the_records_cannot_feed_is_left_out(tiny_model, tmp_path):
@@ -348,7 +358,7 @@ def test_a_recipe_that_the_records_cannot_feed_is_left_out(tiny_model, tmp_path)
     corpus = tmp_path / "more.txt"
     corpus.write_text("\n".join(f"the {a} {b}" for a in string.digits for b in string.ascii_lowercase), encoding="utf-8")
     said = []
-    result = tune_model(config_for(tmp_path, tiny_model, records, corpus=str(corpus), steps=300), say=said.append)
+    result = tune_model(config_for(tmp_path, tiny_model, records, corpus=str(corpus), steps=400), say=said.append)
     assert any(line.startswith("trial   pairs is left out: ") and "no text makes a pair" in line for line in said)
     assert len(result.ladder.attempts) >= 6
 

@@ -20,7 +20,17 @@ from ebr.workflow.tune import parts as parts_module
 from ebr.workflow.tune.budget import Budget, Speed, share_to_look_at
 from ebr.workflow.tune.choice import choose, is_as_good, left_below
 from ebr.workflow.tune.final import stir
-from ebr.workflow.tune.ladder import LEAST_STEPS, MOST_EPOCHS, NO_FIGURE, Rung, climb, plan_ladder, total_of
+from ebr.workflow.tune.ladder import (
+    LEAST_IN_ALL,
+    LEAST_STEPS,
+    MOST_EPOCHS,
+    NO_FIGURE,
+    Rung,
+    climb,
+    n_trainings,
+    plan_ladder,
+    total_of,
+)
 from ebr.workflow.tune.parts import ENOUGH_QUERIES, _drawn, judgements, split_records, thinned, write_parts
 from ebr.workflow.tune.proof import why
 from ebr.workflow.tune.recipes import DataFacts, Ingredient, Recipe, stock_recipe, suggested
@@ -37,17 +47,18 @@ def recipes(*names):
 
 
 def test_a_ladder_by_hand():
-    # 5 × 10 + 2 × 30 + 1 × 90, and 90 of the stock recipe: 290.
-    assert plan_ladder(5, 290, 1000) == [Rung(5, 10), Rung(2, 30), Rung(1, 90)]
-    assert total_of(plan_ladder(5, 290, 1000)) == 290
-    assert plan_ladder(5, 289, 1000) == [Rung(5, 9), Rung(2, 27), Rung(1, 81)]
+    # 5 × 10 + 2 × 30 + 1 × 90, and 90 of what is chosen and of the stock recipe, on all records: 380.
+    assert plan_ladder(5, 380, 1000) == [Rung(5, 10), Rung(2, 30), Rung(1, 90)]
+    assert total_of(plan_ladder(5, 380, 1000)) == 380
+    assert plan_ladder(5, 379, 1000) == [Rung(5, 9), Rung(2, 27), Rung(1, 81)]
+    assert n_trainings(5, 1000) == 5 + 2 + 1 + 2
 
 
 def test_no_trial_passes_over_the_records_more_often_than_allowed():
     assert plan_ladder(5, 10**6, 90)[-1].steps == MOST_EPOCHS * 90
 
 
-@given(st.integers(1, 12), st.integers(2 * LEAST_STEPS, 10_000), st.integers(1, 500))
+@given(st.integers(1, 12), st.integers(LEAST_IN_ALL, 10_000), st.integers(1, 500))
 def test_a_ladder_keeps_to_its_steps(n_recipes, total, epoch_steps):
     rungs = plan_ladder(n_recipes, total, epoch_steps)
     assert total_of(rungs) <= total
@@ -85,8 +96,8 @@ def test_what_cannot_be_tried_goes_no_further():
 
 def test_minutes_become_steps_by_what_was_measured():
     speed = Speed(step_s=2.0, trial_s=10.0, reserve_s=100.0, once_s=50.0)
-    # 1,000 s less 9 trials' 90, the mining's 50 and the proof's 100 = 760; a mean step takes 2 × 1.9.
-    assert speed.steps_in(1000, 9, 1.9) == int(0.92 * 760 / 3.8)
+    # 1,000 s less 9 trials' 90, twice the mining's 50 and the proof's 100 = 710; a mean step takes 2 × 1.9.
+    assert speed.steps_in(1000, 9, 1.9) == int(0.92 * 710 / 3.8)
     assert speed.steps_in(100, 9, 1.9) == 0
 
 
@@ -187,13 +198,6 @@ def test_what_is_clear_is_not_given_up_for_what_is_simple():
     assert choice.chosen is not None and choice.chosen.recipe.name == "mined"
 
 
-def test_the_stock_recipe_is_taken_only_where_nothing_else_is_as_good():
-    base = np.random.default_rng(0).random(100) * 0.5
-    same = choose(base, [trial("stock", base + 0.3), trial("mined", base + 0.3, [Ingredient.MINED])], seed=0)
-    assert same.chosen.recipe.name == "mined"
-    assert choose(base, [trial("stock", base + 0.3), trial("plain", base + 0.1)], seed=0).chosen.recipe.name == "stock"
-
-
 class Kitchen:
     """As much of a Workshop as a soup needs: extended recipes tune another base."""
 
@@ -276,11 +280,10 @@ def test_recipes_that_train_alike_are_known_by_what_they_do():
 
 def test_what_is_left_goes_to_those_that_were_best():
     trials = [trial("a", [0.1], steps=8), trial("b", [0.3], steps=8), trial("c", [0.2], steps=8), trial("b", [0.1], steps=24)]
-    trials.append(trial("stock", [0.9], steps=8))
-    assert [one.name for one in left_below(24, trials, "stock")] == ["c", "a"]
+    assert [one.name for one in left_below(24, trials)] == ["c", "a"]
     trials += [trial("c", [0.15], steps=16)]
-    assert [one.name for one in left_below(24, trials, "stock")] == ["a"], "c lost by more steps already"
-    assert left_below(8, trials, "stock") == []
+    assert [one.name for one in left_below(24, trials)] == ["a"], "c lost by more steps already"
+    assert left_below(8, trials) == []
 
 
 def test_one_standard_error_by_hand():
@@ -319,9 +322,44 @@ def texts_of(examples, *, negatives=False):
     return core | {text for one in examples if negatives for text in one.negatives}
 
 
+@pytest.mark.parametrize(
+    ("n_records", "n_choose"), [(3000, 450), (600, 150), (300, 100)], ids=["a usual share", "enough queries", "a third at most"]
+)
+def test_as_much_is_chosen_on_as_tells_recipes_apart(n_records, n_choose, tmp_path, evaluation_folder):
+    config = config_for(tmp_path, records_of(n_records), eval_dataset=evaluation_folder)
+    assert len(split_records(config).choose) == n_choose
+    config.choose_split = 0.1
+    assert len(split_records(config).choose) == n_records // 10, "as it was told"
+
+
+def test_of_chains_twenty_are_chosen_on(tmp_path, evaluation_folder):
+    """Sixty chains, and more than enough queries in nine of them, which would gain or lose together."""
+    records = [
+        {"query": f"wording {row}-{one}", "pos": [f"wording {row}-{(one + 1) % 20}"]} for row in range(60) for one in range(20)
+    ]
+    split = split_records(config_for(tmp_path, records, eval_dataset=evaluation_folder))
+    assert split.same_answer == "chain" and len({one.query.partition("-")[0] for one in split.choose}) == 20
+
+
+def test_in_the_end_all_records_but_the_test_part_are_trained_on(tmp_path):
+    """As they were read: what had to go for the split, a negative that stands on the other side, is there again."""
+    config = config_for(tmp_path, records_of(300))
+    split = split_records(config)
+    parts = write_parts(split, config, tmp_path / "parts").with_what_was_chosen_on()
+    rest = read_examples([parts.train])
+    assert len(rest) == len(split.train) + len(split.choose) == 300 - len(split.test)
+    tested = texts_of(split.test)
+    assert not texts_of(rest) & tested
+    for one in rest:
+        row = int(one.query.split()[1])
+        assert one.negatives == (() if f"answer {(row + 1) % 300}" in tested else (f"answer {(row + 1) % 300}",))
+    candidates = {json.loads(line)["text"] for line in parts.corpus.read_text(encoding="utf-8").splitlines()}
+    assert candidates == {text for one in rest for text in (*one.positives, *one.negatives)}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_query_and_no_answer_stands_on_two_sides(tmp_path, seed):
-    config = config_for(tmp_path, records_of(300), seed=seed)
+    config = config_for(tmp_path, records_of(300), seed=seed, choose_split=0.15)
     split = split_records(config)
     parts = write_parts(split, config, tmp_path / "parts")
     assert (len(split.train), len(split.choose), len(split.test)) == (210, 45, 45)
@@ -343,13 +381,13 @@ def test_no_query_and_no_answer_stands_on_two_sides(tmp_path, seed):
 def test_with_an_evaluation_folder_there_is_no_test_part(tmp_path, evaluation_folder):
     config = config_for(tmp_path, records_of(300), eval_dataset=evaluation_folder)
     split = split_records(config)
-    assert (len(split.train), len(split.choose), split.test) == (255, 45, [])
+    assert (len(split.train), len(split.choose), split.test) == (200, 100, [])
     assert write_parts(split, config, tmp_path / "parts").test == evaluation_folder
 
 
 def test_too_few_records_to_choose_on_are_refused(tmp_path):
-    with pytest.raises(DataError, match="choose_split leaves 15 queries, and by fewer than 30"):
-        split_records(config_for(tmp_path, records_of(100)))
+    with pytest.raises(DataError, match="choose_split leaves 27 queries, and by fewer than 30"):
+        split_records(config_for(tmp_path, records_of(80)))
 
 
 def test_a_part_is_judged_by_chains_where_the_records_are():
@@ -429,4 +467,4 @@ def test_what_is_searched_beside_the_answers_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "MOST_DISTRACTORS", 20)
     config = config_for(tmp_path, records_of(300))
     parts = write_parts(split_records(config), config, tmp_path / "parts")
-    assert len(read_evaluation_set(parts.choose).documents) <= 45 + 20 + 45  # with the negatives of its records
+    assert len(read_evaluation_set(parts.choose).documents) <= 100 + 20 + 100  # with the negatives of its records

@@ -47,7 +47,7 @@ class _Main(Config):
         None,
         "training steps in all, instead of minutes: the same seed and steps make the same choice on the same machine",
         "以训练总步数代替 minutes：同一机器上相同种子与步数得到相同的选择",
-        ge=16,
+        ge=24,
     )
     eval_dataset: Path | None = option(
         None,
@@ -99,10 +99,12 @@ class _Choice(Config):
         "a second evaluation folder, of something else: what tuning made worse there; it chooses nothing",
         "另一领域的评测目录：检查微调在那里造成的退步（遗忘），不参与选择",
     )
-    choose_split: float = option(
-        0.15,
-        "share of the records that recipes are compared on; records that share a query or a positive stay together",
-        "用于比较各方案的记录比例；共享查询或正例的记录不会被拆开",
+    choose_split: float | None = option(
+        None,
+        "share of the records that recipes are compared on; records that share a query or a positive stay together. Not set = "
+        "0.15, or what 150 queries (20 chains) take, at most a third",
+        "用于比较各方案的记录比例；共享查询或正例的记录不会被拆开。"
+        "未设置时为 0.15，不足 150 条查询（或 20 条链）时相应提高，至多三分之一",
         gt=0,
         lt=0.5,
     )

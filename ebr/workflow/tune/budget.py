@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation.corpus import read_corpus
@@ -36,6 +36,7 @@ class Budget:
 
     ends_at: of time.monotonic(); None = steps alone count. step_s: seconds a step of the plainest recipe; trial_s: what a
     trial takes beside its steps; reserve_s: what must be left for the dial and the proof. used: steps of the trials so far.
+    promised: trainings that are still to come, by name: steps, and what one of them costs in plain ones.
     """
 
     total_steps: int
@@ -44,17 +45,21 @@ class Budget:
     trial_s: float = 0.0
     reserve_s: float = 0.0
     used: int = 0
+    promised: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def allows(self, steps: int, cost: float, beside_s: float = 0.0) -> bool:
         """Whether there is time for a trial of so many steps, each `cost` plain ones, and for beside_s seconds."""
         if self.ends_at is None:
             return True
-        needed = steps * self.step_s * cost + self.trial_s + beside_s
+        ahead = steps * cost + sum(count * each for count, each in self.promised.values())
+        needed = ahead * self.step_s + (1 + len(self.promised)) * self.trial_s + beside_s
         return time.monotonic() + needed + self.reserve_s <= self.ends_at
 
-    def allows_more(self, steps: int, cost: float) -> bool:
+    def allows_more(self, steps: int, cost: float, beside_s: float = 0.0) -> bool:
         """The same beyond the ladder, which the steps were shared out for: minutes may have more in them than was reckoned."""
-        return self.used + steps <= self.total_steps if self.ends_at is None else self.allows(steps, cost)
+        if self.ends_at is not None:
+            return self.allows(steps, cost, beside_s)
+        return self.used + steps + sum(count for count, _ in self.promised.values()) <= self.total_steps
 
     def left(self) -> str:
         """What is left, for people."""
@@ -139,11 +144,11 @@ class Speed:
     trial_s: float
     reserve_s: float
     once_s: float
-    """What is made once for the recipes: mining."""
+    """What is made once for the recipes, and once more of all records: mining."""
 
     def steps_in(self, seconds: float, n_trials: int, cost: float) -> int:
         """Training steps that fit. cost: of a mean step, 1 = a plain one."""
-        left = seconds - n_trials * self.trial_s - self.once_s - self.reserve_s
+        left = seconds - n_trials * self.trial_s - 2 * self.once_s - self.reserve_s
         return max(0, int(_CAREFUL * left / (self.step_s * cost)))
 
     @classmethod

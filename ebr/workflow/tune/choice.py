@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ebr.data.evaluation.comparison import CONFIDENCE, Interval
-from ebr.workflow.tune.recipes import STOCK, Recipe
+from ebr.workflow.tune.recipes import Recipe
 from ebr.workflow.tune.trials import Soup, Trial
 
 Scores = npt.NDArray[np.float64]
@@ -43,8 +43,7 @@ def choose(base: Scores, trials: Sequence[Trial], *, seed: int) -> Choice:
 
     As good as the best is what lies within one standard error of the paired difference (the one-standard-error rule of Breiman
     et al. 1984) and gains over the base beyond chance: interval and randomisation test have to agree. Of these the simplest
-    is taken: of the fewest ingredients, and among such of the best mean; the stock recipe only where nothing else is as good.
-    The base stays where there is none.
+    is taken: of the fewest ingredients, and among such of the best mean. The base stays where there is none.
     """
     best = max(trials, key=lambda trial: trial.mean)
     equals = [trial for trial in trials if is_as_good(trial.by_query(), best.by_query())]
@@ -67,19 +66,19 @@ def _gain(base: Scores, found: Scores, seed: int) -> tuple[Interval, float]:
     return paired_bootstrap(base, found, seed=seed), randomization_test(base, found, seed=seed)
 
 
-def _complexity(trial: Trial) -> tuple[bool, int, float]:
-    return trial.recipe.name == STOCK, len(trial.recipe.ingredients), -trial.mean
+def _complexity(trial: Trial) -> tuple[int, float]:
+    return len(trial.recipe.ingredients), -trial.mean
 
 
-def left_below(steps: int, trials: Sequence[Trial], but: str) -> list[Recipe]:
+def left_below(steps: int, trials: Sequence[Trial]) -> list[Recipe]:
     """The recipes that were never tried with so many steps, those with the best figures first.
 
-    Those that lost by more steps already are passed over, and the one of the name `but`.
+    Those that lost by more steps already are passed over.
     """
     of_recipe: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.steps):
         of_recipe.setdefault(trial.recipe.name, []).append(trial)
-    longest = [own[-1] for name, own in of_recipe.items() if name != but and own[-1] == max(own, key=lambda one: one.mean)]
+    longest = [own[-1] for own in of_recipe.values() if own[-1] == max(own, key=lambda one: one.mean)]
     found = [trial for trial in longest if trial.steps < steps]
     return [trial.recipe for trial in sorted(found, key=lambda trial: -trial.mean)]
 

@@ -20,11 +20,22 @@ from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
 from ebr.workflow.tune.budget import Budget, Pace, Speed, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
-from ebr.workflow.tune.final import MOST_TASTED, WEIGHTS, FinalModel, make_final, recipes_of, stir
-from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, plan_ladder, total_of
+from ebr.workflow.tune.final import (
+    MOST_SEEDS,
+    MOST_TASTED,
+    WEIGHTS,
+    FinalModel,
+    make_final,
+    make_final_again,
+    make_final_of,
+    recipes_of,
+    stir,
+    to_train_again,
+)
+from ebr.workflow.tune.ladder import LEAST_IN_ALL, NO_FIGURE, Rung, climb, n_trainings, plan_ladder, total_of
 from ebr.workflow.tune.parts import Split, split_records, thinned, write_parts
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
-from ebr.workflow.tune.recipes import DataFacts, Recipe, stock_recipe, suggested
+from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
 from ebr.workflow.tune.state import KIND, MODEL, RECIPE, State, check_place_of
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
@@ -35,8 +46,9 @@ if TYPE_CHECKING:
 
 _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
 _TASTES = "soups"
-_SHARE_OF_STOCK = 1 / 3
-"""Of a ladder's steps."""
+_SHARE_OF_STOCK = 1 / 4
+"""Of all steps."""
+_LAST = "the last training"
 _MOVE_NOTHING = {
     "corpus", "data_path", "eval_dataset", "forgetting_dataset", "language", "minutes", "output_dir", "recipe", "steps",
     "trust_remote_code",
@@ -98,7 +110,7 @@ def _check_recipe(config: TuneConfig, inputs: Mapping[str, str]) -> None:
     try:
         then, files = dict(recorded["made_with"]), dict(recorded["inputs"])
         members = _members_of(recorded)
-        float(recorded["weight"]), bool(recorded["bf16"])
+        float(recorded["weight"]), bool(recorded["bf16"]), bool(recorded["on_all"])
     except (KeyError, TypeError, ValueError):
         members = []
     if not members:
@@ -155,7 +167,7 @@ class _Tuning:
         self._began = time.monotonic() - state.seconds
         self._failed: DataError | ModelError | None = None
         self.pace = Pace()  # where steps alone count, nobody asks what they take
-        parts = write_parts(plan.split, plan.config, state.folder / "records")
+        parts = write_parts(plan.split, plan.config, state.folder / "parts")
         bf16 = self._known("bf16", self._is_fast_in_bfloat16)
         choose_on = read_evaluation_set(parts.choose)
         self.shop = Workshop(plan.config, parts, choose_on, plan.split.same_answer, bf16, state.folder)
@@ -173,18 +185,22 @@ class _Tuning:
         baselines = with_words(self.shop, base)
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self._on()}")
         rungs, budget = self._ladder(recipes, stock)
-        trials = self._climb(rungs, recipes, stock, budget)
+        trials = self._climb(rungs, recipes, budget)
         choice = self._choose(base, trials, budget)
-        self.say(f"choice  {why(choice, base.mean(METRIC))}")
-        without = self._without(choice, trials, budget)
-        ladder = ladder_of(self.shop, base, baselines, trials, without, choice)
-        final = make_final(self.shop, choice.soup, self.say, base_mean=base.mean(METRIC)) if choice.soup else None
+        reason = why(choice, base.mean(METRIC))
+        self.say(f"choice  {reason}")
+        final = make_final(self.shop, choice.soup, base.mean(METRIC), self.say) if choice.soup else None
+        again, of_stock = self._train_on_all(final, stock, max(trial.steps for trial in trials), budget)
+        if final and again:
+            final = make_final_again(self.shop.with_what_was_chosen_on(), Soup(tuple(again), ()), final)
+            reason += f"; trained on all {counted(len(self.plan.split.rest), 'record')} in the end"
+            reason += f", the mean of {counted(len(again), 'training')}" if len(again) > 1 else ""
+        ladder = ladder_of(self.shop, base, baselines, trials, self._without(choice, trials, budget), choice)
         models = {self.config.model_name: self.config.model_name}
         models |= {_CHOSEN_NAME: str(final.folder)} if final else {}
-        top = max((trial for trial in trials if trial.recipe == stock), key=lambda trial: trial.steps, default=None)
-        models |= {_STOCK_NAME: top.model} if top else {}
+        models |= {_STOCK_NAME: of_stock.model} if of_stock else {}
         report = prove(self.shop, self.plan.split, models, ladder, self.say)
-        return self._finish(choice, final, report, why(choice, base.mean(METRIC)))
+        return self._finish(final, report, reason)
 
     # ---------------------------------------------------------------- looking and measuring
 
@@ -256,18 +272,23 @@ class _Tuning:
             mean = sum(map(self.pace.cost, recipes)) / len(recipes)
             cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self.pace.cost(stock)
             seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
-            total = self.state.known.get("total_steps") or found.steps_in(seconds, self._n_trials(len(recipes)), cost)
-            if total < 2 * LEAST_STEPS:
+            total = self.state.known.get("total_steps") or found.steps_in(
+                seconds, n_trainings(len(recipes), self._epoch_steps), cost
+            )
+            if total < LEAST_IN_ALL:
                 raise ConfigError(
-                    f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine, and a recipe "
-                    f"beside the stock one takes {2 * LEAST_STEPS} at least; the same command with more minutes goes on"
+                    f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine; a recipe, the "
+                    f"same on all records, and the stock one take {LEAST_IN_ALL} at least; with more minutes the same command "
+                    "goes on"
                 )
             total = self._known("total_steps", lambda: total)
             ends_at = self._began + self.config.minutes * 60
             budget = Budget(total, ends_at, found.step_s, found.trial_s, found.reserve_s)
         rungs = plan_ladder(len(recipes), budget.total_steps, self._epoch_steps)
         words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
-        self.say(f"ladder  {total_of(rungs):,} steps: {words}, and the stock recipe × {rungs[-1].steps:,}")
+        top = rungs[-1].steps
+        self.say(f"ladder  {total_of(rungs):,} steps: {words}; on all records what is chosen and the stock recipe × {top:,}")
+        budget.promised = {stock.name: (top, self.pace.cost(stock)), _LAST: (top, max(map(self.pace.cost, recipes)))}
         return rungs, budget
 
     def _look_at_a_share(self, n_recipes: int) -> None:
@@ -275,7 +296,7 @@ class _Tuning:
         known, whole = self.state.known, self.shop.choose
         self.pace = Pace(**self._known("pace", lambda: vars(Pace.measured(self.shop, self.plan.split.train))))
         if "total_steps" not in known:  # until the ladder stands, other minutes are reckoned with anew
-            n_evaluations = 1 + self._n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
+            n_evaluations = 1 + n_trainings(n_recipes, self._epoch_steps) + len(WEIGHTS) + MOST_TASTED
             known["share"] = share_to_look_at(self.pace.evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
             known.pop("speed", None)
         part = thinned(whole, known.get("share", 1.0), self.config.seed)
@@ -283,23 +304,19 @@ class _Tuning:
             self.shop = replace(self.shop, choose=part)
             self.say(f"choose  {self._on()}, not all there are: this machine would take too long to embed them for every trial")
 
-    def _n_trials(self, n_recipes: int) -> int:
-        """Of a whole ladder, the stock recipe's among them."""
-        return sum(rung.n_recipes for rung in plan_ladder(n_recipes, 10**6, self._epoch_steps)) + 1
-
     @property
     def _epoch_steps(self) -> int:
         return max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
 
-    def _climb(self, rungs: list[Rung], recipes: list[Recipe], stock: Recipe, budget: Budget) -> list[Trial]:
-        """Every trial of the ladder, the stock recipe's, and what there is time for then. Raises ConfigError without one."""
+    def _climb(self, rungs: list[Rung], recipes: list[Recipe], budget: Budget) -> list[Trial]:
+        """Every trial of the ladder, and what there is time for then. Raises ConfigError without one."""
         trials: list[Trial] = []
 
         def attempt(recipe: Recipe, steps: int) -> float | None:
             if not self.shop.has_tried(recipe, steps) and not budget.allows(steps, self.pace.cost(recipe)):
                 self.say(f"trial   {recipe.name} is left out: {budget.left()}")
                 return None
-            trial = self._tried(recipe, steps, budget)
+            trial = self._tried(self.shop, recipe, steps, budget)
             if trial is None:
                 return NO_FIGURE
             trials.append(trial)
@@ -310,30 +327,62 @@ class _Tuning:
             raise self._failed
         if not trials:
             raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
-        # As many steps as the longest that was tried: the proof holds the choice against it.
         top = max(trial.steps for trial in trials)
-        attempt(stock, top)
-        for recipe in left_below(top, trials, stock.name):
-            if self._has_budget(recipe, top, budget):
+        last, cost = budget.promised[_LAST]
+        budget.promised[_LAST] = MOST_SEEDS * last, cost  # seeds help surely, a recipe that was passed over may
+        for recipe in left_below(top, trials):
+            if self._has_budget(self.shop, recipe, top, budget):
                 attempt(recipe, top)
         return trials
 
-    def _has_budget(self, recipe: Recipe, steps: int, budget: Budget) -> bool:
+    def _has_budget(self, shop: Workshop, recipe: Recipe, steps: int, budget: Budget) -> bool:
         """Whether there is something left for a trial beyond the ladder; one that is kept costs nothing."""
-        return self.shop.has_tried(recipe, steps) or budget.allows_more(steps, self.pace.cost(recipe))
+        is_mined_anew = shop.on_all and NEGATIVES & set(recipe.ingredients)
+        mining_s = self.state.known["speed"]["once_s"] if is_mined_anew and "speed" in self.state.known else 0.0
+        return shop.has_tried(recipe, steps) or budget.allows_more(steps, self.pace.cost(recipe), mining_s)
 
-    def _tried(self, recipe: Recipe, steps: int, budget: Budget) -> Trial | None:
+    def _train_on_all(
+        self, final: FinalModel | None, stock: Recipe, steps: int, budget: Budget
+    ) -> tuple[list[Trial], Trial | None]:
+        """What was chosen once more, and the stock recipe with as many steps as the longest trial; as far as there is time.
+
+        Both learn from the records that were chosen on too: whoever takes the stock recipe needs none to choose on. Of a soup
+        its first members are trained, as each makes it better than those before alone.
+        """
+        shop = self.shop.with_what_was_chosen_on()
+
+        def trained(recipe: Recipe, count: int) -> Trial | None:
+            if self._has_budget(shop, recipe, count, budget):
+                return self._tried(shop, recipe, count, budget)
+            self.say(f"on all  {recipe.name} is left out: {budget.left()}")
+            return None
+
+        wanted = to_train_again(final.soup, self.config.seed) if final else []
+        del budget.promised[_LAST]
+        again = [trial for recipe, count in wanted[:1] if (trial := trained(recipe, count))]
+        budget.promised.clear()
+        of_stock = trained(stock, steps)
+        for recipe, count in wanted[1:] if again else ():
+            trial = trained(recipe, count)
+            if trial is None:
+                break
+            again.append(trial)
+        return again, of_stock
+
+    def _tried(self, shop: Workshop, recipe: Recipe, steps: int, budget: Budget) -> Trial | None:
         """The trial, said; None where the records do not give what the recipe needs, or its training diverges."""
+        verb = "on all" if shop.on_all else "trial "
         try:
-            trial, is_new = self.shop.run(recipe, steps)
+            trial, is_new = shop.run(recipe, steps, measure=not shop.on_all)
         except (DataError, ModelError) as error:
             self._failed = error
-            self.say(f"trial   {recipe.name} is left out: {first_line(error)}")
+            self.say(f"{verb}  {recipe.name} is left out: {first_line(error)}")
             return None
         budget.used += steps
         self._save()
         kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
-        self.say(f"trial   {recipe.name}, {steps:,} steps: nDCG@10 {trial.mean:.4f} ({kept}; {budget.left()})")
+        found = f": nDCG@10 {trial.mean:.4f}" if trial.scores else ""
+        self.say(f"{verb}  {recipe.name}, {steps:,} steps{found} ({kept}; {budget.left()})")
         return trial
 
     def _choose(self, base: Evaluation, trials: Sequence[Trial], budget: Budget) -> Choice:
@@ -357,8 +406,8 @@ class _Tuning:
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
             trial = next((one for one in trials if one.steps == chosen.steps and one.recipe.is_like(recipe)), None)
-            if trial is None and self._has_budget(recipe, chosen.steps, budget):
-                trial = self._tried(recipe, chosen.steps, budget)
+            if trial is None and self._has_budget(self.shop, recipe, chosen.steps, budget):
+                trial = self._tried(self.shop, recipe, chosen.steps, budget)
             if trial:
                 found[ingredient.value] = trial
                 self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
@@ -366,7 +415,7 @@ class _Tuning:
 
     # ---------------------------------------------------------------- the end
 
-    def _finish(self, choice: Choice, final: FinalModel | None, report: Report, reason: str) -> TuneResult:
+    def _finish(self, final: FinalModel | None, report: Report, reason: str) -> TuneResult:
         """Write what the folder holds in the end: the model, unless the proof speaks against it; the report, the recipe."""
         output, proof = self.config.output_dir, results_of(report)
         if final and proof[_CHOSEN_NAME] <= proof[self.config.model_name]:
@@ -375,7 +424,7 @@ class _Tuning:
             final = None
         if final:
             record = self._recipe(final)
-            final.describe(self.config, self.plan.inputs, len(self.plan.split.train), report)
+            final.describe(self.config, self.plan.inputs, self.plan.split, report)
             final.move_to(output / MODEL)
             write_json(output / RECIPE, record)
         else:  # what an end that was killed had put there
@@ -409,6 +458,7 @@ class _Tuning:
         """What makes the model again: every option, the recipes with their steps, and how much of their mean."""
         recipe = {
             "recipes": recipes_of(final.soup),
+            "on_all": final.on_all,
             "weight": final.weight,
             "bf16": self.shop.bf16,
             "inputs": self.plan.inputs,
@@ -435,13 +485,14 @@ class _Tuning:
     def _follow(self, recorded: Mapping[str, Any]) -> TuneResult:
         """Train the recipes that were found before, each with its own steps, and merge as much of them as was then."""
         shop = replace(self.shop, bf16=bool(recorded["bf16"]))
+        shop = shop.with_what_was_chosen_on() if recorded["on_all"] else shop
         trials = []
         for recipe, steps in _members_of(recorded):
             trial, _ = shop.run(recipe, steps, measure=False)
             self.say(f"train   {recipe.name}, {steps:,} steps ({trial.took_s:,.0f} s)")
             trials.append(trial)
-        final = make_final(shop, Soup(tuple(trials), ()), self.say, weight=float(recorded["weight"]))
-        final.describe(self.config, self.plan.inputs, len(self.plan.split.train), None)
+        final = make_final_of(shop, Soup(tuple(trials), ()), float(recorded["weight"]))
+        final.describe(self.config, self.plan.inputs, self.plan.split, None)
         output = self.config.output_dir
         final.move_to(output / MODEL)
         self._save()

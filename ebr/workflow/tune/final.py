@@ -1,4 +1,7 @@
-"""The model that a tuning ends with: what was chosen, with what makes it better, merged into its base as far as is best."""
+"""The model that a tuning ends with: what was chosen, with what makes it better, merged into its base as far as is best.
+
+In the end it is trained once more, on the records that it was chosen on too.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,13 @@ from ebr.data.evaluation.comparison import EVALUATION_JSON
 from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.data.speech import Say, silence
 from ebr.errors import ModelError, first_line
+from ebr.workflow.tune.parts import Split
+from ebr.workflow.tune.recipes import Recipe
 from ebr.workflow.tune.state import MODEL
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
+    from ebr.model.command import Choose
     from ebr.model.encoder.dial import WeightChoice, WeightDial
     from ebr.retrieval.report.write import Report
 
@@ -26,24 +32,30 @@ WEIGHTS = (0.4, 0.6, 0.8)
 """How much of a tuning is tried, beside all of it and none."""
 _LOADED_BESIDE = 3
 """Models that tasting a soup loads beside its members: the base, what was saved, and that again to be measured."""
-_CHOSEN_ON = "records that it was not trained on"
+_CHOSEN_ON = "records that it had not been trained on"
+MOST_SEEDS = 3
 MOST_TASTED = 6
 """Trials that are tried as members of a soup, the best ones: each takes an evaluation."""
 
 
 @dataclass(frozen=True)
 class FinalModel:
-    """A whole model on its way to its place. weight: how much of the soup was merged."""
+    """A whole model on its way to its place.
+
+    weight: how much of the soup was merged; choice: how that was chosen, None where it was told. on_all: see Workshop.
+    """
 
     folder: Path
     soup: Soup
     weight: float
+    choice: WeightChoice | None
+    on_all: bool
 
-    def describe(self, config: TuneConfig, inputs: Mapping[str, str], n_train: int, report: Report | None) -> None:
+    def describe(self, config: TuneConfig, inputs: Mapping[str, str], split: Split, report: Report | None) -> None:
         """Say what the model was made of, and put the proof beside it: report, thresholds, card.
 
-        Its base and records are those of the tuning: the folders that it was made in are gone afterwards. n_train: records of
-        the training part. report: with the model first after the base; None = none was made.
+        Its base and records are those of the tuning: the folders that it was made in are gone afterwards. report: with the
+        model first after the base; None = none was made.
         """
         from ebr.model.base_card import base_card
         from ebr.model.card import read_report, write_card
@@ -54,6 +66,7 @@ class FinalModel:
         manifest = (read_manifest(self.folder) or {}) | of_tuning
         trained = _in_common([read_manifest(Path(one.model)) or {} for one in self.soup.members]) | of_tuning
         if len(self.soup.members) > 1:  # trained on what was made of one part of the records, each in its way
+            n_train = len(split.rest if self.on_all else split.train)
             trained |= {"n_train": n_train, "data_sha256": inputs["data_path"]}
         manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipes": recipes_of(self.soup)}
         manifest.pop("adapter", None)
@@ -143,6 +156,21 @@ def _taste(shop: Workshop, members: tuple[Trial, ...], base: str) -> dict[str, A
     return {"scores": scores.tolist(), "took_s": round(time.perf_counter() - started, 1)}
 
 
+# ---------------------------------------------------------------- the last training
+
+
+def to_train_again(soup: Soup, seed: int) -> list[tuple[Recipe, int]]:
+    """What is trained in the end, with how many steps: all of the soup; a single recipe with further seeds too.
+
+    The mean of models that differ in their seed finds about what the luckiest of them finds: docs/measurements.md.
+    """
+    again = [(one.recipe, one.steps) for one in soup.members]
+    if len(again) > 1:
+        return again
+    recipe, steps = again[0]
+    return again + [(recipe.seeded((seed + place) % 2**32), steps) for place in range(1, MOST_SEEDS)]
+
+
 # ---------------------------------------------------------------- the dial, and the merge
 
 
@@ -172,23 +200,34 @@ class _Dial:
         return self.shop.measured(dial.encoder).mean(METRIC)
 
 
-def make_final(
-    shop: Workshop, soup: Soup, say: Say, *, base_mean: float | None = None, weight: float | None = None
-) -> FinalModel:
-    """Merge a soup into its base. weight: None = the best on the part to choose on, where the untuned model has base_mean."""
+def make_final(shop: Workshop, soup: Soup, base_mean: float, say: Say) -> FinalModel:
+    """Merge as much of a soup into its base as is best on the part to choose on, where the untuned model has base_mean."""
+    known = {1.0: soup.mean}
+    if shop.base(soup.members[0].recipe) == shop.config.model_name:  # an extended base is another one
+        known[0.0] = base_mean
+    return _final(shop, soup, AUTO, _Dial(shop, known, say))
+
+
+def make_final_again(shop: Workshop, soup: Soup, before: FinalModel) -> FinalModel:
+    """The same of what was trained again, which knows what the weight was chosen on: as much of it as was best before."""
+    assert before.choice is not None
+    choice = before.choice
+    return _final(shop, soup, AUTO, lambda _: choice)
+
+
+def make_final_of(shop: Workshop, soup: Soup, weight: float) -> FinalModel:
+    """Merge as much of a soup as is told."""
+    return _final(shop, soup, weight, None)
+
+
+def _final(shop: Workshop, soup: Soup, weight: float | str, choose: Choose | None) -> FinalModel:
     from ebr.model.command import merge_planned
     from ebr.model.merge_plan import plan_merge
 
     folder, base = shop.work / "final", shop.base(soup.members[0].recipe)
     shutil.rmtree(folder, ignore_errors=True)
-    plan = plan_merge(_merging(shop, soup.members, base, folder, AUTO if weight is None else weight))
-    dial = None
-    if weight is None:
-        known = {1.0: soup.mean}
-        if base_mean is not None and base == shop.config.model_name:  # an extended base is another one
-            known[0.0] = base_mean
-        dial = _Dial(shop, known, say)
-    return FinalModel(folder, soup, merge_planned(plan, dial, say=silence).weight)
+    merged = merge_planned(plan_merge(_merging(shop, soup.members, base, folder, weight)), choose, say=silence)
+    return FinalModel(folder, soup, merged.weight, merged.choice, shop.on_all)
 
 
 def _merging(shop: Workshop, members: Sequence[Trial], base: str, folder: Path, weight: float | str) -> MergeConfig:

@@ -16,6 +16,9 @@ FACTOR = 3
 LEAST_STEPS = 8
 """Fewer tell nothing of a recipe."""
 MOST_EPOCHS = 4
+AT_THE_END = 2
+"""Trainings with the steps of the top rung: of what was chosen, and of the stock recipe."""
+LEAST_IN_ALL = (1 + AT_THE_END) * LEAST_STEPS
 NO_FIGURE = float("-inf")
 """Of a recipe that cannot be tried: it goes no further."""
 _MOST_RUNGS = 3
@@ -30,15 +33,15 @@ class Rung:
 
 
 def plan_ladder(n_recipes: int, total_steps: int, epoch_steps: int) -> list[Rung]:
-    """The rungs for so many steps in all, the stock recipe's at the top among them; with as many recipes as get LEAST_STEPS.
+    """The rungs for so many steps in all, those of the end among them; with as many recipes as get LEAST_STEPS.
 
+    In the end what was chosen is trained on all records, and the stock recipe beside it: AT_THE_END times the top rung's steps.
     epoch_steps: steps of one pass over the records; no trial makes more than MOST_EPOCHS passes.
     """
     for n in range(n_recipes, 0, -1):
         counts = _counts(n)
-        # The stock recipe climbs beside them, on the top rung.
         top = FACTOR ** (len(counts) - 1)
-        units = sum(count * FACTOR**place for place, count in enumerate(counts)) + top
+        units = sum(count * FACTOR**place for place, count in enumerate(counts)) + AT_THE_END * top
         steps = min(total_steps // units, max(LEAST_STEPS, MOST_EPOCHS * epoch_steps // top))
         if steps >= LEAST_STEPS or n == 1:
             return [Rung(count, max(1, steps) * FACTOR**place) for place, count in enumerate(counts)]
@@ -54,8 +57,13 @@ def _counts(n_recipes: int) -> list[int]:
 
 
 def total_of(rungs: Sequence[Rung]) -> int:
-    """Steps of the whole ladder, the stock recipe's among them."""
-    return sum(rung.n_recipes * rung.steps for rung in rungs) + rungs[-1].steps
+    """Steps of the whole ladder, and of the end."""
+    return sum(rung.n_recipes * rung.steps for rung in rungs) + AT_THE_END * rungs[-1].steps
+
+
+def n_trainings(n_recipes: int, epoch_steps: int) -> int:
+    """Of a whole ladder, and of the end."""
+    return sum(rung.n_recipes for rung in plan_ladder(n_recipes, 10**6, epoch_steps)) + AT_THE_END
 
 
 def climb(rungs: Sequence[Rung], recipes: Sequence[Recipe], try_recipe: Callable[[Recipe, int], float | None]) -> None:

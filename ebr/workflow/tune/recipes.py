@@ -55,6 +55,10 @@ class Recipe:
         """Whether both train alike, whatever they are called."""
         return (set(self.ingredients), dict(self.options)) == (set(other.ingredients), dict(other.options))
 
+    def seeded(self, seed: int) -> Recipe:
+        """The same with another seed than the tuning's."""
+        return Recipe(f"{self.name}_seed_{seed}", self.ingredients, {**self.options, "seed": seed})
+
     def without(self, ingredient: Ingredient) -> Recipe:
         """The same without one of its ingredients, and what it needs it for."""
         options = {name: value for name, value in self.options.items() if name not in _NEEDED_FOR.get(ingredient, ())}

@@ -115,6 +115,7 @@ class Workshop:
     """Makes what recipes need, trains them, and measures them; whatever is there already is not made again.
 
     bf16: whether products are in bfloat16, found out once for all trials. choose: the set of the part to choose on.
+    on_all: whether it trains on the records of that part too.
     """
 
     config: TuneConfig
@@ -123,6 +124,11 @@ class Workshop:
     same_answer: SameAnswer
     bf16: bool
     work: Path
+    on_all: bool = False
+
+    def with_what_was_chosen_on(self) -> Workshop:
+        """The same, trained on all records but those of the test part; what it makes has a place of its own."""
+        return replace(self, parts=self.parts.with_what_was_chosen_on(), work=self.work / "on_all", on_all=True)
 
     # ---------------------------------------------------------------- ingredients
 
