@@ -81,7 +81,7 @@ _VERBS = (
         "tune",
         TuneConfig,
         "ebr.workflow.tune.command.tune_model",
-        "ebr.workflow.tune.command.plan_tune",
+        "ebr.workflow.tune.plan.plan_tune",
         in_notebook="TUNE_CONFIG",
     ),
     Verb("adapt", AdaptConfig, "ebr.workflow.adapting.adapt_queries", "ebr.training.query_map.plan.plan_adapt"),

@@ -23,8 +23,7 @@ from ebr.retrieval.evaluation.leak_check import Provenance
 from ebr.workflow.tune import command as command_module
 from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import trials as trials_module
-from ebr.workflow.tune.command import plan_tune
-from ebr.workflow.tune.state import WORK
+from ebr.workflow.tune.plan import WORK, plan_tune
 from ebr.workflow.tune.trials import Soup, Workshop
 
 WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large")

@@ -6,14 +6,12 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ebr.config import FinetuneConfig, TuneConfig
-from ebr.data.evaluation.corpus import find_corpus
-from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
-from ebr.data.files.write import FOLDER_MANIFEST, hash_files, write_json
+from ebr.data.evaluation.evaluation_set import read_evaluation_set
+from ebr.data.files.write import FOLDER_MANIFEST, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
@@ -33,11 +31,11 @@ from ebr.workflow.tune.final import (
     to_train_again,
 )
 from ebr.workflow.tune.ladder import LEAST_IN_ALL, NO_FIGURE, Rung, climb, n_trainings, plan_ladder, total_of
-from ebr.workflow.tune.parts import Split, split_records, thinned, write_parts
+from ebr.workflow.tune.parts import thinned, write_parts
+from ebr.workflow.tune.plan import KIND, MODEL, RECIPE, State, TunePlan, made_with, members_of, plan_tune, spend_of
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
 from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
-from ebr.workflow.tune.state import KIND, MODEL, RECIPE, State, check_place_of
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
@@ -49,91 +47,8 @@ _TASTES = "soups"
 _SHARE_OF_STOCK = 1 / 4
 """Of all steps."""
 _LAST = "the last training"
-_MOVE_NOTHING = {
-    "corpus", "data_path", "eval_dataset", "forgetting_dataset", "language", "minutes", "output_dir", "recipe", "steps",
-    "trust_remote_code",
-}  # fmt: skip
-"""Options that move no weight of a given recipe, or that name files, which are compared by their content."""
 _OF_ONE_RUN = {"few-steps"}
 """Findings that are of a run's own options, which the ladder decides."""
-
-
-def spend_of(config: TuneConfig) -> str:
-    """What may be spent, in words."""
-    return f"{config.steps:,} training steps" if config.steps else f"{config.minutes:g} minutes"
-
-
-@dataclass(frozen=True)
-class TunePlan:
-    """What a tuning would split and where it would write."""
-
-    config: TuneConfig
-    split: Split
-    inputs: dict[str, str]
-    """Hashes of what is read."""
-
-    def lines(self) -> list[str]:
-        """The plan, for people."""
-        config = self.config
-        spend = "the recipes of recipe.json, as they stand" if config.recipe else spend_of(config)
-        test = [f"test    {config.eval_dataset}"] if config.eval_dataset else []
-        return [f"base    {config.model_name}", *self.split.lines(), *test, f"spend   {spend}", f"output  {config.output_dir}"]
-
-
-def plan_tune(config: TuneConfig) -> TunePlan:
-    """Read and split the records, check everything that can be, and train nothing. Raises EBRError subclasses."""
-    from ebr.model.origin import is_adapter, resolve_model, weight_files_digest
-
-    config.check()
-    config = config.model_copy(update={"output_dir": config.output_dir.expanduser().resolve()})
-    check_place_of(config.output_dir)
-    base = resolve_model(config.model_name)
-    if is_adapter(base):
-        raise ModelError(f"model_name {config.model_name}: is an adapter; merge it first (ebr merge)")
-    corpora = [find_corpus(Path(name).expanduser()) for name in config.corpus or ()]
-    folders = [folder for folder in (config.eval_dataset, config.forgetting_dataset) if folder]
-    for folder in folders:
-        read_evaluation_set(folder)
-    split = split_records(config)
-    inputs = {"data_path": hash_files(split.files)} | ({"corpus": hash_files(corpora)} if corpora else {})
-    inputs |= {"evaluation": hash_files([file for folder in folders for file in evaluation_files(folder)])} if folders else {}
-    if digest := weight_files_digest(base):
-        inputs["model_name"] = digest
-    if config.recipe is not None:
-        _check_recipe(config, inputs)
-    return TunePlan(config, split, inputs)
-
-
-def _check_recipe(config: TuneConfig, inputs: Mapping[str, str]) -> None:
-    """Refuse a recipe whose model these options, records and base would not make again. Raises ConfigError."""
-    recorded = config.recipe or {}
-    try:
-        then, files = dict(recorded["made_with"]), dict(recorded["inputs"])
-        members = _members_of(recorded)
-        float(recorded["weight"]), bool(recorded["bf16"]), bool(recorded["on_all"])
-    except (KeyError, TypeError, ValueError):
-        members = []
-    if not members:
-        raise ConfigError("recipe: is none that ebr tune wrote; give the recipe.json of a finished tuning")
-    now = made_with(config)
-    differ = [name for name in now if then.get(name) != now[name]]
-    differ += [f"{name} (its content)" for name in ("data_path", "corpus", "model_name") if files.get(name) != inputs.get(name)]
-    if differ:
-        raise ConfigError(
-            f"recipe: was found with other {', '.join(differ)}, and would make another model; --config recipe.json gives "
-            "all of its options"
-        )
-
-
-def _members_of(recorded: Mapping[str, Any]) -> list[tuple[Recipe, int]]:
-    """The recipes of a model, each with its steps. Raises ConfigError, KeyError, TypeError or ValueError for anything else."""
-    return [(Recipe.from_json(one["recipe"]), int(one["steps"])) for one in recorded["recipes"]]
-
-
-def made_with(config: TuneConfig) -> dict[str, Any]:
-    """The options that decide which model a recipe makes, files by their content apart."""
-    options = {name: value for name, value in config.to_json().items() if name not in _MOVE_NOTHING}
-    return options | {"eval_dataset": config.eval_dataset is not None}
 
 
 def tune_model(config: TuneConfig, *, say: Say = speak) -> TuneResult:
@@ -487,7 +402,7 @@ class _Tuning:
         shop = replace(self.shop, bf16=bool(recorded["bf16"]))
         shop = shop.with_what_was_chosen_on() if recorded["on_all"] else shop
         trials = []
-        for recipe, steps in _members_of(recorded):
+        for recipe, steps in members_of(recorded):
             trial, _ = shop.run(recipe, steps, measure=False)
             self.say(f"train   {recipe.name}, {steps:,} steps ({trial.took_s:,.0f} s)")
             trials.append(trial)

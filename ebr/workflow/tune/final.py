@@ -19,8 +19,8 @@ from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.data.speech import Say, silence
 from ebr.errors import ModelError, first_line
 from ebr.workflow.tune.parts import Split
+from ebr.workflow.tune.plan import MODEL
 from ebr.workflow.tune.recipes import Recipe
-from ebr.workflow.tune.state import MODEL
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
