@@ -27,7 +27,8 @@ from ebr.workflow.tune.plan import WORK, plan_tune
 from ebr.workflow.tune.trials import Soup, Workshop
 
 WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large")
-STEPS = 100
+STEPS = 300
+"""A ladder of three recipes, and in the end three seeds."""
 
 
 def records_of(n, seed=0):
@@ -113,6 +114,40 @@ def test_what_is_said_in_the_end_names_everything(tuned, tiny_model):
     assert f"{result.proof['ebr tune']:.4f}" in card
 
 
+def test_in_the_end_all_records_are_trained_on_with_three_seeds(tuned):
+    """As many passes as in the trial, beside the stock recipe on the same records; and everything says so."""
+    result, config, said = tuned
+    split = plan_tune(config.model_copy(update={"output_dir": config.output_dir.with_name("elsewhere")})).split
+    assert (len(split.train), len(split.rest)) == (275, 425)
+    chosen = next(one for one in result.ladder.attempts if one.is_chosen)
+    steps = int(425 / 275 * chosen.steps)
+    names = [chosen.recipe, f"{chosen.recipe}_seed_43", f"{chosen.recipe}_seed_44"]
+    assert trained_on_all(result) == [(name, steps) for name in names]
+    assert [line.split(" (")[0] for line in said if line.startswith("on all")] == [
+        f"on all  {name}, {steps} steps" for name in (names[0], "stock", *names[1:])
+    ]
+    assert f"trained on all but those of the test part, 425 records: the mean of {names[0]} with {steps} steps" in result.why
+    card = (result.model_path / "README.md").read_text(encoding="utf-8")
+    assert "- Records: 425\n  - records.jsonl\n" in card and "The mean of 3 trainings" in card
+    assert "chosen by nDCG@10 on records that it was trained on only then" in card
+    learnt = [one["recipe"]["options"].get("seed", 42) for one in read_json(result.model_path / "ebr_manifest.json")["recipes"]]
+    assert learnt == [42, 43, 44]
+
+
+def test_without_time_for_it_the_trial_is_the_model_and_stock_learns_from_as_much(tiny_model, tmp_path, monkeypatch):
+    """What is compared learns from the same records."""
+    monkeypatch.setattr(command_module._Tuning, "_grown", lambda self, steps: 10**6)
+    said = []
+    result = tune_model(config_for(tmp_path, tiny_model, records_of(500)), say=said.append)
+    assert "not trained on the records that it was chosen on" in result.why
+    assert any(line.startswith("trial   stock, ") for line in said) and "stock recipe" in result.proof
+    manifest = read_json(result.model_path / "ebr_manifest.json")
+    chosen = next(one for one in result.ladder.attempts if one.is_chosen)
+    assert [one["steps"] for one in manifest["recipes"]] == [chosen.steps]
+    again = TuneConfig(**read_json(tmp_path / "tuned" / "recipe.json")["config"] | {"output_dir": tmp_path / "again"})
+    assert same(weights_of(tune_model(again, say=silent).model_path), weights_of(result.model_path))
+
+
 def test_the_command_makes_the_same_model_again(tuned, tmp_path):
     result, config, _ = tuned
     record = read_json(config.output_dir / "recipe.json")
@@ -155,11 +190,9 @@ def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path
     for name, weight in base.items():
         mean = np.mean([one[name].astype(np.float64) for one in whole], axis=0)
         np.testing.assert_allclose(made[name], weight + 0.8 * (mean - weight), atol=2e-6)
-    assert [one["steps"] for one in read_json(result.model_path / "ebr_manifest.json")["recipes"]] == [
-        one.steps for one in soup.members
-    ]
+    assert trained_on_all(result) == [(one.recipe.name, int(425 / 275 * one.steps)) for one in soup.members]
     card = (result.model_path / "README.md").read_text(encoding="utf-8")
-    named = ", ".join(f"`{one.recipe.name}` with {one.steps} steps" for one in soup.members)
+    named = ", ".join(f"`{name}` with {steps} steps" for name, steps in trained_on_all(result))
     assert "0.8 of what the mean of 3 tunings changes" in card and f"The mean of 3 trainings: {named}" in card
     assert "before they were merged" not in card and "weights that were merged, 3" in card
     assert "| 0.8 | 1.0000 |" in card, "how the weight was chosen"
@@ -209,17 +242,26 @@ def test_a_finished_tuning_is_not_written_over(tuned):
 class Killed(TrainerCallback):
     """Ctrl-C at the end of a step of the longest trial."""
 
+    on_all = False
+
     def on_step_end(self, args, state, control, **more):
-        if (args.max_steps, state.global_step) == (24, 20):
+        if ("on_all" in args.output_dir) == self.on_all and args.max_steps > 30 and state.global_step == 20:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class KilledInTheEnd(Killed):
+    """The same of the last training."""
+
+    on_all = True
 
 
 def kill(where, monkeypatch):
     """Have the next tuning stopped: in the middle of a training, or at a call of something."""
-    if where == "training":
-        monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Killed])
+    if where.startswith("training"):
+        killed = Killed if where == "training" else KilledInTheEnd
+        monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, killed])
         return
-    owner, most = final_module if where == "_taste" else Workshop, 3 if where == "evaluate" else 2
+    owner, most = final_module if where == "_taste" else Workshop, {"evaluate": 3, "_taste": 2}.get(where, 1)
     real, calls = getattr(owner, where), []
 
     def stopped(*arguments):
@@ -231,7 +273,7 @@ def kill(where, monkeypatch):
     monkeypatch.setattr(owner, where, stopped)
 
 
-@pytest.mark.parametrize("where", ["evaluate", "_mined", "training", "_taste", "with_what_was_chosen_on"])
+@pytest.mark.parametrize("where", ["evaluate", "_mined", "training", "training on all", "_taste"])
 def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_path, monkeypatch):
     """Wherever it is stopped: the same choice, the same bits, and no trial twice."""
     config = config_for(tmp_path, tiny_model, records_of(500))
@@ -319,7 +361,8 @@ def test_minutes_are_kept(tiny_model, tmp_path, monkeypatch):
     config.minutes = 5.0  # as it was told: the same command with more goes on
     result = tune_model(config, say=silent)
     manifest = read_json(tmp_path / "tuned" / "ebr_manifest.json")
-    assert manifest["found"]["total_steps"] >= 16 and manifest["found"]["share"] == 0.5
+    assert manifest["found"]["share"] == 0.5
+    assert sum(one.steps for one in result.ladder.attempts) <= manifest["found"]["total_steps"]
     assert (result.ladder.n_queries, result.ladder.n_documents) == (100, 128)
     assert {one.recipe for one in result.ladder.attempts} >= {"plain", "mined"}
     assert result.seconds < 300

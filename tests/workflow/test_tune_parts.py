@@ -17,9 +17,9 @@ from ebr.data.training.text_table import TextTable
 from ebr.errors import ConfigError, DataError
 from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import parts as parts_module
-from ebr.workflow.tune.budget import Budget, Speed, share_to_look_at
+from ebr.workflow.tune.budget import Budget, Speed, Spend, share_to_look_at
 from ebr.workflow.tune.choice import choose, is_as_good, left_below
-from ebr.workflow.tune.final import stir
+from ebr.workflow.tune.final import stir, with_further_seeds
 from ebr.workflow.tune.ladder import (
     LEAST_IN_ALL,
     LEAST_STEPS,
@@ -27,7 +27,7 @@ from ebr.workflow.tune.ladder import (
     NO_FIGURE,
     Rung,
     climb,
-    n_trainings,
+    n_trials,
     plan_ladder,
     total_of,
 )
@@ -50,18 +50,21 @@ def test_a_ladder_by_hand():
     # 5 × 10 + 2 × 30 + 1 × 90, and 90 of what is chosen and of the stock recipe, on all records: 380.
     assert plan_ladder(5, 380, 1000) == [Rung(5, 10), Rung(2, 30), Rung(1, 90)]
     assert total_of(plan_ladder(5, 380, 1000)) == 380
+    # What is trained in the end has half as many records more, and passes over them as often: 200 + 2 × 135.
+    assert plan_ladder(5, 470, 1000, 1.5) == [Rung(5, 10), Rung(2, 30), Rung(1, 90)]
+    assert total_of(plan_ladder(5, 470, 1000, 1.5), 1.5) == 470
     assert plan_ladder(5, 379, 1000) == [Rung(5, 9), Rung(2, 27), Rung(1, 81)]
-    assert n_trainings(5, 1000) == 5 + 2 + 1 + 2
+    assert n_trials(5, 1000) == 5 + 2 + 1
 
 
 def test_no_trial_passes_over_the_records_more_often_than_allowed():
     assert plan_ladder(5, 10**6, 90)[-1].steps == MOST_EPOCHS * 90
 
 
-@given(st.integers(1, 12), st.integers(LEAST_IN_ALL, 10_000), st.integers(1, 500))
-def test_a_ladder_keeps_to_its_steps(n_recipes, total, epoch_steps):
-    rungs = plan_ladder(n_recipes, total, epoch_steps)
-    assert total_of(rungs) <= total
+@given(st.integers(1, 12), st.integers(2 * LEAST_IN_ALL, 10_000), st.integers(1, 500), st.floats(1.0, 2.0))
+def test_a_ladder_keeps_to_its_steps(n_recipes, total, epoch_steps, growth):
+    rungs = plan_ladder(n_recipes, total, epoch_steps, growth)
+    assert total_of(rungs, growth) <= total
     assert rungs[0].steps >= LEAST_STEPS
     assert rungs[-1].n_recipes == 1 or len(rungs) == 3
     assert [rung.steps for rung in rungs] == sorted(rung.steps for rung in rungs)
@@ -95,10 +98,12 @@ def test_what_cannot_be_tried_goes_no_further():
 
 
 def test_minutes_become_steps_by_what_was_measured():
-    speed = Speed(step_s=2.0, trial_s=10.0, reserve_s=100.0, once_s=50.0)
-    # 1,000 s less 9 trials' 90, twice the mining's 50 and the proof's 100 = 710; a mean step takes 2 × 1.9.
-    assert speed.steps_in(1000, 9, 1.9) == int(0.92 * 710 / 3.8)
+    speed = Speed(step_s=2.0, around_s=4.0, evaluation_s=6.0, mining_s=50.0, dial_s=24.0, proof_s=76.0)
+    # 1,000 s less 4 around each of 9 trials and 2 trainings in the end, 9 evaluations, mining twice, dial and proof:
+    # 1,000 − 44 − 54 − 100 − 100 = 702; a mean step takes 2 × 1.9.
+    assert speed.steps_in(1000, 9, 1.9) == int(0.92 * 702 / 3.8)
     assert speed.steps_in(100, 9, 1.9) == 0
+    assert speed.training_s(10, 1.5) == 34.0
 
 
 def test_a_slow_machine_looks_at_a_share():
@@ -127,12 +132,15 @@ def test_a_share_of_a_part_keeps_its_answers(tmp_path):
 
 def test_a_budget_of_time_keeps_what_the_proof_needs(monkeypatch):
     monkeypatch.setattr("ebr.workflow.tune.budget.time.monotonic", lambda: 1000.0)
-    budget = Budget(100, ends_at=1100.0, step_s=1.0, trial_s=10.0, reserve_s=40.0)
-    assert budget.allows(50, 1.0) and not budget.allows(51, 1.0)
-    assert not budget.allows(26, 2.0)
-    assert Budget(100).allows(10**9, 9.0), "steps alone were shared out before"
-    assert not Budget(100, used=60).allows_more(41, 1.0)
-    assert budget.allows_more(50, 1.0), "minutes may have more in them than was reckoned"
+    budget = Budget(100, ends_at=1100.0, later={"proof": Spend(0, 30.0), "stock": Spend(30, 20.0)})
+    assert budget.allows(50) and not budget.allows(51)
+    assert budget.allows_more(Spend(1000, 50)), "minutes may have more in them than was reckoned"
+    del budget.later["stock"]
+    assert budget.allows(70) and not budget.allows(71)
+    of_steps = Budget(100, used=30, later={"proof": Spend(0, 30.0), "stock": Spend(30, 20.0)})
+    assert of_steps.allows(10**9), "steps alone were shared out before"
+    assert of_steps.allows_more(Spend(40, 10**9)) and not of_steps.allows_more(Spend(41, 0))
+    assert Spend.sum([Spend(1, 2.0), Spend(3, 4.0).times(2)]) == (7, 10.0)
 
 
 # ---------------------------------------------------------------- recipes
@@ -216,7 +224,7 @@ def stirred(trials, worth, monkeypatch, n_times=99):
         return {"error": found} if isinstance(found, str) else {"scores": [found], "took_s": 1.0}
 
     monkeypatch.setattr(final_module, "_taste", taste)
-    soup = stir(Kitchen(), trials[0], trials, lambda n: len(tasted) < n_times, {}, lambda: None, lambda line: None)
+    soup = stir(Kitchen(), trials[0], trials, lambda members: len(tasted) < n_times, {}, lambda: None, lambda line: None)
     return "".join(one.recipe.name for one in soup.members), tasted
 
 
@@ -247,6 +255,14 @@ def test_a_soup_is_told_as_what_it_is():
     assert "the mean of a with 10 steps and b with 10 finds more than each" in why(found, 0.3)
     doubtful = choice.with_soup(Soup((better, b), tuple(base + rng.normal(0.05, 2.0, 200))), base, seed=0)
     assert doubtful.soup.members == (better,) and doubtful.gain == choice.gain, "what is not beyond chance is not taken"
+
+
+def test_a_recipe_alone_gets_further_seeds():
+    one = Trial(Recipe("plain", (), {"learning_rate": 1e-3}), 10, "/plain", (0.5,), 1.0, 2.0)
+    seeded = with_further_seeds(Soup.of(one), 2**32 - 1)
+    assert [(recipe.name, recipe.options["seed"]) for recipe in seeded] == [("plain_seed_0", 0), ("plain_seed_1", 1)]
+    assert all(recipe.options["learning_rate"] == 1e-3 for recipe in seeded)
+    assert with_further_seeds(Soup((one, one), ()), 0) == []
 
 
 @pytest.mark.parametrize("is_extended", [False, True])
@@ -332,13 +348,30 @@ def test_as_much_is_chosen_on_as_tells_recipes_apart(n_records, n_choose, tmp_pa
     assert len(split_records(config).choose) == n_records // 10, "as it was told"
 
 
-def test_of_chains_twenty_are_chosen_on(tmp_path, evaluation_folder):
+def test_of_chains_ten_are_chosen_on(tmp_path, evaluation_folder):
     """Sixty chains, and more than enough queries in nine of them, which would gain or lose together."""
     records = [
         {"query": f"wording {row}-{one}", "pos": [f"wording {row}-{(one + 1) % 20}"]} for row in range(60) for one in range(20)
     ]
     split = split_records(config_for(tmp_path, records, eval_dataset=evaluation_folder))
-    assert split.same_answer == "chain" and len({one.query.partition("-")[0] for one in split.choose}) == 20
+    assert split.same_answer == "chain" and len({one.query.partition("-")[0] for one in split.choose}) == 10
+    # Beside their answers nothing that was trained on is searched.
+    dataset = read_evaluation_set(write_parts(split, config_for(tmp_path, records), tmp_path / "parts").choose)
+    assert {text.partition("-")[0] for text in dataset.documents} == {text.partition("-")[0] for text in dataset.queries}
+
+
+def test_a_group_that_is_most_of_the_records_is_not_all_that_is_learnt(tmp_path, evaluation_folder):
+    """Half of what is beside it is chosen on, where there would be room for all."""
+    records = [{"query": f"question {row}", "pos": ["the answer" if row < 200 else f"answer {row}"]} for row in range(300)]
+    split = split_records(config_for(tmp_path, records, eval_dataset=evaluation_folder))
+    assert (len(split.choose), len(split.train)) == (50, 250)
+
+
+def test_few_answers_are_few_things_to_choose_on(tmp_path, evaluation_folder):
+    """Two thousand questions with twenty answers: a third of these, not the 15 % that have enough questions."""
+    records = [{"query": f"question {row}", "pos": [f"answer {row % 20}"]} for row in range(2000)]
+    split = split_records(config_for(tmp_path, records, eval_dataset=evaluation_folder))
+    assert len({text for one in split.choose for text in one.positives}) == 6
 
 
 def test_in_the_end_all_records_but_the_test_part_are_trained_on(tmp_path):

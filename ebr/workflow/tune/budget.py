@@ -6,15 +6,16 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ebr.config import FinetuneConfig
 from ebr.data.evaluation.corpus import read_corpus
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.training.examples import Example
 from ebr.workflow.tune.final import WEIGHTS
-from ebr.workflow.tune.ladder import LEAST_STEPS
+from ebr.workflow.tune.ladder import AT_THE_END, LEAST_STEPS
 from ebr.workflow.tune.parts import thinned
-from ebr.workflow.tune.recipes import NEGATIVES, STOCK, Recipe
+from ebr.workflow.tune.recipes import STOCK, Recipe
 from ebr.workflow.tune.trials import Workshop
 
 _CHARACTERS_A_TOKEN = 4
@@ -30,36 +31,47 @@ _LOOKING = 0.25
 """Of the minutes, that evaluations on the part to choose on may take: the rest is for training, and for the proof."""
 
 
+class Spend(NamedTuple):
+    """What something takes."""
+
+    steps: int
+    seconds: float
+
+    def times(self, count: int) -> Spend:
+        """So often."""
+        return Spend(count * self.steps, count * self.seconds)
+
+    @classmethod
+    def sum(cls, of: Iterable[Spend]) -> Spend:
+        """Of all these together."""
+        every = list(of)
+        return cls(sum(one.steps for one in every), sum(one.seconds for one in every))
+
+
 @dataclass
 class Budget:
     """Training steps, and the time by which all must be over.
 
-    ends_at: of time.monotonic(); None = steps alone count. step_s: seconds a step of the plainest recipe; trial_s: what a
-    trial takes beside its steps; reserve_s: what must be left for the dial and the proof. used: steps of the trials so far.
-    promised: trainings that are still to come, by name: steps, and what one of them costs in plain ones.
+    ends_at: of time.monotonic(); None = steps alone count. used: steps of the trainings so far. later: what is still to come,
+    by name: nothing else may spend that.
     """
 
     total_steps: int
     ends_at: float | None = None
-    step_s: float = 0.0
-    trial_s: float = 0.0
-    reserve_s: float = 0.0
     used: int = 0
-    promised: dict[str, tuple[int, float]] = field(default_factory=dict)
+    later: dict[str, Spend] = field(default_factory=dict)
 
-    def allows(self, steps: int, cost: float, beside_s: float = 0.0) -> bool:
-        """Whether there is time for a trial of so many steps, each `cost` plain ones, and for beside_s seconds."""
+    def allows(self, seconds: float) -> bool:
+        """Whether there is time for something on the ladder, which the steps were shared out for."""
         if self.ends_at is None:
             return True
-        ahead = steps * cost + sum(count * each for count, each in self.promised.values())
-        needed = ahead * self.step_s + (1 + len(self.promised)) * self.trial_s + beside_s
-        return time.monotonic() + needed + self.reserve_s <= self.ends_at
+        return time.monotonic() + seconds + Spend.sum(self.later.values()).seconds <= self.ends_at
 
-    def allows_more(self, steps: int, cost: float, beside_s: float = 0.0) -> bool:
-        """The same beyond the ladder, which the steps were shared out for: minutes may have more in them than was reckoned."""
+    def allows_more(self, spend: Spend) -> bool:
+        """The same beyond the ladder: minutes may have more in them than was reckoned."""
         if self.ends_at is not None:
-            return self.allows(steps, cost, beside_s)
-        return self.used + steps + sum(count for count, _ in self.promised.values()) <= self.total_steps
+            return self.allows(spend.seconds)
+        return self.used + spend.steps + Spend.sum(self.later.values()).steps <= self.total_steps
 
     def left(self) -> str:
         """What is left, for people."""
@@ -125,7 +137,7 @@ class Pace:
         """Of a step, 1 = of a record's query and positive alone, without dropout."""
         if recipe.name == STOCK:
             return self.dropout_cost
-        if not NEGATIVES & set(recipe.ingredients):
+        if not recipe.is_mined:
             return 1.0
         n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
         return 1 + float(n_negatives) * self.passage_share
@@ -138,36 +150,49 @@ def _characters(texts: Iterable[str], most: int) -> int:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured before the ladder is planned, in seconds: a step, what a trial takes beside its steps, the end."""
+    """What was measured before the ladder is planned, in seconds.
 
-    step_s: float
-    trial_s: float
-    reserve_s: float
-    once_s: float
-    """What is made once for the recipes, and once more of all records: mining."""
+    step_s: of the plainest recipe. around_s: of a training, beside its steps. evaluation_s: of a trial, loading it included.
+    mining_s: of the negatives, made once for all recipes. dial_s, proof_s: of the end.
+    """
+
+    step_s: float = 0.0
+    around_s: float = 0.0
+    evaluation_s: float = 0.0
+    mining_s: float = 0.0
+    dial_s: float = 0.0
+    proof_s: float = 0.0
+
+    def training_s(self, steps: int, cost: float) -> float:
+        """Of so many steps, each of so many plain ones."""
+        return steps * cost * self.step_s + self.around_s
 
     def steps_in(self, seconds: float, n_trials: int, cost: float) -> int:
-        """Training steps that fit. cost: of a mean step, 1 = a plain one."""
-        left = seconds - n_trials * self.trial_s - 2 * self.once_s - self.reserve_s
+        """Training steps that fit, those of the end among them. cost: of a mean step, 1 = a plain one."""
+        n_trainings = n_trials + AT_THE_END
+        left = seconds - n_trainings * self.around_s - n_trials * self.evaluation_s - self.dial_s - self.proof_s
+        left -= 2 * self.mining_s  # and once more when all records are trained on
         return max(0, int(_CAREFUL * left / (self.step_s * cost)))
 
     @classmethod
     def measured(cls, shop: Workshop, pace: Pace, recipes: Sequence[Recipe], train: Sequence[Example]) -> Speed:
         """By a few steps of the recipe that was suggested first."""
-        recipe = next(one for one in recipes if not NEGATIVES & set(one.ingredients))
+        recipe = next(one for one in recipes if not one.is_mined)
         shop.base(recipe)
         probe = shop.work / "probe"
         shutil.rmtree(probe, ignore_errors=True)  # one that was killed would be timed in part
         started = time.monotonic()
         _, train_s = shop.trained(recipe, LEAST_STEPS, probe)
         around_s = time.monotonic() - started - train_s
-        evaluate_s = pace.evaluation_s(shop.choose)
-        is_mined = any(NEGATIVES & set(recipe.ingredients) for recipe in recipes)
-        mined = (*(one.whole for one in read_corpus(shop.parts.corpus)), *(one.query for one in train)) if is_mined else ()
+        evaluation_s = pace.load_s + pace.evaluation_s(shop.choose)
+        candidates = (one.whole for one in read_corpus(shop.parts.corpus))
+        mined = (*candidates, *(one.query for one in train)) if any(one.is_mined for one in recipes) else ()
         proved = [read_evaluation_set(folder) for folder in (shop.parts.test, shop.config.forgetting_dataset) if folder]
         return cls(
             step_s=train_s / LEAST_STEPS,
-            trial_s=around_s + pace.load_s + evaluate_s,
-            reserve_s=3 * (pace.load_s + sum(map(pace.evaluation_s, proved))) + (1 + len(WEIGHTS)) * evaluate_s + _AROUND_S,
-            once_s=pace.embedding_s(mined),
+            around_s=around_s,
+            evaluation_s=evaluation_s,
+            mining_s=pace.embedding_s(mined),
+            dial_s=(1 + len(WEIGHTS)) * evaluation_s,
+            proof_s=3 * (pace.load_s + sum(map(pace.evaluation_s, proved))) + _AROUND_S,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from ebr.data.files.write import FOLDER_MANIFEST, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
-from ebr.errors import ConfigError, DataError, Interrupted, ModelError, first_line
-from ebr.workflow.tune.budget import Budget, Pace, Speed, share_to_look_at
+from ebr.errors import ConfigError, DataError, EBRError, Interrupted, ModelError, first_line
+from ebr.workflow.tune.budget import Budget, Pace, Speed, Spend, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
 from ebr.workflow.tune.final import (
+    LOADED_BESIDE,
     MOST_SEEDS,
     MOST_TASTED,
     WEIGHTS,
@@ -28,13 +29,13 @@ from ebr.workflow.tune.final import (
     make_final_of,
     recipes_of,
     stir,
-    to_train_again,
+    with_further_seeds,
 )
-from ebr.workflow.tune.ladder import LEAST_IN_ALL, NO_FIGURE, Rung, climb, n_trainings, plan_ladder, total_of
+from ebr.workflow.tune.ladder import LEAST_IN_ALL, NO_FIGURE, Rung, climb, n_trials, plan_ladder, total_of
 from ebr.workflow.tune.parts import thinned, write_parts
 from ebr.workflow.tune.plan import KIND, MODEL, RECIPE, State, TunePlan, made_with, members_of, plan_tune, spend_of
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
-from ebr.workflow.tune.recipes import NEGATIVES, DataFacts, Recipe, stock_recipe, suggested
+from ebr.workflow.tune.recipes import DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
 from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
 
@@ -46,7 +47,7 @@ _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
 _TASTES = "soups"
 _SHARE_OF_STOCK = 1 / 4
 """Of all steps."""
-_LAST = "the last training"
+_LAST, _DIAL, _PROOF = "the last training", "the dial", "the proof"
 _OF_ONE_RUN = {"few-steps"}
 """Findings that are of a run's own options, which the ladder decides."""
 
@@ -80,8 +81,9 @@ class _Tuning:
     def __init__(self, plan: TunePlan, state: State, say: Say) -> None:
         self.plan, self.config, self.state, self.say = plan, plan.config, state, say
         self._began = time.monotonic() - state.seconds
-        self._failed: DataError | ModelError | None = None
-        self.pace = Pace()  # where steps alone count, nobody asks what they take
+        self._failed: EBRError | None = None
+        # Where steps alone count, nobody asks what they take.
+        self.pace, self.speed, self.budget = Pace(), Speed(), Budget(self.config.steps or 0)
         parts = write_parts(plan.split, plan.config, state.folder / "parts")
         bf16 = self._known("bf16", self._is_fast_in_bfloat16)
         choose_on = read_evaluation_set(parts.choose)
@@ -99,18 +101,17 @@ class _Tuning:
         base = self._base()
         baselines = with_words(self.shop, base)
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self._on()}")
-        rungs, budget = self._ladder(recipes, stock)
-        trials = self._climb(rungs, recipes, budget)
-        choice = self._choose(base, trials, budget)
+        trials = self._climb(self._ladder(recipes, stock), recipes)
+        choice = self._choose(base, trials)
         reason = why(choice, base.mean(METRIC))
         self.say(f"choice  {reason}")
         final = make_final(self.shop, choice.soup, base.mean(METRIC), self.say) if choice.soup else None
-        again, of_stock = self._train_on_all(final, stock, max(trial.steps for trial in trials), budget)
+        del self.budget.later[_DIAL]
+        again, of_stock = self._train_on_all(final, stock, max(trial.steps for trial in trials))
         if final and again:
             final = make_final_again(self.shop.with_what_was_chosen_on(), Soup(tuple(again), ()), final)
-            reason += f"; trained on all {counted(len(self.plan.split.rest), 'record')} in the end"
-            reason += f", the mean of {counted(len(again), 'training')}" if len(again) > 1 else ""
-        ladder = ladder_of(self.shop, base, baselines, trials, self._without(choice, trials, budget), choice)
+        reason += self._how_it_ends(again) if final else ""
+        ladder = ladder_of(self.shop, base, baselines, trials, self._without(choice, trials), choice)
         models = {self.config.model_name: self.config.model_name}
         models |= {_CHOSEN_NAME: str(final.folder)} if final else {}
         models |= {_STOCK_NAME: of_stock.model} if of_stock else {}
@@ -157,11 +158,11 @@ class _Tuning:
         return self.shop.evaluate(self.config.model_name)
 
     def _facts(self) -> DataFacts:
-        train = self.plan.split.train
+        split = self.plan.split
         return DataFacts(
             unknown=self._known("unknown", self._unknown),
-            same_answer=self.plan.split.same_answer,
-            every_record_has_negatives=all(one.negatives for one in train),
+            same_answer=split.same_answer,
+            every_record_has_negatives=all(one.negatives for one in split.rest),
             has_corpus=bool(self.config.corpus),
         )
 
@@ -176,42 +177,46 @@ class _Tuning:
 
     # ---------------------------------------------------------------- the ladder
 
-    def _ladder(self, recipes: list[Recipe], stock: Recipe) -> tuple[list[Rung], Budget]:
+    def _ladder(self, recipes: list[Recipe], stock: Recipe) -> list[Rung]:
         """The rungs, and what they may spend; with minutes, as many steps as were found to fit in the first run."""
-        if self.config.steps:
-            budget = Budget(self.config.steps)
-        else:
-            found = Speed(
-                **self._known("speed", lambda: vars(Speed.measured(self.shop, self.pace, recipes, self.plan.split.train)))
-            )
-            mean = sum(map(self.pace.cost, recipes)) / len(recipes)
-            cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self.pace.cost(stock)
-            seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
-            total = self.state.known.get("total_steps") or found.steps_in(
-                seconds, n_trainings(len(recipes), self._epoch_steps), cost
-            )
-            if total < LEAST_IN_ALL:
-                raise ConfigError(
-                    f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine; a recipe, the "
-                    f"same on all records, and the stock one take {LEAST_IN_ALL} at least; with more minutes the same command "
-                    "goes on"
-                )
-            total = self._known("total_steps", lambda: total)
-            ends_at = self._began + self.config.minutes * 60
-            budget = Budget(total, ends_at, found.step_s, found.trial_s, found.reserve_s)
-        rungs = plan_ladder(len(recipes), budget.total_steps, self._epoch_steps)
+        if not self.config.steps:
+            self._reckon(recipes, stock)
+        growth = self.plan.split.growth
+        rungs = plan_ladder(len(recipes), self.budget.total_steps, self._epoch_steps, growth)
         words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
         top = rungs[-1].steps
-        self.say(f"ladder  {total_of(rungs):,} steps: {words}; on all records what is chosen and the stock recipe × {top:,}")
-        budget.promised = {stock.name: (top, self.pace.cost(stock)), _LAST: (top, max(map(self.pace.cost, recipes)))}
-        return rungs, budget
+        self.say(
+            f"ladder  {total_of(rungs, growth):,} steps: {words}; then what is chosen and the stock recipe, on all records × "
+            f"{self._grown(top):,}"
+        )
+        self.budget.later |= {_DIAL: Spend(0, self.speed.dial_s), _PROOF: Spend(0, self.speed.proof_s)}
+        self.budget.later[stock.name] = self._last(stock, top)
+        self.budget.later[_LAST] = max(self._last(recipe, top) for recipe in recipes)
+        return rungs
+
+    def _reckon(self, recipes: list[Recipe], stock: Recipe) -> None:
+        """Turn the minutes into steps, by what a few steps take here. Raises ConfigError where they are too few."""
+        train = self.plan.split.train
+        self.speed = Speed(**self._known("speed", lambda: vars(Speed.measured(self.shop, self.pace, recipes, train))))
+        mean = sum(map(self.pace.cost, recipes)) / len(recipes)
+        cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self.pace.cost(stock)
+        seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
+        found = self.speed.steps_in(seconds, n_trials(len(recipes), self._epoch_steps), cost)
+        total = self.state.known.get("total_steps") or found
+        if total < LEAST_IN_ALL:
+            raise ConfigError(
+                f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine; a recipe, the "
+                f"same on all records, and the stock one take {LEAST_IN_ALL} at least; with more minutes the same command "
+                "goes on"
+            )
+        self.budget = Budget(self._known("total_steps", lambda: total), self._began + self.config.minutes * 60)
 
     def _look_at_a_share(self, n_recipes: int) -> None:
         """Let trials be measured on as much of the part to choose on as this machine can embed so often."""
         known, whole = self.state.known, self.shop.choose
         self.pace = Pace(**self._known("pace", lambda: vars(Pace.measured(self.shop, self.plan.split.train))))
         if "total_steps" not in known:  # until the ladder stands, other minutes are reckoned with anew
-            n_evaluations = 1 + n_trainings(n_recipes, self._epoch_steps) + len(WEIGHTS) + MOST_TASTED
+            n_evaluations = 1 + n_trials(n_recipes, self._epoch_steps) + len(WEIGHTS) + MOST_TASTED
             known["share"] = share_to_look_at(self.pace.evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
             known.pop("speed", None)
         part = thinned(whole, known.get("share", 1.0), self.config.seed)
@@ -223,15 +228,15 @@ class _Tuning:
     def _epoch_steps(self) -> int:
         return max(1, -(-len(self.plan.split.train) // self.config.train_batch_size))
 
-    def _climb(self, rungs: list[Rung], recipes: list[Recipe], budget: Budget) -> list[Trial]:
+    def _climb(self, rungs: list[Rung], recipes: list[Recipe]) -> list[Trial]:
         """Every trial of the ladder, and what there is time for then. Raises ConfigError without one."""
         trials: list[Trial] = []
 
         def attempt(recipe: Recipe, steps: int) -> float | None:
-            if not self.shop.has_tried(recipe, steps) and not budget.allows(steps, self.pace.cost(recipe)):
-                self.say(f"trial   {recipe.name} is left out: {budget.left()}")
+            if not self.shop.has_tried(recipe, steps) and not self.budget.allows(self._seconds(self.shop, recipe, steps)):
+                self.say(f"trial   {recipe.name} is left out: {self.budget.left()}")
                 return None
-            trial = self._tried(self.shop, recipe, steps, budget)
+            trial = self._tried(self.shop, recipe, steps)
             if trial is None:
                 return NO_FIGURE
             trials.append(trial)
@@ -242,78 +247,117 @@ class _Tuning:
             raise self._failed
         if not trials:
             raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
-        top = max(trial.steps for trial in trials)
-        last, cost = budget.promised[_LAST]
-        budget.promised[_LAST] = MOST_SEEDS * last, cost  # seeds help surely, a recipe that was passed over may
-        for recipe in left_below(top, trials):
-            if self._has_budget(self.shop, recipe, top, budget):
-                attempt(recipe, top)
+        self._try_more(trials, attempt)
         return trials
 
-    def _has_budget(self, shop: Workshop, recipe: Recipe, steps: int, budget: Budget) -> bool:
-        """Whether there is something left for a trial beyond the ladder; one that is kept costs nothing."""
-        is_mined_anew = shop.on_all and NEGATIVES & set(recipe.ingredients)
-        mining_s = self.state.known["speed"]["once_s"] if is_mined_anew and "speed" in self.state.known else 0.0
-        return shop.has_tried(recipe, steps) or budget.allows_more(steps, self.pace.cost(recipe), mining_s)
+    def _try_more(self, trials: list[Trial], attempt: Callable[[Recipe, int], float | None]) -> None:
+        """The recipes that were passed over, with as many steps as the longest trial, as far as the budget goes.
 
-    def _train_on_all(
-        self, final: FinalModel | None, stock: Recipe, steps: int, budget: Budget
-    ) -> tuple[list[Trial], Trial | None]:
-        """What was chosen once more, and the stock recipe with as many steps as the longest trial; as far as there is time.
-
-        Both learn from the records that were chosen on too: whoever takes the stock recipe needs none to choose on. Of a soup
-        its first members are trained, as each makes it better than those before alone.
+        Further seeds of what is best so far come first: they help more surely.
         """
-        shop = self.shop.with_what_was_chosen_on()
+        top = max(trial.steps for trial in trials)
+        for recipe in left_below(top, trials):
+            best = max(trials, key=lambda trial: trial.mean)
+            self.budget.later[_LAST] = max(self._last(best.recipe, best.steps).times(MOST_SEEDS), self._last(recipe, top))
+            if self._allows_more(self.shop, recipe, top):
+                attempt(recipe, top)
 
-        def trained(recipe: Recipe, count: int) -> Trial | None:
-            if self._has_budget(shop, recipe, count, budget):
-                return self._tried(shop, recipe, count, budget)
-            self.say(f"on all  {recipe.name} is left out: {budget.left()}")
-            return None
+    # ---------------------------------------------------------------- what trainings may spend
 
-        wanted = to_train_again(final.soup, self.config.seed) if final else []
-        del budget.promised[_LAST]
-        again = [trial for recipe, count in wanted[:1] if (trial := trained(recipe, count))]
-        budget.promised.clear()
-        of_stock = trained(stock, steps)
-        for recipe, count in wanted[1:] if again else ():
-            trial = trained(recipe, count)
-            if trial is None:
-                break
-            again.append(trial)
-        return again, of_stock
+    def _seconds(self, shop: Workshop, recipe: Recipe, steps: int) -> float:
+        """What a training takes, with what has to be made for it, and with its evaluation where it is measured."""
+        seconds = self.speed.training_s(steps, self.pace.cost(recipe))
+        seconds += self.speed.mining_s if recipe.is_mined and not shop.has_mined(recipe) else 0.0
+        return seconds + (0.0 if shop.on_all else self.speed.evaluation_s)
 
-    def _tried(self, shop: Workshop, recipe: Recipe, steps: int, budget: Budget) -> Trial | None:
-        """The trial, said; None where the records do not give what the recipe needs, or its training diverges."""
-        verb = "on all" if shop.on_all else "trial "
-        try:
-            trial, is_new = shop.run(recipe, steps, measure=not shop.on_all)
-        except (DataError, ModelError) as error:
-            self._failed = error
-            self.say(f"{verb}  {recipe.name} is left out: {first_line(error)}")
-            return None
-        budget.used += steps
-        self._save()
-        kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
-        found = f": nDCG@10 {trial.mean:.4f}" if trial.scores else ""
-        self.say(f"{verb}  {recipe.name}, {steps:,} steps{found} ({kept}; {budget.left()})")
-        return trial
+    def _grown(self, steps: int) -> int:
+        """Steps that pass over all records as often as so many over the training part."""
+        return int(self.plan.split.growth * steps)
 
-    def _choose(self, base: Evaluation, trials: Sequence[Trial], budget: Budget) -> Choice:
+    def _last(self, recipe: Recipe, steps: int) -> Spend:
+        """What takes so many steps on the training part, on all records."""
+        steps = self._grown(steps)
+        return Spend(steps, self._seconds(self.shop.with_what_was_chosen_on(), recipe, steps))
+
+    def _allows_more(self, shop: Workshop, recipe: Recipe, steps: int) -> bool:
+        """Whether there is something left for a training beyond the ladder; one that is kept costs nothing."""
+        return shop.has_tried(recipe, steps) or self.budget.allows_more(Spend(steps, self._seconds(shop, recipe, steps)))
+
+    # ---------------------------------------------------------------- the choice, and the end
+
+    def _choose(self, base: Evaluation, trials: Sequence[Trial]) -> Choice:
         """What is taken, with the other trials that make it better."""
         choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
         if choice.chosen is None:
             return choice
+        self.budget.later[_LAST] = self._last(choice.chosen.recipe, choice.chosen.steps)
 
-        def allows(n_models: int) -> bool:  # what is loaded once, the merge in the end loads again
-            return budget.allows(0, 1.0, 2 * n_models * self.pace.load_s)
+        def allows(members: Sequence[Trial]) -> bool:
+            """To taste them, and to train those beyond the first on all records. What is loaded, the merge loads again."""
+            tasting_s = 2 * (len(members) + LOADED_BESIDE) * self.pace.load_s + self.speed.evaluation_s
+            further = [self._last(one.recipe, one.steps) for one in members[1:]]
+            return self.budget.allows_more(Spend.sum([Spend(0, tasting_s), *further]))
 
         tastes = self.state.known.setdefault(_TASTES, {})
         soup = stir(self.shop, choice.chosen, trials, allows, tastes, self._save, self.say)
         return choice.with_soup(soup, base.scores[METRIC], seed=self.config.seed)
 
-    def _without(self, choice: Choice, trials: Sequence[Trial], budget: Budget) -> dict[str, Trial]:
+    def _train_on_all(self, final: FinalModel | None, stock: Recipe, top: int) -> tuple[list[Trial], Trial | None]:
+        """What was chosen once more, and the stock recipe with as many steps as the longest trial; as far as there is time.
+
+        Both learn from the records that were chosen on too, as nobody who takes the stock recipe needs some to choose on; or
+        neither does. Of a soup its first members are trained, as each makes it better than those before alone.
+        """
+        on_all, soup = self.shop.with_what_was_chosen_on(), final.soup if final else None
+        del self.budget.later[_LAST], self.budget.later[stock.name]
+        again: list[Trial] = []
+        for one in soup.members if soup else ():
+            trial = self._end(on_all, one.recipe, one.steps)
+            if trial is None:
+                break
+            again.append(trial)
+        of_stock = self._end(self.shop if soup and not again else on_all, stock, top)
+        if soup and again:
+            seeded = [self._end(on_all, recipe, soup.steps) for recipe in with_further_seeds(soup, self.config.seed)]
+            again += [trial for trial in seeded if trial]
+        return again, of_stock
+
+    def _end(self, shop: Workshop, recipe: Recipe, steps: int) -> Trial | None:
+        """One of the last trainings; None where there is no time for it, or it fails."""
+        steps = self._grown(steps) if shop.on_all else steps
+        if self._allows_more(shop, recipe, steps):
+            return self._tried(shop, recipe, steps)
+        self.say(f"on all  {recipe.name} is left out: {self.budget.left()}")
+        return None
+
+    def _how_it_ends(self, again: Sequence[Trial]) -> str:
+        """What the model was made of in the end, in words."""
+        if not again:
+            return "; not trained on the records that it was chosen on"
+        records = counted(len(self.plan.split.rest), "record")
+        but = "" if self.config.eval_dataset else " but those of the test part"
+        named = ", ".join(f"{one.recipe.name} with {one.steps:,} steps" for one in again)
+        return f"; in the end trained on all{but}, {records}: {'the mean of ' if len(again) > 1 else ''}{named}"
+
+    def _tried(self, shop: Workshop, recipe: Recipe, steps: int) -> Trial | None:
+        """The trial, said; None where the records do not give what the recipe needs, or its training diverges."""
+        verb = "on all" if shop.on_all else "trial "
+        try:
+            trial, is_new = shop.run(recipe, steps, measure=not shop.on_all)
+        except (ConfigError, DataError, ModelError) as error:
+            if isinstance(error, ConfigError) and not shop.on_all:
+                raise
+            self._failed = error  # in the end a disk that is too full for one more training is no reason to lose the others
+            self.say(f"{verb}  {recipe.name} is left out: {first_line(error)}")
+            return None
+        self.budget.used += steps
+        self._save()
+        kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
+        found = f": nDCG@10 {trial.mean:.4f}" if trial.scores else ""
+        self.say(f"{verb}  {recipe.name}, {steps:,} steps{found} ({kept}; {self.budget.left()})")
+        return trial
+
+    def _without(self, choice: Choice, trials: Sequence[Trial]) -> dict[str, Trial]:
         """The chosen recipe with each of its ingredients left out, as far as the budget goes: what each gives."""
         found: dict[str, Trial] = {}
         chosen = choice.chosen
@@ -321,8 +365,8 @@ class _Tuning:
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
             trial = next((one for one in trials if one.steps == chosen.steps and one.recipe.is_like(recipe)), None)
-            if trial is None and self._has_budget(self.shop, recipe, chosen.steps, budget):
-                trial = self._tried(self.shop, recipe, chosen.steps, budget)
+            if trial is None and self._allows_more(self.shop, recipe, chosen.steps):
+                trial = self._tried(self.shop, recipe, chosen.steps)
             if trial:
                 found[ingredient.value] = trial
                 self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")

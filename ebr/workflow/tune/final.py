@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = (0.4, 0.6, 0.8)
 """How much of a tuning is tried, beside all of it and none."""
-_LOADED_BESIDE = 3
+LOADED_BESIDE = 3
 """Models that tasting a soup loads beside its members: the base, what was saved, and that again to be measured."""
-_CHOSEN_ON = "records that it had not been trained on"
+_CHOSEN_ON = "records that it was not trained on"
+_CHOSEN_BEFORE = "records that it was trained on only then"
 MOST_SEEDS = 3
 MOST_TASTED = 6
 """Trials that are tried as members of a soup, the best ones: each takes an evaluation."""
@@ -65,9 +66,9 @@ class FinalModel:
         of_tuning = {"base_model": config.model_name, "base_card": base_card(resolve_model(config.model_name))}
         manifest = (read_manifest(self.folder) or {}) | of_tuning
         trained = _in_common([read_manifest(Path(one.model)) or {} for one in self.soup.members]) | of_tuning
-        if len(self.soup.members) > 1:  # trained on what was made of one part of the records, each in its way
-            n_train = len(split.rest if self.on_all else split.train)
-            trained |= {"n_train": n_train, "data_sha256": inputs["data_path"]}
+        # Each was trained on what was made of some of the records, under names of our own.
+        trained |= {"n_train": len(split.rest if self.on_all else split.train), "data_sha256": inputs["data_path"]}
+        trained |= {"data": [{"name": file.name} for file in split.files]}
         manifest |= {"config": config.to_json(), "data_sha256": inputs["data_path"], "recipes": recipes_of(self.soup)}
         manifest.pop("adapter", None)
         if report:
@@ -105,7 +106,7 @@ def stir(
     shop: Workshop,
     chosen: Trial,
     trials: Sequence[Trial],
-    allows: Callable[[int], bool],
+    allows: Callable[[Sequence[Trial]], bool],
     tastes: dict[str, dict[str, Any]],
     keep: Callable[[], None],
     say: Say,
@@ -115,7 +116,7 @@ def stir(
     Greedy, as Wortsman et al. 2022 stir it: the other trials of the same base are tried as further members, the best first,
     and kept where the mean finds more than the soup before and than the new member alone. At worst it is the chosen trial.
 
-    allows: whether there is time for so many models to be loaded, and one evaluation. tastes: what was tasted before an
+    allows: whether there is time to taste a soup of these, and to train them in the end. tastes: what was tasted before an
     interruption, by its members; keep: writes down what is new in it.
     """
     base = shop.base(chosen.recipe)
@@ -125,7 +126,7 @@ def stir(
         members = (*soup.members, one)
         name = " + ".join(f"{member.recipe.name}-{member.steps}" for member in members)
         if name not in tastes:
-            if not allows(len(members) + _LOADED_BESIDE):
+            if not allows(members):
                 break
             tastes[name] = _taste(shop, members, base)
             keep()
@@ -159,16 +160,14 @@ def _taste(shop: Workshop, members: tuple[Trial, ...], base: str) -> dict[str, A
 # ---------------------------------------------------------------- the last training
 
 
-def to_train_again(soup: Soup, seed: int) -> list[tuple[Recipe, int]]:
-    """What is trained in the end, with how many steps: all of the soup; a single recipe with further seeds too.
+def with_further_seeds(soup: Soup, seed: int) -> list[Recipe]:
+    """A single recipe with other seeds than the tuning's; a soup needs none.
 
     The mean of models that differ in their seed finds about what the luckiest of them finds: docs/measurements.md.
     """
-    again = [(one.recipe, one.steps) for one in soup.members]
-    if len(again) > 1:
-        return again
-    recipe, steps = again[0]
-    return again + [(recipe.seeded((seed + place) % 2**32), steps) for place in range(1, MOST_SEEDS)]
+    if len(soup.members) > 1:
+        return []
+    return [soup.members[0].recipe.seeded((seed + place) % 2**32) for place in range(1, MOST_SEEDS)]
 
 
 # ---------------------------------------------------------------- the dial, and the merge
@@ -209,9 +208,10 @@ def make_final(shop: Workshop, soup: Soup, base_mean: float, say: Say) -> FinalM
 
 
 def make_final_again(shop: Workshop, soup: Soup, before: FinalModel) -> FinalModel:
-    """The same of what was trained again, which knows what the weight was chosen on: as much of it as was best before."""
+    """The same of what was trained again, on what the weight was chosen on too: as much of it as was best before."""
     assert before.choice is not None
-    choice = before.choice
+    choice = replace(before.choice, record={**before.choice.record, "datasets": [_CHOSEN_BEFORE]})
+    shutil.rmtree(before.folder, ignore_errors=True)
     return _final(shop, soup, AUTO, lambda _: choice)
 
 

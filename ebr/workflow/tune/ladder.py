@@ -32,17 +32,18 @@ class Rung:
     steps: int
 
 
-def plan_ladder(n_recipes: int, total_steps: int, epoch_steps: int) -> list[Rung]:
+def plan_ladder(n_recipes: int, total_steps: int, epoch_steps: int, growth: float = 1.0) -> list[Rung]:
     """The rungs for so many steps in all, those of the end among them; with as many recipes as get LEAST_STEPS.
 
-    In the end what was chosen is trained on all records, and the stock recipe beside it: AT_THE_END times the top rung's steps.
-    epoch_steps: steps of one pass over the records; no trial makes more than MOST_EPOCHS passes.
+    In the end what was chosen is trained on all records, and the stock recipe beside it, AT_THE_END trainings of the top rung.
+    epoch_steps: steps of one pass over the records; no trial makes more than MOST_EPOCHS passes. growth: steps of a training
+    in the end, for one of a trial.
     """
     for n in range(n_recipes, 0, -1):
         counts = _counts(n)
         top = FACTOR ** (len(counts) - 1)
-        units = sum(count * FACTOR**place for place, count in enumerate(counts)) + AT_THE_END * top
-        steps = min(total_steps // units, max(LEAST_STEPS, MOST_EPOCHS * epoch_steps // top))
+        units = sum(count * FACTOR**place for place, count in enumerate(counts)) + AT_THE_END * growth * top
+        steps = min(int(total_steps / units), max(LEAST_STEPS, MOST_EPOCHS * epoch_steps // top))
         if steps >= LEAST_STEPS or n == 1:
             return [Rung(count, max(1, steps) * FACTOR**place) for place, count in enumerate(counts)]
     raise ValueError("there is no recipe to try")
@@ -56,14 +57,14 @@ def _counts(n_recipes: int) -> list[int]:
     return counts
 
 
-def total_of(rungs: Sequence[Rung]) -> int:
+def total_of(rungs: Sequence[Rung], growth: float = 1.0) -> int:
     """Steps of the whole ladder, and of the end."""
-    return sum(rung.n_recipes * rung.steps for rung in rungs) + AT_THE_END * rungs[-1].steps
+    return sum(rung.n_recipes * rung.steps for rung in rungs) + AT_THE_END * int(growth * rungs[-1].steps)
 
 
-def n_trainings(n_recipes: int, epoch_steps: int) -> int:
-    """Of a whole ladder, and of the end."""
-    return sum(rung.n_recipes for rung in plan_ladder(n_recipes, 10**6, epoch_steps)) + AT_THE_END
+def n_trials(n_recipes: int, epoch_steps: int) -> int:
+    """Of a whole ladder."""
+    return sum(rung.n_recipes for rung in plan_ladder(n_recipes, 10**6, epoch_steps))
 
 
 def climb(rungs: Sequence[Rung], recipes: Sequence[Recipe], try_recipe: Callable[[Recipe, int], float | None]) -> None:

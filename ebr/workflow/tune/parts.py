@@ -21,7 +21,7 @@ from ebr.data.text.counted import counted
 from ebr.data.text.normal_form import normal_form
 from ebr.data.training.answers import SameAnswer, chain_of_each, count_chains, find_answers
 from ebr.data.training.examples import Example, find_training_files, read_examples
-from ebr.data.training.split import split_validation
+from ebr.data.training.split import connected_groups, split_validation
 from ebr.data.training.text_table import TextTable
 from ebr.errors import DataError
 
@@ -31,8 +31,8 @@ LEAST_QUERIES = 30
 ENOUGH_QUERIES = 150
 """To choose on, where there are so many: a gain of 0.02 nDCG@10 is about two standard errors there. A slow machine leaves out
 documents, and of the queries only what is beyond."""
-ENOUGH_CHAINS = 20
-"""To choose on, where texts of one chain answer each other: queries of one chain gain or lose together."""
+ENOUGH_GROUPS = 10
+"""To choose on, of records that share answers: their queries gain or lose together."""
 _USUAL_SHARE, _LARGEST_SHARE = 0.15, 1 / 3
 MOST_QUERIES = 500
 MOST_ANSWERS = 20
@@ -47,7 +47,8 @@ _REST, _REST_CORPUS = "rest.jsonl", "rest_corpus.jsonl"
 
 @dataclass(frozen=True)
 class Split:
-    """The records of a tuning, in parts. test: empty where an evaluation folder was given. rest: all others, as they were read.
+    """The records of a tuning, in parts. test: empty where an evaluation folder was given. rest: all but those of the test
+    part, and only what stands there is taken out of them.
 
     same_answer: by what texts count as one answer, see ebr.data.training.answers; the recipes of a tuning mask by it, and the
     parts are judged by it.
@@ -61,6 +62,11 @@ class Split:
     texts: TextTable
     same_answer: SameAnswer
 
+    @property
+    def growth(self) -> float:
+        """Records that are trained on in the end, for one of the training part."""
+        return len(self.rest) / len(self.train)
+
     def lines(self) -> list[str]:
         """How many records there are of each, for people."""
         lines = [
@@ -72,7 +78,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a split lie. corpus: texts of the training part that negatives are looked for among."""
+    """Where the parts of a split lie. corpus: texts that negatives are looked for among, those of what is trained on first."""
 
     train: Path
     corpus: Path
@@ -92,7 +98,7 @@ def split_records(config: TuneConfig) -> Split:
     rng = np.random.default_rng(config.seed)
     rest, test = (examples, []) if config.eval_dataset else split_validation(examples, config.test_split, rng, texts)
     same_answer = count_chains(texts.records(examples), config.train_batch_size).shows
-    share = config.choose_split or _share_to_choose_on(examples, texts, same_answer)
+    share = config.choose_split or _share_to_choose_on(examples, texts, 0.0 if config.eval_dataset else config.test_split)
     # A share of all records, whatever was taken for the test.
     train, choose = split_validation(rest, share * len(examples) / len(rest), rng, texts)
     for name, part in (("choose_split", choose), ("test_split", test)):
@@ -105,12 +111,16 @@ def split_records(config: TuneConfig) -> Split:
     return Split(tuple(files), train, choose, test, rest, texts, same_answer)
 
 
-def _share_to_choose_on(examples: Sequence[Example], texts: TextTable, same_answer: SameAnswer) -> float:
-    """Enough to tell recipes apart by: what is chosen learns from these records in the end, so that they are not lost."""
+def _share_to_choose_on(examples: Sequence[Example], texts: TextTable, test_split: float) -> float:
+    """Enough to tell recipes apart by: what is chosen learns from these records in the end, so that they are not lost.
+
+    Half of what lies outside the largest group at most: that stays on one side, and is not all that there is to learn.
+    """
     records = texts.records(examples)
-    n_groups = len({one.query for one in records}) if same_answer == "text" else len(set(chain_of_each(records).values()))
-    enough = ENOUGH_QUERIES if same_answer == "text" else ENOUGH_CHAINS
-    return min(_LARGEST_SHARE, max(_USUAL_SHARE, enough / n_groups))
+    groups = connected_groups(records)
+    enough = max(ENOUGH_QUERIES / len({one.query for one in records}), ENOUGH_GROUPS / len(groups))
+    outside = 1 - max(map(len, groups)) / len(records) - test_split
+    return max(_USUAL_SHARE, min(_LARGEST_SHARE, enough, outside / 2))
 
 
 def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
@@ -120,9 +130,10 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
         return parts
     passages = _passages(split.train)
     further = _drawn(_further_texts(config, split.texts), MOST_CANDIDATES, config.seed, key=lambda one: one.whole)
-    # As in use: what was trained on is searched too. No query of these parts was trained on, and no answer to one.
-    wholes = (one.whole for one in further)
-    beside = _drawn([*_distinct(passages, split.texts), *wholes], MOST_DISTRACTORS, config.seed, key=str)
+    # As in use: what was trained on is searched too. No query of these parts was trained on, and no answer to one. But not
+    # beside chains: whole intents that were trained on draw queries of others, and every recipe would look bad by them.
+    searched = [] if split.same_answer == "chain" else _distinct(passages, split.texts)
+    beside = _drawn([*searched, *(one.whole for one in further)], MOST_DISTRACTORS, config.seed, key=str)
     with write_folder_aside(folder) as aside:
         for records, name, corpus in ((split.train, _TRAIN, _CORPUS), (split.rest, _REST, _REST_CORPUS)):
             _write_lines(aside / name, map(_record, records))

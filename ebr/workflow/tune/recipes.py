@@ -15,7 +15,7 @@ STOCK = "stock"
 
 
 class Ingredient(str, Enum):
-    """What is made before a recipe is trained, from the training part alone."""
+    """What is made before a recipe is trained, of the records that it is trained on, and of the corpora."""
 
     EXTENDED = "extended"
     """Tokens for the characters that the base cannot spell."""
@@ -27,9 +27,6 @@ class Ingredient(str, Enum):
     """Pairs made of the texts themselves: titles, first sentences, crops."""
 
 
-NEGATIVES = {Ingredient.MINED, Ingredient.HYBRID}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """One way to tune. options: of FinetuneConfig, beside those that every recipe of a tuning shares."""
@@ -37,6 +34,11 @@ class Recipe:
     name: str
     ingredients: tuple[Ingredient, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_mined(self) -> bool:
+        """Whether it learns from negatives that are mined for it."""
+        return bool({Ingredient.MINED, Ingredient.HYBRID} & set(self.ingredients))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -128,9 +130,9 @@ def _of_any_base(rates: tuple[float, float, float], facts: DataFacts) -> list[Re
     recipes = [
         Recipe("plain", (), {"learning_rate": first}),
         Recipe("mined", (Ingredient.MINED,), {"learning_rate": first}),
-        Recipe("mined_high", (Ingredient.MINED,), {"learning_rate": high}),
-        Recipe("hybrid", (Ingredient.HYBRID,), {"learning_rate": first, **_HYBRID}),
         Recipe("plain_low", (), {"learning_rate": low}),
+        Recipe("hybrid", (Ingredient.HYBRID,), {"learning_rate": first, **_HYBRID}),
+        Recipe("mined_high", (Ingredient.MINED,), {"learning_rate": high}),
     ]
     if facts.has_corpus:
         recipes.insert(4, Recipe("pairs", (Ingredient.PAIRS,), {"learning_rate": first}))

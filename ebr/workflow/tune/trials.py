@@ -30,7 +30,7 @@ from ebr.data.files.write import FOLDER_MANIFEST, manifest_path, read_json, writ
 from ebr.data.speech import silence
 from ebr.data.training.answers import SameAnswer
 from ebr.workflow.tune.parts import Parts
-from ebr.workflow.tune.recipes import NEGATIVES, Ingredient, Recipe
+from ebr.workflow.tune.recipes import Ingredient, Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -144,7 +144,7 @@ class Workshop:
         return str(folder)
 
     def extending(self, folder: Path) -> ExtendConfig:
-        """How the vocabulary is extended: by the characters of the training part and of the texts beside it."""
+        """How the vocabulary is extended: by the characters of what is trained on, and of the texts beside it."""
         config = self.config
         return ExtendConfig(
             model_name=config.model_name,
@@ -161,8 +161,8 @@ class Workshop:
         if Ingredient.PAIRS in recipe.ingredients:
             of_each = [{"data_path": str(self.parts.train)}, {"data_path": str(self._pairs()), "weight": 0.5}]
             return {"sources": of_each}
-        if NEGATIVES & set(recipe.ingredients):
-            return {"data_path": str(self._mined(base))}
+        if recipe.is_mined:
+            return {"data_path": str(self._mined(recipe, base))}
         return {"data_path": str(self.parts.train)}
 
     def _pairs(self) -> Path:
@@ -173,10 +173,17 @@ class Workshop:
             make_pairs(PairsConfig(corpus=[str(self.parts.corpus)], output_path=path, seed=self.config.seed), say=silence)
         return path
 
-    def _mined(self, base: str) -> Path:
+    def _mined_path(self, recipe: Recipe) -> Path:
+        return self.work / f"mined{'-extended' if Ingredient.EXTENDED in recipe.ingredients else ''}.jsonl"
+
+    def has_mined(self, recipe: Recipe) -> bool:
+        """Whether the negatives of a recipe are there."""
+        return manifest_path(self._mined_path(recipe)).is_file()
+
+    def _mined(self, recipe: Recipe, base: str) -> Path:
         """Records with negatives that the base mines, and the hybrid's scores of them, which not every recipe reads."""
-        path = self.work / f"mined{'' if base == self.config.model_name else '-extended'}.jsonl"
-        if not manifest_path(path).is_file():
+        path = self._mined_path(recipe)
+        if not self.has_mined(recipe):
             from ebr.retrieval.mining.command import mine_hard_negatives
 
             config = self.config
