@@ -92,12 +92,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ladder:
-    """What was tried, in the order in which it was. baselines: of the base, of BM25 and of both together, by name."""
+    """What was tried, in the order in which it was.
+
+    baselines: of the base, of BM25 and of both together, by name. n_in_the_end: records that what was chosen was trained on
+    once more, those that it was chosen on among them; 0 = it was not.
+    """
 
     n_queries: int
     n_documents: int
     baselines: dict[str, float]
     attempts: tuple[Attempt, ...]
+    n_in_the_end: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,12 @@ from ebr.data.evaluation.corpus import read_corpus
 from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.training.examples import Example
 from ebr.workflow.tune.final import WEIGHTS
-from ebr.workflow.tune.ladder import AT_THE_END, LEAST_STEPS
+from ebr.workflow.tune.ladder import LEAST_STEPS, Rung
 from ebr.workflow.tune.parts import thinned
 from ebr.workflow.tune.recipes import STOCK, Recipe
 from ebr.workflow.tune.trials import Workshop
 
+LAST, MINING, DIAL, PROOF = "the last training", "mining of all records", "the dial", "the proof"
 _CHARACTERS_A_TOKEN = 4
 _TIMED_SHARE = 0.2
 """Of the part to choose on, by which the speed of embedding is reckoned."""
@@ -25,7 +26,7 @@ _COST_OF_DROPOUT = 1.8
 """A step of the stock recipe against one without dropout, on two cores of a processor: docs/measurements.md."""
 _AROUND_S = 30
 """For what is nowhere reckoned: reading, the report, the card."""
-_CAREFUL = 0.92
+CAREFUL = 0.92
 """Of the time that is left: steps are not all equally long."""
 _LOOKING = 0.25
 """Of the minutes, that evaluations on the part to choose on may take: the rest is for training, and for the proof."""
@@ -47,6 +48,12 @@ class Spend(NamedTuple):
         every = list(of)
         return cls(sum(one.steps for one in every), sum(one.seconds for one in every))
 
+    @classmethod
+    def most(cls, of: Iterable[Spend]) -> Spend:
+        """Enough for any of these."""
+        every = list(of)
+        return cls(max(one.steps for one in every), max(one.seconds for one in every))
+
 
 @dataclass
 class Budget:
@@ -61,17 +68,12 @@ class Budget:
     used: int = 0
     later: dict[str, Spend] = field(default_factory=dict)
 
-    def allows(self, seconds: float) -> bool:
-        """Whether there is time for something on the ladder, which the steps were shared out for."""
-        if self.ends_at is None:
-            return True
-        return time.monotonic() + seconds + Spend.sum(self.later.values()).seconds <= self.ends_at
-
-    def allows_more(self, spend: Spend) -> bool:
-        """The same beyond the ladder: minutes may have more in them than was reckoned."""
+    def allows(self, spend: Spend, *, is_planned: bool = False) -> bool:
+        """Whether there is something left. is_planned: steps were shared out for it, and only time may have run out."""
+        left = Spend.sum([spend, *self.later.values()])
         if self.ends_at is not None:
-            return self.allows(spend.seconds)
-        return self.used + spend.steps + Spend.sum(self.later.values()).steps <= self.total_steps
+            return time.monotonic() + left.seconds <= self.ends_at
+        return is_planned or self.used + left.steps <= self.total_steps
 
     def left(self) -> str:
         """What is left, for people."""
@@ -153,7 +155,7 @@ class Speed:
     """What was measured before the ladder is planned, in seconds.
 
     step_s: of the plainest recipe. around_s: of a training, beside its steps. evaluation_s: of a trial, loading it included.
-    mining_s: of the negatives, made once for all recipes. dial_s, proof_s: of the end.
+    mining_s: of the negatives of the training part, made once for all recipes. dial_s, proof_s: of the end.
     """
 
     step_s: float = 0.0
@@ -166,13 +168,6 @@ class Speed:
     def training_s(self, steps: int, cost: float) -> float:
         """Of so many steps, each of so many plain ones."""
         return steps * cost * self.step_s + self.around_s
-
-    def steps_in(self, seconds: float, n_trials: int, cost: float) -> int:
-        """Training steps that fit, those of the end among them. cost: of a mean step, 1 = a plain one."""
-        n_trainings = n_trials + AT_THE_END
-        left = seconds - n_trainings * self.around_s - n_trials * self.evaluation_s - self.dial_s - self.proof_s
-        left -= 2 * self.mining_s  # and once more when all records are trained on
-        return max(0, int(_CAREFUL * left / (self.step_s * cost)))
 
     @classmethod
     def measured(cls, shop: Workshop, pace: Pace, recipes: Sequence[Recipe], train: Sequence[Example]) -> Speed:
@@ -196,3 +191,48 @@ class Speed:
             dial_s=(1 + len(WEIGHTS)) * evaluation_s,
             proof_s=3 * (pace.load_s + sum(map(pace.evaluation_s, proved))) + _AROUND_S,
         )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What trainings take. growth: records that are trained on in the end, for one of the training part."""
+
+    growth: float
+    pace: Pace = field(default_factory=Pace)
+    speed: Speed = field(default_factory=Speed)
+
+    def of_trial(self, recipe: Recipe, steps: int) -> Spend:
+        """Trained on the training part, and measured."""
+        return Spend(steps, self.speed.training_s(steps, self.pace.cost(recipe)) + self.speed.evaluation_s)
+
+    def of_last(self, recipe: Recipe, steps: int) -> Spend:
+        """On all records, what takes so many steps on the training part."""
+        steps = self.grown(steps)
+        return Spend(steps, self.speed.training_s(steps, self.pace.cost(recipe)))
+
+    def grown(self, steps: int) -> int:
+        """Steps that pass over all records as often as so many over the training part."""
+        return int(self.growth * steps)
+
+    def of_mining(self, *, on_all: bool) -> Spend:
+        """Of the negatives of the training part, or of all records."""
+        return Spend(0, self.speed.mining_s * (self.growth if on_all else 1.0))
+
+    def of_ladder(self, rungs: Sequence[Rung], recipes: Sequence[Recipe]) -> Spend:
+        """All of it, if the dearest recipes climb; mining included."""
+        first, *higher = rungs
+        tried = recipes[: first.n_recipes]
+        dearest = max(tried, key=self.pace.cost)
+        trials = [self.of_trial(recipe, first.steps) for recipe in tried]
+        trials += [self.of_trial(dearest, rung.steps).times(rung.n_recipes) for rung in higher]
+        return Spend.sum([*trials, self.of_mining(on_all=False)])
+
+    def of_the_end(self, recipes: Sequence[Recipe], stock: Recipe, top: int) -> dict[str, Spend]:
+        """By name, what is to come after a ladder with such a top rung, whatever it finds."""
+        return {
+            DIAL: Spend(0, self.speed.dial_s),
+            MINING: self.of_mining(on_all=True),
+            LAST: Spend.most(self.of_last(recipe, top) for recipe in recipes),
+            stock.name: self.of_last(stock, top),
+            PROOF: Spend(0, self.speed.proof_s),
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from ebr.data.files.write import FOLDER_MANIFEST, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.data.versions import library_versions
-from ebr.errors import ConfigError, DataError, EBRError, Interrupted, ModelError, first_line
-from ebr.workflow.tune.budget import Budget, Pace, Speed, Spend, share_to_look_at
+from ebr.errors import ConfigError, DataError, EBRError, Interrupted, ModelError, SaveError, first_line
+from ebr.workflow.tune.budget import CAREFUL, DIAL, LAST, MINING, Budget, Costs, Pace, Speed, Spend, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
 from ebr.workflow.tune.final import (
     LOADED_BESIDE,
@@ -31,7 +31,7 @@ from ebr.workflow.tune.final import (
     stir,
     with_further_seeds,
 )
-from ebr.workflow.tune.ladder import LEAST_IN_ALL, NO_FIGURE, Rung, climb, n_trials, plan_ladder, total_of
+from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, n_trials, plan_ladder, total_of
 from ebr.workflow.tune.parts import thinned, write_parts
 from ebr.workflow.tune.plan import KIND, MODEL, RECIPE, State, TunePlan, made_with, members_of, plan_tune, spend_of
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 _STOCK_NAME, _CHOSEN_NAME = "stock recipe", "ebr tune"
 _TASTES = "soups"
-_SHARE_OF_STOCK = 1 / 4
-"""Of all steps."""
-_LAST, _DIAL, _PROOF = "the last training", "the dial", "the proof"
 _OF_ONE_RUN = {"few-steps"}
 """Findings that are of a run's own options, which the ladder decides."""
 
@@ -83,7 +80,7 @@ class _Tuning:
         self._began = time.monotonic() - state.seconds
         self._failed: EBRError | None = None
         # Where steps alone count, nobody asks what they take.
-        self.pace, self.speed, self.budget = Pace(), Speed(), Budget(self.config.steps or 0)
+        self.costs, self.budget = Costs(plan.split.growth), Budget(self.config.steps or 0)
         parts = write_parts(plan.split, plan.config, state.folder / "parts")
         bf16 = self._known("bf16", self._is_fast_in_bfloat16)
         choose_on = read_evaluation_set(parts.choose)
@@ -106,12 +103,13 @@ class _Tuning:
         reason = why(choice, base.mean(METRIC))
         self.say(f"choice  {reason}")
         final = make_final(self.shop, choice.soup, base.mean(METRIC), self.say) if choice.soup else None
-        del self.budget.later[_DIAL]
-        again, of_stock = self._train_on_all(final, stock, max(trial.steps for trial in trials))
+        del self.budget.later[DIAL]
+        again, of_stock = self._train_on_all(final, stock, top=max(trial.steps for trial in trials))
         if final and again:
-            final = make_final_again(self.shop.with_what_was_chosen_on(), Soup(tuple(again), ()), final)
+            final = make_final_again(self._on_all, Soup(tuple(again), ()), final)
         reason += self._how_it_ends(again) if final else ""
-        ladder = ladder_of(self.shop, base, baselines, trials, self._without(choice, trials), choice)
+        n_in_the_end = len(self.plan.split.rest) if again else 0
+        ladder = ladder_of(self.shop, base, baselines, trials, self._without(choice, trials), choice, n_in_the_end)
         models = {self.config.model_name: self.config.model_name}
         models |= {_CHOSEN_NAME: str(final.folder)} if final else {}
         models |= {_STOCK_NAME: of_stock.model} if of_stock else {}
@@ -179,45 +177,53 @@ class _Tuning:
 
     def _ladder(self, recipes: list[Recipe], stock: Recipe) -> list[Rung]:
         """The rungs, and what they may spend; with minutes, as many steps as were found to fit in the first run."""
-        if not self.config.steps:
-            self._reckon(recipes, stock)
-        growth = self.plan.split.growth
-        rungs = plan_ladder(len(recipes), self.budget.total_steps, self._epoch_steps, growth)
+        growth, total = self.costs.growth, self.config.steps
+        if total:
+            rungs = plan_ladder(len(recipes), self._epoch_steps, lambda rungs: total_of(rungs, growth) <= total)
+        else:
+            rungs = self._reckoned(recipes, stock)
         words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
         top = rungs[-1].steps
         self.say(
             f"ladder  {total_of(rungs, growth):,} steps: {words}; then what is chosen and the stock recipe, on all records × "
-            f"{self._grown(top):,}"
+            f"{self.costs.grown(top):,}"
         )
-        self.budget.later |= {_DIAL: Spend(0, self.speed.dial_s), _PROOF: Spend(0, self.speed.proof_s)}
-        self.budget.later[stock.name] = self._last(stock, top)
-        self.budget.later[_LAST] = max(self._last(recipe, top) for recipe in recipes)
+        self.budget.later = self.costs.of_the_end(recipes, stock, top)
         return rungs
 
-    def _reckon(self, recipes: list[Recipe], stock: Recipe) -> None:
-        """Turn the minutes into steps, by what a few steps take here. Raises ConfigError where they are too few."""
-        train = self.plan.split.train
-        self.speed = Speed(**self._known("speed", lambda: vars(Speed.measured(self.shop, self.pace, recipes, train))))
-        mean = sum(map(self.pace.cost, recipes)) / len(recipes)
-        cost = (1 - _SHARE_OF_STOCK) * mean + _SHARE_OF_STOCK * self.pace.cost(stock)
-        seconds = self.config.minutes * 60 - (time.monotonic() - self._began)
-        found = self.speed.steps_in(seconds, n_trials(len(recipes), self._epoch_steps), cost)
-        total = self.state.known.get("total_steps") or found
-        if total < LEAST_IN_ALL:
-            raise ConfigError(
-                f"minutes {self.config.minutes:g}: leave {counted(total, 'training step')} on this machine; a recipe, the "
-                f"same on all records, and the stock one take {LEAST_IN_ALL} at least; with more minutes the same command "
-                "goes on"
-            )
-        self.budget = Budget(self._known("total_steps", lambda: total), self._began + self.config.minutes * 60)
+    def _reckoned(self, recipes: list[Recipe], stock: Recipe) -> list[Rung]:
+        """The rungs that fit into the minutes, by what a few steps take here. Raises ConfigError where they are too few."""
+        known, train = self.state.known, self.plan.split.train
+        pace = self.costs.pace
+        speed = Speed(**self._known("speed", lambda: vars(Speed.measured(self.shop, pace, recipes, train))))
+        self.costs = costs = replace(self.costs, speed=speed)
+        ends_at = self._began + 60 * self.config.minutes
+        seconds = CAREFUL * (ends_at - time.monotonic())
+
+        def fits(rungs: list[Rung]) -> bool:
+            end = costs.of_the_end(recipes, stock, rungs[-1].steps)
+            return Spend.sum([costs.of_ladder(rungs, recipes), *end.values()]).seconds <= seconds
+
+        if "rungs" not in known:
+            rungs = plan_ladder(len(recipes), self._epoch_steps, fits)
+            if rungs[0].steps < LEAST_STEPS:
+                raise ConfigError(
+                    f"minutes {self.config.minutes:g}: leave a recipe less than {LEAST_STEPS} training steps on this machine, "
+                    "beside the same on all records and the stock one; with more minutes the same command goes on"
+                )
+            known |= {"rungs": [list(vars(rung).values()) for rung in rungs], "total_steps": total_of(rungs, costs.growth)}
+            self._save()
+        self.budget = Budget(known["total_steps"], ends_at)
+        return [Rung(*one) for one in known["rungs"]]
 
     def _look_at_a_share(self, n_recipes: int) -> None:
         """Let trials be measured on as much of the part to choose on as this machine can embed so often."""
         known, whole = self.state.known, self.shop.choose
-        self.pace = Pace(**self._known("pace", lambda: vars(Pace.measured(self.shop, self.plan.split.train))))
-        if "total_steps" not in known:  # until the ladder stands, other minutes are reckoned with anew
-            n_evaluations = 1 + n_trials(n_recipes, self._epoch_steps) + len(WEIGHTS) + MOST_TASTED
-            known["share"] = share_to_look_at(self.pace.evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
+        pace = Pace(**self._known("pace", lambda: vars(Pace.measured(self.shop, self.plan.split.train))))
+        self.costs = replace(self.costs, pace=pace)
+        if "rungs" not in known:  # until the ladder stands, other minutes are reckoned with anew
+            n_evaluations = 1 + n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
+            known["share"] = share_to_look_at(pace.evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
             known.pop("speed", None)
         part = thinned(whole, known.get("share", 1.0), self.config.seed)
         if part.doc_ids != whole.doc_ids:
@@ -233,24 +239,22 @@ class _Tuning:
         trials: list[Trial] = []
 
         def attempt(recipe: Recipe, steps: int) -> float | None:
-            if not self.shop.has_tried(recipe, steps) and not self.budget.allows(self._seconds(self.shop, recipe, steps)):
+            if not self._has_budget(self.shop, recipe, steps, is_planned=True):
                 self.say(f"trial   {recipe.name} is left out: {self.budget.left()}")
                 return None
             trial = self._tried(self.shop, recipe, steps)
-            if trial is None:
-                return NO_FIGURE
-            trials.append(trial)
-            return trial.mean
+            trials.extend([trial] if trial else [])
+            return trial.mean if trial else NO_FIGURE
 
         climb(rungs, recipes, attempt)
         if not trials and isinstance(self._failed, ModelError):
             raise self._failed
         if not trials:
             raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
-        self._try_more(trials, attempt)
+        self._try_more(trials)
         return trials
 
-    def _try_more(self, trials: list[Trial], attempt: Callable[[Recipe, int], float | None]) -> None:
+    def _try_more(self, trials: list[Trial]) -> None:
         """The recipes that were passed over, with as many steps as the longest trial, as far as the budget goes.
 
         Further seeds of what is best so far come first: they help more surely.
@@ -258,30 +262,24 @@ class _Tuning:
         top = max(trial.steps for trial in trials)
         for recipe in left_below(top, trials):
             best = max(trials, key=lambda trial: trial.mean)
-            self.budget.later[_LAST] = max(self._last(best.recipe, best.steps).times(MOST_SEEDS), self._last(recipe, top))
-            if self._allows_more(self.shop, recipe, top):
-                attempt(recipe, top)
+            seeds = self.costs.of_last(best.recipe, best.steps).times(MOST_SEEDS)
+            self.budget.later[LAST] = Spend.most([seeds, self.costs.of_last(recipe, top)])
+            if self._has_budget(self.shop, recipe, top) and (trial := self._tried(self.shop, recipe, top, is_needed=False)):
+                trials.append(trial)
 
-    # ---------------------------------------------------------------- what trainings may spend
+    @property
+    def _on_all(self) -> Workshop:
+        return self.shop.with_what_was_chosen_on()
 
-    def _seconds(self, shop: Workshop, recipe: Recipe, steps: int) -> float:
-        """What a training takes, with what has to be made for it, and with its evaluation where it is measured."""
-        seconds = self.speed.training_s(steps, self.pace.cost(recipe))
-        seconds += self.speed.mining_s if recipe.is_mined and not shop.has_mined(recipe) else 0.0
-        return seconds + (0.0 if shop.on_all else self.speed.evaluation_s)
-
-    def _grown(self, steps: int) -> int:
-        """Steps that pass over all records as often as so many over the training part."""
-        return int(self.plan.split.growth * steps)
-
-    def _last(self, recipe: Recipe, steps: int) -> Spend:
-        """What takes so many steps on the training part, on all records."""
-        steps = self._grown(steps)
-        return Spend(steps, self._seconds(self.shop.with_what_was_chosen_on(), recipe, steps))
-
-    def _allows_more(self, shop: Workshop, recipe: Recipe, steps: int) -> bool:
-        """Whether there is something left for a training beyond the ladder; one that is kept costs nothing."""
-        return shop.has_tried(recipe, steps) or self.budget.allows_more(Spend(steps, self._seconds(shop, recipe, steps)))
+    def _has_budget(self, shop: Workshop, recipe: Recipe, steps: int, *, is_planned: bool = False) -> bool:
+        """Whether there is something left for a training, and for mining before it; one that is kept costs nothing."""
+        if shop.has_tried(recipe, steps):
+            return True
+        speed, cost = self.costs.speed, self.costs.pace.cost(recipe)
+        spend = Spend(steps, speed.training_s(steps, cost)) if shop.on_all else self.costs.of_trial(recipe, steps)
+        is_to_mine = recipe.is_mined and not shop.has_mined(recipe)
+        mining = [self.costs.of_mining(on_all=shop.on_all)] if is_to_mine else []
+        return self.budget.allows(Spend.sum([spend, *mining]), is_planned=is_planned)
 
     # ---------------------------------------------------------------- the choice, and the end
 
@@ -290,13 +288,14 @@ class _Tuning:
         choice = choose(base.scores[METRIC], trials, seed=self.config.seed)
         if choice.chosen is None:
             return choice
-        self.budget.later[_LAST] = self._last(choice.chosen.recipe, choice.chosen.steps)
+        self.budget.later[LAST] = self.costs.of_last(choice.chosen.recipe, choice.chosen.steps)
 
         def allows(members: Sequence[Trial]) -> bool:
             """To taste them, and to train those beyond the first on all records. What is loaded, the merge loads again."""
-            tasting_s = 2 * (len(members) + LOADED_BESIDE) * self.pace.load_s + self.speed.evaluation_s
-            further = [self._last(one.recipe, one.steps) for one in members[1:]]
-            return self.budget.allows_more(Spend.sum([Spend(0, tasting_s), *further]))
+            pace, speed = self.costs.pace, self.costs.speed
+            tasting_s = 2 * (len(members) + LOADED_BESIDE) * pace.load_s + speed.evaluation_s
+            further = [self.costs.of_last(one.recipe, one.steps) for one in members[1:]]
+            return self.budget.allows(Spend.sum([Spend(0, tasting_s), *further]))
 
         tastes = self.state.known.setdefault(_TASTES, {})
         soup = stir(self.shop, choice.chosen, trials, allows, tastes, self._save, self.say)
@@ -308,26 +307,30 @@ class _Tuning:
         Both learn from the records that were chosen on too, as nobody who takes the stock recipe needs some to choose on; or
         neither does. Of a soup its first members are trained, as each makes it better than those before alone.
         """
-        on_all, soup = self.shop.with_what_was_chosen_on(), final.soup if final else None
-        del self.budget.later[_LAST], self.budget.later[stock.name]
+        soup = final.soup if final else None
+        del self.budget.later[LAST], self.budget.later[MINING]
+        # The model comes first, and what it is compared with before its further parts.
+        for_stock = self.budget.later.pop(stock.name)
         again: list[Trial] = []
         for one in soup.members if soup else ():
-            trial = self._end(on_all, one.recipe, one.steps)
+            trial = self._end(self._on_all, one.recipe, one.steps)
             if trial is None:
                 break
             again.append(trial)
-        of_stock = self._end(self.shop if soup and not again else on_all, stock, top)
+            self.budget.later[stock.name] = for_stock
+        self.budget.later.pop(stock.name, None)
+        of_stock = self._end(self.shop if soup and not again else self._on_all, stock, top)
         if soup and again:
-            seeded = [self._end(on_all, recipe, soup.steps) for recipe in with_further_seeds(soup, self.config.seed)]
+            seeded = [self._end(self._on_all, recipe, soup.steps) for recipe in with_further_seeds(soup, self.config.seed)]
             again += [trial for trial in seeded if trial]
         return again, of_stock
 
     def _end(self, shop: Workshop, recipe: Recipe, steps: int) -> Trial | None:
         """One of the last trainings; None where there is no time for it, or it fails."""
-        steps = self._grown(steps) if shop.on_all else steps
-        if self._allows_more(shop, recipe, steps):
-            return self._tried(shop, recipe, steps)
-        self.say(f"on all  {recipe.name} is left out: {self.budget.left()}")
+        steps = self.costs.grown(steps) if shop.on_all else steps
+        if self._has_budget(shop, recipe, steps):
+            return self._tried(shop, recipe, steps, is_needed=False)
+        self.say(f"{_verb(shop)}  {recipe.name} is left out: {self.budget.left()}")
         return None
 
     def _how_it_ends(self, again: Sequence[Trial]) -> str:
@@ -339,22 +342,24 @@ class _Tuning:
         named = ", ".join(f"{one.recipe.name} with {one.steps:,} steps" for one in again)
         return f"; in the end trained on all{but}, {records}: {'the mean of ' if len(again) > 1 else ''}{named}"
 
-    def _tried(self, shop: Workshop, recipe: Recipe, steps: int) -> Trial | None:
-        """The trial, said; None where the records do not give what the recipe needs, or its training diverges."""
-        verb = "on all" if shop.on_all else "trial "
+    def _tried(self, shop: Workshop, recipe: Recipe, steps: int, *, is_needed: bool = True) -> Trial | None:
+        """The trial, said; None where the records do not give what the recipe needs, or its training diverges.
+
+        is_needed: False = a full disk, too, only leaves it out.
+        """
         try:
             trial, is_new = shop.run(recipe, steps, measure=not shop.on_all)
-        except (ConfigError, DataError, ModelError) as error:
-            if isinstance(error, ConfigError) and not shop.on_all:
+        except (ConfigError, DataError, ModelError, SaveError) as error:
+            if is_needed and isinstance(error, ConfigError | SaveError):
                 raise
-            self._failed = error  # in the end a disk that is too full for one more training is no reason to lose the others
-            self.say(f"{verb}  {recipe.name} is left out: {first_line(error)}")
+            self._failed = error
+            self.say(f"{_verb(shop)}  {recipe.name} is left out: {first_line(error)}")
             return None
         self.budget.used += steps
         self._save()
         kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
         found = f": nDCG@10 {trial.mean:.4f}" if trial.scores else ""
-        self.say(f"{verb}  {recipe.name}, {steps:,} steps{found} ({kept}; {self.budget.left()})")
+        self.say(f"{_verb(shop)}  {recipe.name}, {steps:,} steps{found} ({kept}; {self.budget.left()})")
         return trial
 
     def _without(self, choice: Choice, trials: Sequence[Trial]) -> dict[str, Trial]:
@@ -365,8 +370,8 @@ class _Tuning:
             assert chosen is not None
             recipe = chosen.recipe.without(ingredient)
             trial = next((one for one in trials if one.steps == chosen.steps and one.recipe.is_like(recipe)), None)
-            if trial is None and self._allows_more(self.shop, recipe, chosen.steps):
-                trial = self._tried(self.shop, recipe, chosen.steps)
+            if trial is None and self._has_budget(self.shop, recipe, chosen.steps):
+                trial = self._tried(self.shop, recipe, chosen.steps, is_needed=False)
             if trial:
                 found[ingredient.value] = trial
                 self.say(f"helped  {ingredient.value}: {chosen.mean - trial.mean:+.4f}")
@@ -461,6 +466,10 @@ class _Tuning:
         self._write_manifest(result)
         self.state.end()
         return result
+
+
+def _verb(shop: Workshop) -> str:
+    return "on all" if shop.on_all else "trial "
 
 
 def _again(config: TuneConfig) -> str:

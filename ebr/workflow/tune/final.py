@@ -33,7 +33,7 @@ WEIGHTS = (0.4, 0.6, 0.8)
 LOADED_BESIDE = 3
 """Models that tasting a soup loads beside its members: the base, what was saved, and that again to be measured."""
 _CHOSEN_ON = "records that it was not trained on"
-_CHOSEN_BEFORE = "records that it was trained on only then"
+_CHOSEN_BEFORE = "records held out of the training before the last"
 MOST_SEEDS = 3
 MOST_TASTED = 6
 """Trials that are tried as members of a soup, the best ones: each takes an evaluation."""

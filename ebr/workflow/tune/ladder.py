@@ -6,6 +6,7 @@ with the steps of its rung: the learning rate of each falls to zero at its own e
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,6 @@ FACTOR = 3
 LEAST_STEPS = 8
 """Fewer tell nothing of a recipe."""
 MOST_EPOCHS = 4
-AT_THE_END = 2
-"""Trainings with the steps of the top rung: of what was chosen, and of the stock recipe."""
-LEAST_IN_ALL = (1 + AT_THE_END) * LEAST_STEPS
 NO_FIGURE = float("-inf")
 """Of a recipe that cannot be tried: it goes no further."""
 _MOST_RUNGS = 3
@@ -32,21 +30,22 @@ class Rung:
     steps: int
 
 
-def plan_ladder(n_recipes: int, total_steps: int, epoch_steps: int, growth: float = 1.0) -> list[Rung]:
-    """The rungs for so many steps in all, those of the end among them; with as many recipes as get LEAST_STEPS.
+def plan_ladder(n_recipes: int, epoch_steps: int, fits: Callable[[list[Rung]], bool]) -> list[Rung]:
+    """The longest rungs that fit, with as many recipes as get LEAST_STEPS; what fits no more is one recipe with a step.
 
-    In the end what was chosen is trained on all records, and the stock recipe beside it, AT_THE_END trainings of the top rung.
-    epoch_steps: steps of one pass over the records; no trial makes more than MOST_EPOCHS passes. growth: steps of a training
-    in the end, for one of a trial.
+    epoch_steps: steps of one pass over the records; no trial makes more than MOST_EPOCHS passes.
     """
     for n in range(n_recipes, 0, -1):
         counts = _counts(n)
-        top = FACTOR ** (len(counts) - 1)
-        units = sum(count * FACTOR**place for place, count in enumerate(counts)) + AT_THE_END * growth * top
-        steps = min(int(total_steps / units), max(LEAST_STEPS, MOST_EPOCHS * epoch_steps // top))
-        if steps >= LEAST_STEPS or n == 1:
-            return [Rung(count, max(1, steps) * FACTOR**place) for place, count in enumerate(counts)]
+        most = max(LEAST_STEPS, MOST_EPOCHS * epoch_steps // FACTOR ** (len(counts) - 1))
+        n_fitting = bisect_right(range(1, most + 1), 0, key=lambda steps: 0 if fits(_rungs(counts, steps)) else 1)
+        if n_fitting >= LEAST_STEPS or n == 1:
+            return _rungs(counts, max(1, n_fitting))
     raise ValueError("there is no recipe to try")
+
+
+def _rungs(counts: Sequence[int], steps: int) -> list[Rung]:
+    return [Rung(count, steps * FACTOR**place) for place, count in enumerate(counts)]
 
 
 def _counts(n_recipes: int) -> list[int]:
@@ -58,13 +57,21 @@ def _counts(n_recipes: int) -> list[int]:
 
 
 def total_of(rungs: Sequence[Rung], growth: float = 1.0) -> int:
-    """Steps of the whole ladder, and of the end."""
-    return sum(rung.n_recipes * rung.steps for rung in rungs) + AT_THE_END * int(growth * rungs[-1].steps)
+    """Steps of the whole ladder, and of the two trainings in the end, of what was chosen and of the stock recipe.
+
+    growth: steps of a training in the end, for one of the top rung.
+    """
+    return sum(rung.n_recipes * rung.steps for rung in rungs) + 2 * int(growth * rungs[-1].steps)
 
 
-def n_trials(n_recipes: int, epoch_steps: int) -> int:
+def least_in_all(growth: float) -> int:
+    """Steps of a ladder of one recipe, and of the end."""
+    return total_of([Rung(1, LEAST_STEPS)], growth)
+
+
+def n_trials(n_recipes: int) -> int:
     """Of a whole ladder."""
-    return sum(rung.n_recipes for rung in plan_ladder(n_recipes, 10**6, epoch_steps))
+    return sum(_counts(n_recipes))
 
 
 def climb(rungs: Sequence[Rung], recipes: Sequence[Recipe], try_recipe: Callable[[Recipe, int], float | None]) -> None:

@@ -96,6 +96,11 @@ def split_records(config: TuneConfig) -> Split:
     examples = read_examples(files)
     texts = TextTable.of(examples)
     rng = np.random.default_rng(config.seed)
+    if len(connected_groups(texts.records(examples))) < 3:
+        raise DataError(
+            f"{config.data_path}: the {len(examples):,} records hang together by shared queries and answers, so that none are "
+            "left to choose on; give unrelated records too"
+        )
     rest, test = (examples, []) if config.eval_dataset else split_validation(examples, config.test_split, rng, texts)
     same_answer = count_chains(texts.records(examples), config.train_batch_size).shows
     share = config.choose_split or _share_to_choose_on(examples, texts, 0.0 if config.eval_dataset else config.test_split)
@@ -106,7 +111,7 @@ def split_records(config: TuneConfig) -> Split:
         if queries < LEAST_QUERIES and (part or name == "choose_split"):
             raise DataError(
                 f"{config.data_path}: {name} leaves {counted(queries, 'query', 'queries')}, and by fewer than "
-                f"{LEAST_QUERIES} chance would choose; raise {name}, or give more records"
+                f"{LEAST_QUERIES} chance would choose; raise {name}, or give more records, such as share no answer with these"
             )
     return Split(tuple(files), train, choose, test, rest, texts, same_answer)
 
@@ -120,7 +125,7 @@ def _share_to_choose_on(examples: Sequence[Example], texts: TextTable, test_spli
     groups = connected_groups(records)
     enough = max(ENOUGH_QUERIES / len({one.query for one in records}), ENOUGH_GROUPS / len(groups))
     outside = 1 - max(map(len, groups)) / len(records) - test_split
-    return max(_USUAL_SHARE, min(_LARGEST_SHARE, enough, outside / 2))
+    return min(outside / 2, max(_USUAL_SHARE, min(_LARGEST_SHARE, enough)))
 
 
 def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
@@ -130,10 +135,9 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
         return parts
     passages = _passages(split.train)
     further = _drawn(_further_texts(config, split.texts), MOST_CANDIDATES, config.seed, key=lambda one: one.whole)
-    # As in use: what was trained on is searched too. No query of these parts was trained on, and no answer to one. But not
-    # beside chains: whole intents that were trained on draw queries of others, and every recipe would look bad by them.
-    searched = [] if split.same_answer == "chain" else _distinct(passages, split.texts)
-    beside = _drawn([*searched, *(one.whole for one in further)], MOST_DISTRACTORS, config.seed, key=str)
+    # As in use: what was trained on is searched too. No query of these parts was trained on, and no answer to one.
+    wholes = (one.whole for one in further)
+    beside = _drawn([*_distinct(passages, split.texts), *wholes], MOST_DISTRACTORS, config.seed, key=str)
     with write_folder_aside(folder) as aside:
         for records, name, corpus in ((split.train, _TRAIN, _CORPUS), (split.rest, _REST, _REST_CORPUS)):
             _write_lines(aside / name, map(_record, records))

@@ -17,6 +17,7 @@ from ebr.data.evaluation.corpus import find_corpus
 from ebr.data.evaluation.evaluation_set import evaluation_files, read_evaluation_set
 from ebr.data.files.write import hash_files, read_json, read_manifest, write_json
 from ebr.errors import ConfigError, ModelError
+from ebr.workflow.tune.ladder import least_in_all
 from ebr.workflow.tune.parts import Split, split_records
 from ebr.workflow.tune.recipes import Recipe
 
@@ -76,6 +77,11 @@ def plan_tune(config: TuneConfig) -> TunePlan:
         inputs["model_name"] = digest
     if config.recipe is not None:
         _check_recipe(config, inputs)
+    elif config.steps and config.steps < least_in_all(split.growth):
+        raise ConfigError(
+            f"steps {config.steps}: a recipe, the same on all records, and the stock one take {least_in_all(split.growth)} at "
+            "least; give as many"
+        )
     return TunePlan(config, split, inputs)
 
 

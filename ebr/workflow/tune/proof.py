@@ -30,7 +30,7 @@ def prove(workshop: Workshop, split: Split, models: Mapping[str, str], ladder: L
     config = workshop.config
     folders = [workshop.parts.test, *([config.forgetting_dataset] if config.forgetting_dataset else [])]
     sets = [read_evaluation_set(folder) for folder in folders]
-    leaks = find_leaks([*split.train, *split.choose], sets[0], TextTable.of([*split.train, *split.choose]))
+    leaks = find_leaks(split.rest, sets[0], TextTable.of(split.rest))
     say(leak_line(leaks, ""))
     measured = [_measured(workshop, name, path, sets, say) for name, path in models.items()]
     main, *forgetting = [
@@ -79,8 +79,13 @@ def ladder_of(
     trials: Sequence[Trial],
     without: Mapping[str, Trial],
     choice: Choice,
+    n_in_the_end: int,
 ) -> Ladder:
-    """Every trial, and the soup, beside the base. without: the chosen recipe without an ingredient, by what it lacks."""
+    """Every trial, and the soup, beside the base.
+
+    without: the chosen recipe without an ingredient, by what it lacks. n_in_the_end: records that the model was trained on
+    then, those to choose on among them; 0 = none.
+    """
     from ebr.retrieval.report.parts import Attempt, Ladder
 
     def attempt(soup: Soup, left_out: str | None = None) -> Attempt:
@@ -98,7 +103,7 @@ def ladder_of(
     # What lacks an ingredient of the chosen one may be one of the recipes that were tried: it stands once.
     attempts += [attempt(Soup.of(one), what) for what, one in without.items() if (one.recipe.name, one.steps) not in tried]
     dataset = workshop.choose
-    return Ladder(len(dataset.queries), len(dataset.documents), dict(baselines), tuple(attempts))
+    return Ladder(len(dataset.queries), len(dataset.documents), dict(baselines), tuple(attempts), n_in_the_end)
 
 
 def why(choice: Choice, base_mean: float) -> str:
