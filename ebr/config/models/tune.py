@@ -103,7 +103,8 @@ class _Choice(Config):
         None,
         "share of the records that recipes are compared on; records that share a query or a positive stay together. Not set = "
         "0.15, more where that is fewer than 150 queries, or than ten groups, at most a third",
-        "用于比较各方案的记录比例；共享查询或正例的记录不会被拆开。未设置时为 0.15，不足 150 条查询或十组时相应提高，至多三分之一",
+        "用于比较各方案的记录比例；共享查询或正例的记录不会被拆开。"
+        "未设置时为 0.15，不足 150 条查询或十组时相应提高，至多三分之一",
         gt=0,
         lt=0.5,
     )
