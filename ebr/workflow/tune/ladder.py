@@ -33,7 +33,7 @@ class Rung:
 def plan_ladder(n_recipes: int, epoch_steps: int, fits: Callable[[list[Rung]], bool]) -> list[Rung]:
     """The longest rungs that fit, with as many recipes as get LEAST_STEPS; what fits no more is one recipe with a step.
 
-    epoch_steps: steps of one pass over the records; no trial makes more than MOST_EPOCHS passes.
+    epoch_steps: steps of one pass over the pairs of the records; no trial makes more than MOST_EPOCHS passes.
     """
     for n in range(n_recipes, 0, -1):
         counts = _counts(n)
