@@ -424,6 +424,12 @@ def test_no_query_and_no_answer_stands_on_two_sides(tmp_path, seed):
             assert not one & other
 
 
+def test_a_pass_is_one_over_the_pairs(tmp_path, evaluation_folder):
+    records = [one | {"pos": [*one["pos"], f"another answer {row}"], "neg": []} for row, one in enumerate(records_of(300))]
+    split = split_records(config_for(tmp_path, records, eval_dataset=evaluation_folder))
+    assert split.n_pairs == 2 * len(split.train)
+
+
 def test_with_an_evaluation_folder_there_is_no_test_part(tmp_path, evaluation_folder):
     config = config_for(tmp_path, records_of(300), eval_dataset=evaluation_folder)
     split = split_records(config)

@@ -232,9 +232,8 @@ class _Tuning:
 
     @property
     def _epoch_steps(self) -> int:
-        """Of one pass over the pairs: a record with several positives is drawn with one at a time."""
-        n_pairs = sum(len(one.positives) for one in self.plan.split.train)
-        return -(-n_pairs // self.config.train_batch_size)
+        """Of one pass over the pairs."""
+        return -(-self.plan.split.n_pairs // self.config.train_batch_size)
 
     def _climb(self, rungs: list[Rung], recipes: list[Recipe]) -> list[Trial]:
         """Every trial of the ladder, and what there is time for then. Raises ConfigError without one."""

@@ -67,6 +67,11 @@ class Split:
         """Records that are trained on in the end, for one of the training part."""
         return len(self.rest) / len(self.train)
 
+    @property
+    def n_pairs(self) -> int:
+        """Of the training part: a record with several positives is drawn with one at a time."""
+        return sum(len(one.positives) for one in self.train)
+
     def lines(self) -> list[str]:
         """How many records there are of each, for people."""
         lines = [
