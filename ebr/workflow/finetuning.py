@@ -94,7 +94,10 @@ def _planned(config: FinetuneConfig, processes: Processes, say: Say) -> tuple[Fi
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
-    return plan, settled(config, plan)
+    config = settled(config, plan)
+    # Each process raced for itself, and two that multiply in different precisions would train neither's model.
+    is_slow_in_one = processes.any(not config.bf16)
+    return plan, config.model_copy(update={"bf16": config.bf16 and not is_slow_in_one})
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
 
 @pytest.fixture
 def arguments(tiny_decoder, triplets_file, tmp_path):
-    """`ebr train` into a folder by its name, without dropout (this base has none either)."""
+    """`ebr train` into a folder by its name, without dropout (this base has none either), in one precision wherever it runs."""
 
     def flags(name, *more):
         return [
             "train", f"--model_name_or_path={tiny_decoder}", "--finetune_type=lora", f"--train_dataset={triplets_file}",
             f"--output_dir={tmp_path / name}", "--lora_dropout=0", "--lr=0.001", "--log_with=none", "--warmup_proportion=0",
-            "--gradient_accumulation_steps=1", "--passage_max_len=64", *more,
+            "--gradient_accumulation_steps=1", "--passage_max_len=64", "--bf16=false", *more,
         ]  # fmt: skip
 
     return flags

@@ -13,6 +13,7 @@ from ebr.model.compute import attention
 from ebr.training.plan import plan_finetune, settled
 from ebr.training.resources import mixed_precision as race
 from ebr.training.resources.mixed_precision import mixed_precision, products_dtype
+from ebr.workflow import finetuning
 from ebr.workflow.finetuning import train_sentence_transformer
 
 
@@ -39,7 +40,7 @@ def test_avx512_bf16_alone_has_to_win_a_race(seconds, faster, tmp_path, monkeypa
     info, clock = tmp_path / "cpuinfo", [0.0]
     info.write_text("flags : avx512_bf16\n", encoding="ascii")
     monkeypatch.setattr(attention, "CPU_INFO", info)
-    monkeypatch.setattr(race.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(race.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(race.F, "linear", lambda rows, weight: clock.__setitem__(0, clock[0] + seconds[rows.dtype]))
     race._wins_a_race.cache_clear()
     try:
@@ -48,6 +49,20 @@ def test_avx512_bf16_alone_has_to_win_a_race(seconds, faster, tmp_path, monkeypa
         assert mixed_precision(FinetuneConfig()) == "bf16", "AMX need not race"
     finally:
         race._wins_a_race.cache_clear()
+
+
+@pytest.mark.parametrize("in_the_other", [True, False])
+def test_processes_multiply_alike(in_the_other, tiny_model, pairs_file, tmp_path):
+    """A race may end otherwise in another process: bfloat16 only where it won in all."""
+
+    class Two:
+        count = 2
+
+        def any(self, flag):
+            return flag or not in_the_other
+
+    config = options(tiny_model, pairs_file, tmp_path, max_steps=2, bf16=True)
+    assert finetuning._planned(config, Two(), lambda line: None)[1].bf16 is in_the_other
 
 
 @pytest.mark.parametrize("supported", [True, False])
