@@ -253,7 +253,7 @@ def mixture_of(plan: FinetunePlan, model: SentenceTransformer) -> Mixture | None
     return Mixture(plan.source_of, [source.weight for source in plan.sources], prompts)
 
 
-def settled(config: FinetuneConfig, plan: FinetunePlan) -> FinetuneConfig:
+def settled(config: FinetuneConfig, plan: FinetunePlan, processes: Processes) -> FinetuneConfig:
     """The config with every `auto` as this run takes it, which is what its records hold: they make the same model elsewhere.
 
     A run that is taken up goes on as it began: in its own precision, whatever this machine would be faster in, and with what
@@ -268,7 +268,9 @@ def settled(config: FinetuneConfig, plan: FinetunePlan) -> FinetuneConfig:
         name: before[name] for name in ("bf16", "same_answer") if name in before and config[name] == "auto"
     }
     config = config.model_copy(update=begun)
-    update: dict[str, Any] = {"bf16": mixed_precision(config) == "bf16"}
+    # Each process raced for itself, and two that multiply in different precisions would train neither's model.
+    is_slow_in_one = processes.any(mixed_precision(config) != "bf16")
+    update: dict[str, Any] = {"bf16": not is_slow_in_one}
     if reads_same_answer(config):
         update["same_answer"] = same_answer_of(config, plan.records(), plan.texts.ids)
     return config.model_copy(update=update)

@@ -94,10 +94,7 @@ def _planned(config: FinetuneConfig, processes: Processes, say: Say) -> tuple[Fi
     plan = plan_finetune(config, processes.count)
     for line in plan.lines():
         say(line)
-    config = settled(config, plan)
-    # Each process raced for itself, and two that multiply in different precisions would train neither's model.
-    is_slow_in_one = processes.any(not config.bf16)
-    return plan, config.model_copy(update={"bf16": config.bf16 and not is_slow_in_one})
+    return plan, settled(config, plan, processes)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ebr.model.compute import attention
 from ebr.training.plan import plan_finetune, settled
 from ebr.training.resources import mixed_precision as race
 from ebr.training.resources.mixed_precision import mixed_precision, products_dtype
+from ebr.training.resources.processes import ALONE
 from ebr.workflow import finetuning
 from ebr.workflow.finetuning import train_sentence_transformer
 
@@ -96,7 +97,7 @@ def test_a_run_goes_on_in_its_own_precision(tiny_model, pairs_file, tmp_path):
     config.bf16, config.resume_from_checkpoint = "auto", True
     plan = plan_finetune(config)
     assert mixed_precision(config) == "no", "as on the pretended processor without bfloat16"
-    assert settled(config, plan).bf16 is True
+    assert settled(config, plan, ALONE).bf16 is True
 
 
 @pytest.mark.parametrize(

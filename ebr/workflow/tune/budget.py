@@ -201,14 +201,17 @@ class Costs:
     pace: Pace = field(default_factory=Pace)
     speed: Speed = field(default_factory=Speed)
 
+    def of_training(self, recipe: Recipe, steps: int) -> Spend:
+        """With so many steps, measured by nobody."""
+        return Spend(steps, self.speed.training_s(steps, self.pace.cost(recipe)))
+
     def of_trial(self, recipe: Recipe, steps: int) -> Spend:
         """Trained on the training part, and measured."""
-        return Spend(steps, self.speed.training_s(steps, self.pace.cost(recipe)) + self.speed.evaluation_s)
+        return Spend.sum([self.of_training(recipe, steps), Spend(0, self.speed.evaluation_s)])
 
     def of_last(self, recipe: Recipe, steps: int) -> Spend:
         """On all records, what takes so many steps on the training part."""
-        steps = self.grown(steps)
-        return Spend(steps, self.speed.training_s(steps, self.pace.cost(recipe)))
+        return self.of_training(recipe, self.grown(steps))
 
     def grown(self, steps: int) -> int:
         """Steps that pass over all records as often as so many over the training part."""

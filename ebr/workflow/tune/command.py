@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from ebr.data.evaluation.evaluation_set import read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
-from ebr.data.versions import library_versions
 from ebr.errors import ConfigError, DataError, EBRError, Interrupted, ModelError, SaveError, first_line
 from ebr.workflow.tune.budget import CAREFUL, DIAL, LAST, MINING, Budget, Costs, Pace, Speed, Spend, share_to_look_at
 from ebr.workflow.tune.choice import Choice, choose, left_below
@@ -33,7 +31,7 @@ from ebr.workflow.tune.final import (
 )
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, n_trials, plan_ladder, total_of
 from ebr.workflow.tune.parts import thinned, write_parts
-from ebr.workflow.tune.plan import KIND, MODEL, RECIPE, State, TunePlan, made_with, members_of, plan_tune, spend_of
+from ebr.workflow.tune.plan import MODEL, RECIPE, State, TunePlan, command_again, members_of, plan_tune, recipe_record, spend_of
 from ebr.workflow.tune.proof import ladder_of, over_stock, prove, results_of, why, with_words
 from ebr.workflow.tune.recipes import DataFacts, Recipe, stock_recipe, suggested
 from ebr.workflow.tune.result import TuneResult
@@ -107,7 +105,7 @@ class _Tuning:
         again, of_stock = self._train_on_all(final, stock, top=max(trial.steps for trial in trials))
         if final and again:
             final = make_final_again(self._on_all, Soup(tuple(again), ()), final)
-        reason += self._how_it_ends(again) if final else ""
+        reason += self._how_it_ends(final) if final else ""
         n_in_the_end = len(self.plan.split.rest) if again else 0
         ladder = ladder_of(self.shop, base, baselines, trials, self._without(choice, trials), choice, n_in_the_end)
         models = {self.config.model_name: self.config.model_name}
@@ -276,8 +274,7 @@ class _Tuning:
         """Whether there is something left for a training, and for mining before it; one that is kept costs nothing."""
         if shop.has_tried(recipe, steps):
             return True
-        speed, cost = self.costs.speed, self.costs.pace.cost(recipe)
-        spend = Spend(steps, speed.training_s(steps, cost)) if shop.on_all else self.costs.of_trial(recipe, steps)
+        spend = self.costs.of_training(recipe, steps) if shop.on_all else self.costs.of_trial(recipe, steps)
         is_to_mine = recipe.is_mined and not shop.has_mined(recipe)
         mining = [self.costs.of_mining(on_all=shop.on_all)] if is_to_mine else []
         return self.budget.allows(Spend.sum([spend, *mining]), is_planned=is_planned)
@@ -334,14 +331,13 @@ class _Tuning:
         self.say(f"{_verb(shop)}  {recipe.name} is left out: {self.budget.left()}")
         return None
 
-    def _how_it_ends(self, again: Sequence[Trial]) -> str:
+    def _how_it_ends(self, final: FinalModel) -> str:
         """What the model was made of in the end, in words."""
-        if not again:
+        if not final.on_all:
             return "; not trained on the records that it was chosen on"
         records = counted(len(self.plan.split.rest), "record")
         but = "" if self.config.eval_dataset else " but those of the test part"
-        named = ", ".join(f"{one.recipe.name} with {one.steps:,} steps" for one in again)
-        return f"; in the end trained on all{but}, {records}: {'the mean of ' if len(again) > 1 else ''}{named}"
+        return f"; in the end trained on all{but}, {records}: {final.soup.told}"
 
     def _tried(self, shop: Workshop, recipe: Recipe, steps: int, *, is_needed: bool = True) -> Trial | None:
         """The trial, said; None where the records do not give what the recipe needs, or its training diverges.
@@ -388,7 +384,8 @@ class _Tuning:
             reason += f"; but on the test part it is no better than the base ({taken:.4f} against {base:.4f})"
             final = None
         if final:
-            record = self._recipe(final)
+            trained, bf16 = recipes_of(final.soup), self.shop.bf16
+            record = recipe_record(self.config, self.plan.inputs, trained, final.on_all, final.weight, bf16)
             final.describe(self.config, self.plan.inputs, self.plan.split, report)
             final.move_to(output / MODEL)
             write_json(output / RECIPE, record)
@@ -413,39 +410,10 @@ class _Tuning:
             proof=proof,
             ladder=report.ladder,
             report=page,
-            command=_again(self.config) if final else "",
+            command=command_again(self.config) if final else "",
         )
-        self._write_manifest(result)
-        self.state.end()
+        self._keep(result)
         return result
-
-    def _recipe(self, final: FinalModel) -> dict[str, Any]:
-        """What makes the model again: every option, the recipes with their steps, and how much of their mean."""
-        recipe = {
-            "recipes": recipes_of(final.soup),
-            "on_all": final.on_all,
-            "weight": final.weight,
-            "bf16": self.shop.bf16,
-            "inputs": self.plan.inputs,
-            "made_with": made_with(self.config),
-        }
-        idle = {name: TuneConfig.model_fields[name].default for name in ("minutes", "steps", "forgetting_dataset")}
-        return {"kind": "recipe", "config": {**self.config.to_json(), **idle, "recipe": recipe}}
-
-    def _write_manifest(self, result: TuneResult) -> None:
-        record = {
-            "kind": KIND,
-            "config": self.config.to_json(),
-            "base_model": self.config.model_name,
-            "model": MODEL if result.model_path else None,
-            "why": result.why,
-            "proof": result.proof,
-            "inputs": self.plan.inputs,
-            "found": {name: value for name, value in self.state.known.items() if name != _TASTES},
-            "seconds": round(result.seconds, 1),
-            "versions": library_versions(),
-        }
-        write_json(self.config.output_dir / FOLDER_MANIFEST, record)
 
     def _follow(self, recorded: Mapping[str, Any]) -> TuneResult:
         """Train the recipes that were found before, each with its own steps, and merge as much of them as was then."""
@@ -461,20 +429,16 @@ class _Tuning:
         output = self.config.output_dir
         final.move_to(output / MODEL)
         self._save()
-        named = ", ".join(f"{one.recipe.name} with {one.steps:,} steps" for one in trials)
-        reason = f"{f'the mean of {named}' if len(trials) > 1 else named}, as given"
-        result = TuneResult(self.config.model_name, output / MODEL, reason, self.state.seconds)
-        self._write_manifest(result)
-        self.state.end()
+        result = TuneResult(self.config.model_name, output / MODEL, f"{final.soup.told}, as given", self.state.seconds)
+        self._keep(result)
         return result
+
+    def _keep(self, result: TuneResult) -> None:
+        """Write the manifest, after which there is no work."""
+        found = {name: value for name, value in self.state.known.items() if name != _TASTES}
+        write_json(self.config.output_dir / FOLDER_MANIFEST, result.manifest(self.config, self.plan.inputs, found))
+        self.state.end()
 
 
 def _verb(shop: Workshop) -> str:
     return "on all" if shop.on_all else "trial "
-
-
-def _again(config: TuneConfig) -> str:
-    """The one command that makes the same model again."""
-    output = config.output_dir
-    trust = " --trust_remote_code" if config.trust_remote_code else ""  # no record switches it on
-    return f"ebr tune --config {shlex.quote(str(output / RECIPE))} --output_dir {shlex.quote(f'{output}-again')}{trust}"

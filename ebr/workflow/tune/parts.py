@@ -101,14 +101,16 @@ def split_records(config: TuneConfig) -> Split:
     examples = read_examples(files)
     texts = TextTable.of(examples)
     rng = np.random.default_rng(config.seed)
-    if len(connected_groups(texts.records(examples))) < 3:
+    groups = connected_groups(texts.records(examples))
+    if len(groups) < 3:
         raise DataError(
             f"{config.data_path}: the {len(examples):,} records hang together by shared queries and answers, so that none are "
             "left to choose on; give unrelated records too"
         )
     rest, test = (examples, []) if config.eval_dataset else split_validation(examples, config.test_split, rng, texts)
     same_answer = count_chains(texts.records(examples), config.train_batch_size).shows
-    share = config.choose_split or _share_to_choose_on(examples, texts, 0.0 if config.eval_dataset else config.test_split)
+    n_queries = len({texts.ids[one.query] for one in examples})
+    share = config.choose_split or _share_to_choose_on(groups, n_queries, 0.0 if config.eval_dataset else config.test_split)
     # A share of all records, whatever was taken for the test.
     train, choose = split_validation(rest, share * len(examples) / len(rest), rng, texts)
     for name, part in (("choose_split", choose), ("test_split", test)):
@@ -121,15 +123,14 @@ def split_records(config: TuneConfig) -> Split:
     return Split(tuple(files), train, choose, test, rest, texts, same_answer)
 
 
-def _share_to_choose_on(examples: Sequence[Example], texts: TextTable, test_split: float) -> float:
+def _share_to_choose_on(groups: Sequence[Sequence[int]], n_queries: int, test_split: float) -> float:
     """Enough to tell recipes apart by: what is chosen learns from these records in the end, so that they are not lost.
 
     Half of what lies outside the largest group at most: that stays on one side, and is not all that there is to learn.
     """
-    records = texts.records(examples)
-    groups = connected_groups(records)
-    enough = max(ENOUGH_QUERIES / len({one.query for one in records}), ENOUGH_GROUPS / len(groups))
-    outside = 1 - max(map(len, groups)) / len(records) - test_split
+    sizes = [len(group) for group in groups]
+    enough = max(ENOUGH_QUERIES / n_queries, ENOUGH_GROUPS / len(groups))
+    outside = 1 - max(sizes) / sum(sizes) - test_split
     return min(outside / 2, max(_USUAL_SHARE, min(_LARGEST_SHARE, enough)))
 
 

@@ -6,8 +6,9 @@ Only the same is asked of a state that goes on, and of a recipe that is followed
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,29 @@ def _check_recipe(config: TuneConfig, inputs: Mapping[str, str]) -> None:
 def members_of(recorded: Mapping[str, Any]) -> list[tuple[Recipe, int]]:
     """The recipes of a model, each with its steps. Raises ConfigError, KeyError, TypeError or ValueError for anything else."""
     return [(Recipe.from_json(one["recipe"]), int(one["steps"])) for one in recorded["recipes"]]
+
+
+def recipe_record(
+    config: TuneConfig, inputs: Mapping[str, str], recipes: Sequence[Mapping[str, Any]], on_all: bool, weight: float, bf16: bool
+) -> dict[str, Any]:
+    """What makes a model again: every option, what was trained with its steps, on what, and how much of the mean."""
+    recipe = {
+        "recipes": recipes,
+        "on_all": on_all,
+        "weight": weight,
+        "bf16": bf16,
+        "inputs": inputs,
+        "made_with": made_with(config),
+    }
+    idle = {name: TuneConfig.model_fields[name].default for name in ("minutes", "steps", "forgetting_dataset")}
+    return {"kind": "recipe", "config": {**config.to_json(), **idle, "recipe": recipe}}
+
+
+def command_again(config: TuneConfig) -> str:
+    """The one command that makes the same model again."""
+    output = config.output_dir
+    trust = " --trust_remote_code" if config.trust_remote_code else ""  # no record switches it on
+    return f"ebr tune --config {shlex.quote(str(output / RECIPE))} --output_dir {shlex.quote(f'{output}-again')}{trust}"
 
 
 def made_with(config: TuneConfig) -> dict[str, Any]:

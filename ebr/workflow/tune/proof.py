@@ -112,7 +112,7 @@ def why(choice: Choice, base_mean: float) -> str:
     chosen = choice.chosen or best
     soup = choice.soup or Soup.of(chosen)
     bounds = f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {choice.p:.4f}"
-    taken = f"{chosen.recipe.name} with {chosen.steps:,} steps"
+    taken = chosen.told
     if choice.chosen is None:
         return f"nothing is better than the base beyond chance: {taken} gains {bounds} over its {base_mean:.4f}"
     if len(soup.members) > 1:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ebr.config import TuneConfig
 from ebr.data.result_tables import DataFrame, Fact, Part, Shown, Table, fact_lines
+from ebr.data.versions import library_versions
+from ebr.workflow.tune.plan import KIND, MODEL
 
 if TYPE_CHECKING:
     from ebr.data.evaluation.comparison import Comparison, Interval
@@ -35,6 +39,21 @@ class TuneResult(Shown):
     ladder: Ladder | None = None
     report: Path | None = None
     command: str = ""
+
+    def manifest(self, config: TuneConfig, inputs: Mapping[str, str], found: Mapping[str, Any]) -> dict[str, Any]:
+        """What the folder's manifest holds. found: what was found out once, on the way."""
+        return {
+            "kind": KIND,
+            "config": config.to_json(),
+            "base_model": self.base,
+            "model": MODEL if self.model_path else None,
+            "why": self.why,
+            "proof": self.proof,
+            "inputs": dict(inputs),
+            "found": dict(found),
+            "seconds": round(self.seconds, 1),
+            "versions": library_versions(),
+        }
 
     def summary(self) -> str:
         """What was tried, what is taken and why, what it is worth, and how to make it again."""

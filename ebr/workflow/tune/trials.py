@@ -73,6 +73,11 @@ class Trial(_Scored):
     took_s: float
     """With what was made for it first, loading, and the evaluation."""
 
+    @property
+    def told(self) -> str:
+        """As people are told of it."""
+        return f"{self.recipe.name} with {self.steps:,} steps"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {"recipe": self.recipe.to_json()}
@@ -103,6 +108,11 @@ class Soup(_Scored):
     def name(self) -> str:
         """As people are told of it."""
         return self.members[0].recipe.name if len(self.members) == 1 else f"soup of {len(self.members)}"
+
+    @property
+    def told(self) -> str:
+        """Every training, in words."""
+        return f"{'the mean of ' if len(self.members) > 1 else ''}{', '.join(one.told for one in self.members)}"
 
     @property
     def steps(self) -> int:
