@@ -20,12 +20,14 @@ from ebr import MergeConfig, TuneConfig, merge_adapter, tune_model
 from ebr.data.files.write import read_json
 from ebr.errors import ConfigError, Interrupted, ModelError
 from ebr.retrieval.evaluation.leak_check import Provenance
+from ebr.workflow.tune import choice as choice_module
+from ebr.workflow.tune import climb as climb_module
 from ebr.workflow.tune import command as command_module
 from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import trials as trials_module
 from ebr.workflow.tune.budget import Costs
 from ebr.workflow.tune.plan import WORK, plan_tune
-from ebr.workflow.tune.trials import Soup, Workshop
+from ebr.workflow.tune.trials import Figures, Soup, Workshop
 
 WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "cup", "book", "small", "large")
 STEPS = 300
@@ -171,7 +173,7 @@ def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path
         others = [one for one in trials if one != chosen][:2]
         members = (chosen, *others)
         found = final_module._taste(shop, members, shop.base(chosen.recipe))
-        kept.append(Soup(members, tuple(found["scores"]), found["took_s"]))
+        kept.append(Soup(members, Figures.from_json(found["figures"]), found["took_s"]))
         return kept[0]
 
     def with_copies(shop, soup, *more):
@@ -340,6 +342,26 @@ def test_records_that_cannot_help_leave_the_base(tiny_model, tmp_path):
     assert read_json(tmp_path / "tuned" / "ebr_manifest.json")["model"] is None
 
 
+def test_an_open_choice_is_settled_on_further_records(tiny_model, tmp_path, monkeypatch):
+    """What one part does not tell is told by two; a tuning that is killed on the second one goes on with it."""
+    told_by = property(lambda gain: gain.ndcg.n > 150)
+    monkeypatch.setattr(choice_module.Gain, "is_sure", told_by)
+    monkeypatch.setattr(choice_module.Choice, "is_open", property(lambda choice: choice.chosen is None))
+    monkeypatch.setattr(climb_module.Budget, "allows", lambda self, spend, *, is_planned=False: True)
+    config, said = config_for(tmp_path, tiny_model, records_of(400), steps=64), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Workshop, "figures_of_base", lambda shop: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted):
+            tune_model(config, say=said.append)
+    assert any(line.startswith("part 2") and "(kept" not in line for line in said)
+    found = tune_model(config, say=said.append)
+    assert sum(line.startswith("part 2") and "(kept" not in line for line in said) == 1, "a trial is never run twice"
+    assert not any(line.startswith("part 3") for line in said)
+    n_queries = found.ladder.gain.n
+    assert f"on {n_queries} queries of 2 parts" in found.why and n_queries > found.ladder.n_queries
+    assert found.ladder.n_parts == 2
+
+
 def test_a_choice_that_the_proof_speaks_against_is_not_kept(tiny_model, tmp_path, monkeypatch):
     """What is best on the part to choose on can be chance: with less than the base on the test part, the base is the answer."""
     from ebr.workflow.tune import command
@@ -356,7 +378,7 @@ def test_minutes_are_kept(tiny_model, tmp_path, monkeypatch):
 
     Nor is what was reckoned with them: half of the documents are looked at, as the minutes allow in the end.
     """
-    monkeypatch.setattr(command_module, "share_to_look_at", lambda _, n, seconds: 0.1 if seconds < 1 else 0.5)
+    monkeypatch.setattr(climb_module, "share_to_look_at", lambda _, n, seconds: 0.1 if seconds < 1 else 0.5)
     config = config_for(tmp_path, tiny_model, records_of(300), steps=None, minutes=0.001)
     with pytest.raises(ConfigError, match=r"minutes 0.001: leave a recipe less than 8 training steps"):
         tune_model(config, say=silent)

@@ -32,9 +32,9 @@ from ebr.workflow.tune.ladder import (
     total_of,
 )
 from ebr.workflow.tune.parts import ENOUGH_QUERIES, _drawn, judgements, split_records, thinned, write_parts
-from ebr.workflow.tune.proof import why
 from ebr.workflow.tune.recipes import DataFacts, Ingredient, Recipe, stock_recipe, suggested
-from ebr.workflow.tune.trials import Soup, Trial
+from ebr.workflow.tune.result import why
+from ebr.workflow.tune.trials import Figures, Soup, Trial
 
 FACTS = DataFacts(unknown=0.0, same_answer="text", every_record_has_negatives=False, has_corpus=False)
 
@@ -196,8 +196,14 @@ def test_a_recipe_of_somebody_else_is_refused():
 # ---------------------------------------------------------------- the choice
 
 
-def trial(name, scores, ingredients=(), steps=10):
-    return Trial(Recipe(name, tuple(ingredients)), steps, f"/{name}-{steps}", tuple(scores), 1.0, 2.0)
+def figures(ndcg, likelihood=None):
+    """Of a model; the answers as likely as anybody's unless it is told."""
+    ndcg = np.asarray(ndcg, np.float64)
+    return Figures(ndcg, np.zeros(len(ndcg)) if likelihood is None else np.asarray(likelihood, np.float64))
+
+
+def trial(name, scores, ingredients=(), steps=10, likelihood=None):
+    return Trial(Recipe(name, tuple(ingredients)), steps, f"/{name}-{steps}", figures(scores, likelihood), 1.0, 2.0)
 
 
 def test_the_simplest_of_equals_is_taken():
@@ -205,10 +211,10 @@ def test_the_simplest_of_equals_is_taken():
     base = rng.random(200) * 0.5
     noise = rng.normal(0, 0.1, 200)
     plain, mined = base + 0.2, base + 0.201 + noise - noise.mean()
-    choice = choose(base, [trial("plain", plain), trial("mined", mined, [Ingredient.MINED])], seed=0)
+    choice = choose(figures(base), [trial("plain", plain), trial("mined", mined, [Ingredient.MINED])], seed=0)
     assert choice.chosen is not None
     assert (choice.best.recipe.name, choice.chosen.recipe.name) == ("mined", "plain")
-    better = choose(base, [trial("plain", plain), trial("mined", base + 0.25 + noise, [Ingredient.MINED])], seed=0)
+    better = choose(figures(base), [trial("plain", plain), trial("mined", base + 0.25 + noise, [Ingredient.MINED])], seed=0)
     assert better.chosen.recipe.name == "mined", "more than a standard error better"
 
 
@@ -217,7 +223,7 @@ def test_what_is_clear_is_not_given_up_for_what_is_simple():
     base = np.full(300, 0.5)
     steady = np.where(np.arange(300) % 3 == 0, 0.56, 0.5)  # +0.02, on every third query
     shaky = base + np.where(np.arange(300) % 2 == 0, 0.32, -0.285)  # +0.0175, up and down
-    choice = choose(base, [trial("plain", shaky), trial("mined", steady, [Ingredient.MINED])], seed=0)
+    choice = choose(figures(base), [trial("plain", shaky), trial("mined", steady, [Ingredient.MINED])], seed=0)
     assert is_as_good(shaky, steady)
     assert choice.chosen is not None and choice.chosen.recipe.name == "mined"
 
@@ -237,7 +243,7 @@ def stirred(trials, worth, monkeypatch, n_times=99):
         assert {shop.base(one.recipe) for one in members} == {base}
         tasted.append("".join(one.recipe.name for one in members))
         found = worth.get(tasted[-1], 0.0)
-        return {"error": found} if isinstance(found, str) else {"scores": [found], "took_s": 1.0}
+        return {"error": found} if isinstance(found, str) else {"figures": figures([found]).to_json(), "took_s": 1.0}
 
     monkeypatch.setattr(final_module, "_taste", taste)
     soup = stir(Kitchen(), trials[0], trials, lambda members: len(tasted) < n_times, {}, lambda: None, lambda line: None)
@@ -261,24 +267,24 @@ def test_a_soup_takes_in_what_makes_it_better(monkeypatch):
 def test_a_soup_is_told_as_what_it_is():
     a, b = trial("a", [0.2, 0.4], steps=30), trial("b", [0.1, 0.3], steps=10)
     assert (Soup.of(a).name, Soup.of(a).steps, Soup.of(a).mean) == ("a", 30, pytest.approx(0.3))
-    both = Soup((a, b), (0.4, 0.6), 1.0)
+    both = Soup((a, b), figures([0.4, 0.6]), 1.0)
     assert (both.name, both.steps, both.mean) == ("soup of 2", 40, pytest.approx(0.5))
     base, rng = np.full(200, 0.3), np.random.default_rng(0)
     better = trial("a", base + rng.normal(0.05, 0.02, 200))
-    choice = choose(base, [better], seed=0)
-    found = choice.with_soup(Soup((better, b), tuple(better.by_query() + 0.1)), base, seed=0)
-    assert found.gain.difference == pytest.approx(choice.gain.difference + 0.1)
+    choice = choose(figures(base), [better], seed=0)
+    found = choice.with_soup(Soup((better, b), figures(better.ndcg + 0.1)), figures(base), seed=0)
+    assert found.gain.ndcg.difference == pytest.approx(choice.gain.ndcg.difference + 0.1)
     assert "the mean of a with 10 steps and b with 10 finds more than each" in why(found, 0.3)
-    doubtful = choice.with_soup(Soup((better, b), tuple(base + rng.normal(0.05, 2.0, 200))), base, seed=0)
+    doubtful = choice.with_soup(Soup((better, b), figures(base + rng.normal(0.05, 2.0, 200))), figures(base), seed=0)
     assert doubtful.soup.members == (better,) and doubtful.gain == choice.gain, "what is not beyond chance is not taken"
 
 
 def test_a_recipe_alone_gets_further_seeds():
-    one = Trial(Recipe("plain", (), {"learning_rate": 1e-3}), 10, "/plain", (0.5,), 1.0, 2.0)
+    one = Trial(Recipe("plain", (), {"learning_rate": 1e-3}), 10, "/plain", None, 1.0, 2.0)
     seeded = with_further_seeds(Soup.of(one), 2**32 - 1)
     assert [(recipe.name, recipe.options["seed"]) for recipe in seeded] == [("plain_seed_0", 0), ("plain_seed_1", 1)]
     assert all(recipe.options["learning_rate"] == 1e-3 for recipe in seeded)
-    assert with_further_seeds(Soup((one, one), ()), 0) == []
+    assert with_further_seeds(Soup((one, one)), 0) == []
 
 
 @pytest.mark.parametrize("is_extended", [False, True])
@@ -331,9 +337,53 @@ def test_where_nothing_helps_the_base_is_the_answer():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         base = rng.random(300)
-        trials = [trial(f"r{number}", np.clip(base + rng.normal(-0.01, 0.2, 300), 0, 1)) for number in range(8)]
-        stays += choose(base, trials, seed=seed).chosen is None
+
+        def harmed(number, rng=rng, base=base):
+            """Likelihood suffers as rankings do, and is not independent of them."""
+            change = rng.normal(0, 0.2, 300)
+            likelihood = rng.normal(-0.05, 1.0, 300) + 2 * change
+            return trial(f"r{number}", np.clip(base - 0.01 + change, 0, 1), likelihood=likelihood)
+
+        stays += choose(figures(base), [harmed(number) for number in range(8)], seed=seed).chosen is None
     assert stays >= 18
+
+
+def test_likelihood_tells_where_the_first_ten_do_not():
+    """Its gain is taken only where nDCG@10 is higher too; what is decided by it says so."""
+    rng = np.random.default_rng(0)
+    base = rng.random(150)
+    noise = rng.normal(0, 0.15, 150)
+    noise -= noise.mean()
+    likelier = rng.normal(0.2, 0.4, 150)
+    higher, lower = base + 0.01 + noise, base - 0.001 + noise
+    assert choose(figures(base), [trial("a", higher)], seed=0).chosen is None, "too few queries to tell"
+    choice = choose(figures(base), [trial("a", higher, likelihood=likelier)], seed=0)
+    assert choice.chosen is not None and not choice.gain.is_sure_by_ndcg
+    assert "log-likelihood +0.2" in why(choice, 0.5)
+    assert choose(figures(base), [trial("a", lower, likelihood=likelier)], seed=0).chosen is None
+    assert choose(figures(base), [trial("a", higher, likelihood=-likelier)], seed=0).chosen is None
+    clear = choose(figures(base), [trial("a", base + 0.1 + noise, likelihood=likelier)], seed=0)
+    assert clear.gain.is_sure_by_ndcg and "likelihood" not in why(clear, 0.5)
+
+
+def test_an_open_choice_is_settled_by_the_queries_of_further_parts():
+    """Three parts of 100 with one gain and one noise: too few alone, enough together."""
+    rng = np.random.default_rng(3)
+    bases = [rng.random(100) for _ in range(3)]
+    noise = [rng.normal(0, 0.1, 100) for _ in range(3)]
+    founds = [base + 0.015 + one - one.mean() for base, one in zip(bases, noise, strict=True)]
+    choice = choose(figures(bases[0]), [trial("a", founds[0]), trial("b", founds[0] - 0.1)], seed=0)
+    assert choice.is_open and choice.n_parts == 1
+    parts = [(figures(base), figures(found)) for base, found in zip(bases, founds, strict=True)]
+    settled = choice.seen_on(parts, seed=0)
+    assert settled.chosen is choice.best and not settled.is_open
+    assert (settled.gain.ndcg.n, settled.n_parts) == (300, 3)
+    assert settled.gain.ndcg.difference == pytest.approx(0.015)
+    assert "on 300 queries of 3 parts" in why(settled, 0.5)
+    alone = settled.with_soup(Soup.of(settled.chosen), parts[0][0], seed=0)
+    assert alone.gain == settled.gain and alone.n_parts == 3, "what the parts told is not forgotten for the first of them"
+    worse = choice.seen_on([parts[0], (parts[1][1], parts[1][0])], seed=0)
+    assert worse.chosen is None and worse.gain.ndcg.difference == pytest.approx(0.0)
 
 
 # ---------------------------------------------------------------- the split
@@ -435,6 +485,19 @@ def test_with_an_evaluation_folder_there_is_no_test_part(tmp_path, evaluation_fo
     split = split_records(config)
     assert (len(split.train), len(split.choose), split.test) == (200, 100, [])
     assert write_parts(split, config, tmp_path / "parts").test == evaluation_folder
+
+
+def test_others_to_choose_on_were_never_chosen_on(tmp_path, evaluation_folder):
+    """Each part has as many as the first; none comes twice, what is chosen on is not trained on, and then there are no more."""
+    first = split_records(config_for(tmp_path, records_of(120), eval_dataset=evaluation_folder))
+    assert len(first.choose) == 40
+    seen, split, n_parts = set(), first, 0
+    while split:
+        queries = {one.query for one in split.choose}
+        assert not queries & seen and not queries & {one.query for one in split.train}
+        assert len(split.train) + len(split.choose) == 120 and split.rest == first.rest
+        seen, n_parts, split = seen | queries, n_parts + 1, split.with_others_to_choose_on(42)
+    assert (n_parts, len(seen)) == (3, 120)
 
 
 def test_too_few_records_to_choose_on_are_refused(tmp_path):

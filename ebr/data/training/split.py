@@ -14,26 +14,33 @@ from ebr.errors import DataError
 
 
 def split_validation(
-    examples: Sequence[Example], share: float, rng: np.random.Generator, texts: TextTable
+    examples: Sequence[Example],
+    share: float,
+    rng: np.random.Generator,
+    texts: TextTable,
+    *,
+    seen: Collection[str] = (),
 ) -> tuple[list[Example], list[Example]]:
     """Split into training and validation examples that have no text in common; texts: the table that says which are the same.
 
     Examples that share a query or a positive stay on one side. A negative may be anyone's text, a mined one is always another
     example's positive: one whose text stands on the other side is left out of its example, and the example stays.
-    share: wanted part of the examples in the validation split, 0 to 1; the groups decide how near it can be met.
-    Raises DataError when one connected group is so large that no split is left.
+    share: wanted part of the examples in the validation split, 0 to 1; the groups decide how near it can be met. seen: queries
+    that are not held out, like those of a split before. Raises DataError when one connected group is so large that no split is
+    left, or when all were seen.
     """
     if share == 0:
         return list(examples), []
-    groups = connected_groups(texts.records(examples))
+    every = connected_groups(texts.records(examples))
+    groups = [group for group in every if not any(examples[index].query in seen for index in group)] if seen else every
     wanted = min(max(1, round(share * len(examples))), len(examples) - 1)
     held_out: list[int] = []
     for index in rng.permutation(len(groups)):
         if len(held_out) + len(groups[index]) <= wanted:
             held_out.extend(groups[index])
     if not held_out:
-        held_out = list(sorted(groups, key=len)[0])
-        if len(held_out) > len(examples) / 2:
+        held_out = list(min(groups, key=len, default=()))
+        if not held_out or len(held_out) > len(examples) / 2:
             raise DataError(
                 f"validation_split {share}: the {len(examples)} records hang together by shared queries and positives, so none "
                 "can be held out; set validation_split to 0 or add unrelated records"

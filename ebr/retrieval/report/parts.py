@@ -95,13 +95,17 @@ class Ladder:
     """What was tried, in the order in which it was.
 
     baselines: of the base, of BM25 and of both together, by name. n_in_the_end: records that what was chosen was trained on
-    once more, those that it was chosen on among them; 0 = it was not.
+    once more, those that it was chosen on among them; 0 = it was not. gain, likelihood: of what was chosen, or of the best,
+    over the base, in nDCG@10 and in nats of the right answers; on the queries of n_parts parts of the records.
     """
 
     n_queries: int
     n_documents: int
     baselines: dict[str, float]
     attempts: tuple[Attempt, ...]
+    gain: Interval
+    likelihood: Interval
+    n_parts: int = 1
     n_in_the_end: int = 0
 
 

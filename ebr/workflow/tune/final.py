@@ -21,7 +21,7 @@ from ebr.errors import ModelError, first_line
 from ebr.workflow.tune.parts import Split
 from ebr.workflow.tune.plan import MODEL
 from ebr.workflow.tune.recipes import Recipe
-from ebr.workflow.tune.trials import METRIC, Soup, Trial, Workshop
+from ebr.workflow.tune.trials import METRIC, Figures, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
     from ebr.model.command import Choose
@@ -134,7 +134,7 @@ def stir(
         if "error" in found:
             say(f"soup    with {one.recipe.name} is left out: {found['error']}")
             continue
-        tasted = Soup(members, tuple(found["scores"]), found["took_s"])
+        tasted = Soup(members, Figures.from_json(found["figures"]), found["took_s"])
         say(f"soup    with {one.recipe.name}, {one.steps:,} steps: nDCG@10 {tasted.mean:.4f}")
         if tasted.mean > max(soup.mean, one.mean):
             soup = tasted
@@ -142,7 +142,7 @@ def stir(
 
 
 def _taste(shop: Workshop, members: tuple[Trial, ...], base: str) -> dict[str, Any]:
-    """Scores and seconds of these trials as one model, as plain JSON; error: why they make none."""
+    """Figures and seconds of these trials as one model, as plain JSON; error: why they make none."""
     from ebr.workflow.merging import merge_adapter
 
     started = time.perf_counter()
@@ -152,9 +152,9 @@ def _taste(shop: Workshop, members: tuple[Trial, ...], base: str) -> dict[str, A
         merge_adapter(_merging(shop, members, base, folder, 1.0), say=silence)
     except ModelError as error:
         return {"error": first_line(error)}
-    scores = shop.evaluate(str(folder)).scores[METRIC]
+    figures = Figures.of(shop.evaluate(str(folder)))
     shutil.rmtree(folder, ignore_errors=True)
-    return {"scores": scores.tolist(), "took_s": round(time.perf_counter() - started, 1)}
+    return {"figures": figures.to_json(), "took_s": round(time.perf_counter() - started, 1)}
 
 
 # ---------------------------------------------------------------- the last training

@@ -51,7 +51,7 @@ class Split:
     part, and only what stands there is taken out of them.
 
     same_answer: by what texts count as one answer, see ebr.data.training.answers; the recipes of a tuning mask by it, and the
-    parts are judged by it.
+    parts are judged by it. seen: queries that were chosen on before, see with_others_to_choose_on.
     """
 
     files: tuple[Path, ...]
@@ -61,6 +61,19 @@ class Split:
     rest: list[Example]
     texts: TextTable
     same_answer: SameAnswer
+    seen: frozenset[str] = frozenset()
+
+    def with_others_to_choose_on(self, seed: int) -> Split | None:
+        """The same records, with as many others to choose on that never were; None where too few are left."""
+        seen = self.seen | {one.query for one in self.choose}
+        rng = np.random.default_rng((seed, len(seen)))
+        try:
+            train, choose = split_validation(self.rest, len(self.choose) / len(self.rest), rng, self.texts, seen=seen)
+        except DataError:
+            return None
+        n_queries, n_now = (len({one.query for one in part}) for part in (choose, self.choose))
+        is_enough = n_queries >= max(LEAST_QUERIES, n_now / 2)
+        return replace(self, train=train, choose=choose, seen=seen) if is_enough else None
 
     @property
     def growth(self) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ebr.workflow.tune.recipes import Recipe
 KIND = "tuning"
 WORK, MODEL, RECIPE = "work", "model", "recipe.json"
 _STATE = "state.json"
+_FORMAT = 2
 _FREE = {"output_dir", "trust_remote_code", "language", "minutes"}
 """Options that may change between the runs of one tuning: they move no weight, and what is left of the time is asked anew."""
 
@@ -143,12 +145,16 @@ def made_with(config: TuneConfig) -> dict[str, Any]:
 
 @dataclass
 class State:
-    """What a killed tuning needs to go on. known: what was found out once, like the steps that fit into the minutes."""
+    """What a killed tuning needs to go on, and its clock.
+
+    known: what was found out once, like the steps that fit into the minutes. began: of time.monotonic(), as if it had never
+    been interrupted.
+    """
 
     folder: Path
     asked: dict[str, Any]
-    seconds: float = 0.0
     known: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
 
     @classmethod
     def begin_or_go_on(cls, config: TuneConfig, inputs: Mapping[str, str]) -> tuple[State, bool]:
@@ -158,21 +164,38 @@ class State:
         asked = {"options": options, "inputs": dict(inputs)}
         if (work / _STATE).is_file():
             kept = read_json(work / _STATE)
+            if kept.get("format") != _FORMAT:
+                raise ConfigError(
+                    f"output_dir {config.output_dir}: holds an unfinished tuning of another version of EBR; give another folder"
+                )
             differ = [*_differing(kept["asked"]["options"], options), *_differing(kept["asked"]["inputs"], asked["inputs"])]
             if differ:
                 raise ConfigError(
                     f"output_dir {config.output_dir}: holds an unfinished tuning that differs in {', '.join(differ)}; go on "
                     "with the same, or give another folder"
                 )
-            return cls(work, asked, kept["seconds"], kept["known"]), True
+            return cls(work, asked, kept["known"], time.monotonic() - kept["seconds"]), True
         work.mkdir(parents=True, exist_ok=True)
         state = cls(work, asked)
         state.save()
         return state, False
 
+    @property
+    def seconds(self) -> float:
+        """That the tuning has taken, interruptions apart."""
+        return time.monotonic() - self.began
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """A figure that is found out once for a tuning, however often it is interrupted."""
+        if name not in self.known:
+            self.known[name] = find()
+            self.save()
+        return self.known[name]
+
     def save(self) -> None:
         """Write it, whole or not at all."""
-        write_json(self.folder / _STATE, {"asked": self.asked, "seconds": round(self.seconds, 1), "known": self.known})
+        seconds = round(self.seconds, 1)
+        write_json(self.folder / _STATE, {"format": _FORMAT, "asked": self.asked, "seconds": seconds, "known": self.known})
 
     def end(self) -> None:
         """The work is done: its files go, first what says that there is work."""

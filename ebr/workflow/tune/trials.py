@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,12 @@ from ebr.config import (
 )
 from ebr.config.mining import HYBRID
 from ebr.config.shared.objective import LOSSES
-from ebr.data.evaluation.evaluation_set import EvaluationSet
+from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, manifest_path, read_json, write_json
 from ebr.data.speech import silence
+from ebr.data.text.counted import counted
 from ebr.data.training.answers import SameAnswer
-from ebr.workflow.tune.parts import Parts
+from ebr.workflow.tune.parts import Parts, Split, thinned, write_parts
 from ebr.workflow.tune.recipes import Ingredient, Recipe
 
 if TYPE_CHECKING:
@@ -38,37 +39,75 @@ if TYPE_CHECKING:
     from ebr.model.encoder.loaded import LoadedModel
     from ebr.retrieval.measures.measurement import Evaluation
 
-METRIC = "ndcg@10"
+Scores = npt.NDArray[np.float64]
+METRIC, LIKELIHOOD = "ndcg@10", "log-likelihood"
 DEPTH = 100
 """Documents ranked a query: as deep as Recall@100 looks."""
-_RECORD = "trial.json"
+_RECORD, _BASE = "trial.json", "base.json"
 _SAVES = 4
 """Checkpoints that a trial writes on its way, so that a killed one loses a quarter of itself at most."""
 
 
-class _Scored:
-    """What was measured on the part to choose on. scores: nDCG@10 by query."""
+@dataclass(frozen=True)
+class Figures:
+    """Of a model on the part to choose on, by query: (Q,) each, higher is better.
 
-    scores: tuple[float, ...]
+    ndcg: nDCG@10, 0 to 1. likelihood: see ebr.retrieval.measures.likelihood.
+    """
+
+    ndcg: Scores
+    likelihood: Scores
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Figures:
+        """Those of Workshop.evaluate."""
+        return cls(evaluation.scores[METRIC], evaluation.scores[LIKELIHOOD])
+
+    @classmethod
+    def joined(cls, several: Sequence[Figures]) -> Figures:
+        """Of the queries of several parts."""
+        return cls(np.concatenate([one.ndcg for one in several]), np.concatenate([one.likelihood for one in several]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"ndcg": self.ndcg.tolist(), "likelihood": self.likelihood.tolist()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Figures:
+        """What to_json wrote."""
+        return cls(np.asarray(record["ndcg"], np.float64), np.asarray(record["likelihood"], np.float64))
+
+
+class _Measured:
+    """What was measured on the part to choose on. figures: None = nothing was."""
+
+    figures: Figures | None
+
+    @property
+    def ndcg(self) -> Scores:
+        """(Q,) nDCG@10 by query."""
+        return self.measured.ndcg
+
+    @property
+    def measured(self) -> Figures:
+        """The figures of what has some."""
+        assert self.figures is not None
+        return self.figures
 
     @property
     def mean(self) -> float:
-        """nDCG@10 on the part to choose on."""
-        return float(np.mean(self.scores))
-
-    def by_query(self) -> npt.NDArray[np.float64]:
-        """(Q,) the scores."""
-        return np.asarray(self.scores, np.float64)
+        """nDCG@10."""
+        return float(np.mean(self.ndcg))
 
 
-@dataclass(frozen=True)
-class Trial(_Scored):
-    """One recipe tried. model: the folder of the trained model, an adapter or a whole one. scores: nDCG@10 by query."""
+@dataclass(frozen=True, eq=False)
+class Trial(_Measured):
+    """One recipe tried. model: the folder of the trained model, an adapter or a whole one."""
 
     recipe: Recipe
     steps: int
     model: str
-    scores: tuple[float, ...]
+    figures: Figures | None
     train_s: float
     took_s: float
     """With what was made for it first, loading, and the evaluation."""
@@ -80,29 +119,31 @@ class Trial(_Scored):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"recipe": self.recipe.to_json()}
+        figures = self.figures.to_json() if self.figures else None
+        return {**vars(self), "recipe": self.recipe.to_json(), "figures": figures}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Trial:
         """What to_json wrote."""
-        return cls(**{**record, "recipe": Recipe.from_json(record["recipe"]), "scores": tuple(record["scores"])})
+        figures = Figures.from_json(record["figures"]) if record["figures"] else None
+        return cls(**{**record, "recipe": Recipe.from_json(record["recipe"]), "figures": figures})
 
 
-@dataclass(frozen=True)
-class Soup(_Scored):
+@dataclass(frozen=True, eq=False)
+class Soup(_Measured):
     """Trials of one base as one model, the mean of what they learnt: Wortsman et al. 2022, "Model soups"; or one alone.
 
-    scores: nDCG@10 by query. took_s: of merging and measuring it, its trials apart.
+    took_s: of merging and measuring it, its trials apart.
     """
 
     members: tuple[Trial, ...]
-    scores: tuple[float, ...]
+    figures: Figures | None = None
     took_s: float = 0.0
 
     @classmethod
     def of(cls, trial: Trial) -> Soup:
         """One trial alone."""
-        return cls((trial,), trial.scores)
+        return cls((trial,), trial.figures)
 
     @property
     def name(self) -> str:
@@ -124,8 +165,8 @@ class Soup(_Scored):
 class Workshop:
     """Makes what recipes need, trains them, and measures them; whatever is there already is not made again.
 
-    bf16: whether products are in bfloat16, found out once for all trials. choose: the set of the part to choose on.
-    on_all: whether it trains on the records of that part too.
+    bf16: whether products are in bfloat16, found out once for all trials. choose: the set of the part to choose on, and
+    number its own: there may be further ones. on_all: whether it trains on the records of that part too.
     """
 
     config: TuneConfig
@@ -135,10 +176,29 @@ class Workshop:
     bf16: bool
     work: Path
     on_all: bool = False
+    number: int = 1
+
+    @property
+    def label(self) -> str:
+        """What it does, in a word or two."""
+        if self.on_all:
+            return "on all"
+        return "trial" if self.number == 1 else f"part {self.number}"
 
     def with_what_was_chosen_on(self) -> Workshop:
         """The same, trained on all records but those of the test part; what it makes has a place of its own."""
         return replace(self, parts=self.parts.with_what_was_chosen_on(), work=self.work / "on_all", on_all=True)
+
+    def with_others_to_choose_on(self, split: Split, folder: Path, number: int, share: float) -> Workshop:
+        """The same on other parts of the records, in a folder of its own. share: see ebr.workflow.tune.parts.thinned."""
+        parts = write_parts(split, self.config, folder / "parts")
+        choose = thinned(read_evaluation_set(parts.choose), share, self.config.seed)
+        return replace(self, parts=parts, choose=choose, work=folder, number=number)
+
+    def on(self) -> str:
+        """What is chosen on, for people."""
+        queries = counted(len(self.choose.queries), "query", "queries")
+        return f"{queries} and {counted(len(self.choose.documents), 'document')} to choose on"
 
     # ---------------------------------------------------------------- ingredients
 
@@ -276,15 +336,26 @@ class Workshop:
         return load_for_evaluation(EvaluationConfig(models=[path], eval_dataset=self.parts.choose, **own), path)
 
     def evaluate(self, path: str) -> Evaluation:
-        """A model on the part to choose on."""
+        """A model on the part to choose on, LIKELIHOOD among its scores."""
         return self.measured(self.loaded(path).model)
+
+    def figures_of_base(self) -> Figures:
+        """The untuned model's, measured once."""
+        path = self.work / _BASE
+        if not path.is_file():
+            write_json(path, Figures.of(self.evaluate(self.config.model_name)).to_json())
+        return Figures.from_json(read_json(path))
 
     def measured(self, model: SentenceTransformer) -> Evaluation:
         """The same, of one that is loaded."""
         from ebr.model.compute.local_engine import RetrievalEncoder
-        from ebr.retrieval.measures.measurement import evaluate_encoder
+        from ebr.retrieval.measures.likelihood import log_likelihoods
+        from ebr.retrieval.measures.measurement import evaluate_vectors
 
-        return evaluate_encoder(RetrievalEncoder(model, show_progress=False), self.choose, k=DEPTH)
+        encode, dataset = RetrievalEncoder(model, show_progress=False), self.choose
+        queries, documents = encode.encode_queries(dataset.queries), encode.encode_documents(dataset.documents)
+        found = evaluate_vectors(queries, documents, dataset, k=DEPTH)
+        return replace(found, scores=found.scores | {LIKELIHOOD: log_likelihoods(queries, documents, dataset)})
 
     def _folder(self, recipe: Recipe, steps: int) -> Path:
         return self.work / "trials" / f"{recipe.name}-{steps}"
@@ -296,7 +367,7 @@ class Workshop:
     def run(self, recipe: Recipe, steps: int, *, measure: bool = True) -> tuple[Trial, bool]:
         """The trial of a recipe with so many steps, and whether it is new: one that is kept is not run again.
 
-        measure: False leaves it without scores, where nothing is chosen by them.
+        measure: False leaves it without figures, where nothing is chosen by them.
         """
         folder = self._folder(recipe, steps)
         if self.has_tried(recipe, steps):
@@ -304,9 +375,9 @@ class Workshop:
             return replace(kept, model=str(folder / kept.model)), False  # the whole work may have moved
         started = time.perf_counter()
         model, train_s = self.trained(recipe, steps, folder)
-        scores = self.evaluate(model).scores[METRIC].tolist() if measure else []
+        figures = Figures.of(self.evaluate(model)) if measure else None
         took_s = time.perf_counter() - started
-        trial = Trial(recipe, steps, model, tuple(scores), round(train_s, 1), round(took_s, 1))
+        trial = Trial(recipe, steps, model, figures, round(train_s, 1), round(took_s, 1))
         write_json(folder / _RECORD, trial.to_json() | {"model": Path(model).relative_to(folder).as_posix()})
         return trial, True
 

@@ -1,0 +1,185 @@
+"""The climb: recipes tried rung by rung, and what is tried beside them, as far as the budget goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ebr.data.speech import Say
+from ebr.data.text.counted import counted
+from ebr.errors import ConfigError, DataError, EBRError, ModelError, SaveError, first_line
+from ebr.workflow.tune.budget import CAREFUL, LAST, Budget, Costs, Pace, Speed, Spend, share_to_look_at
+from ebr.workflow.tune.choice import MOST_PARTS, Choice, left_below
+from ebr.workflow.tune.final import MOST_SEEDS, MOST_TASTED, WEIGHTS
+from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, n_trials, plan_ladder, total_of
+from ebr.workflow.tune.parts import thinned
+from ebr.workflow.tune.plan import State, TunePlan, spend_of
+from ebr.workflow.tune.recipes import Recipe
+from ebr.workflow.tune.trials import Figures, Trial, Workshop
+
+
+class Climb:
+    """Tries recipes within the minutes or steps of a tuning, says what each took and gained, and keeps the account.
+
+    shop: where they are trained and measured; on a slow machine it measures on a share of the part to choose on.
+    """
+
+    def __init__(self, plan: TunePlan, state: State, shop: Workshop, say: Say) -> None:
+        self.plan, self.config, self.state, self.shop, self.say = plan, plan.config, state, shop, say
+        # Where steps alone count, nobody asks what they take.
+        self.costs, self.budget = Costs(plan.split.growth), Budget(self.config.steps or 0)
+        self._failed: EBRError | None = None
+
+    # ---------------------------------------------------------------- before it
+
+    def ladder(self, recipes: list[Recipe], stock: Recipe) -> list[Rung]:
+        """The rungs, and what they may spend; with minutes, as many steps as were found to fit in the first run."""
+        growth, total = self.costs.growth, self.config.steps
+        if total:
+            rungs = plan_ladder(len(recipes), self._epoch_steps, lambda rungs: total_of(rungs, growth) <= total)
+        else:
+            rungs = self._reckoned(recipes, stock)
+        words = ", ".join(f"{counted(rung.n_recipes, 'recipe')} × {rung.steps:,}" for rung in rungs)
+        top = rungs[-1].steps
+        self.say(
+            f"ladder  {total_of(rungs, growth):,} steps: {words}; then what is chosen and the stock recipe, on all records × "
+            f"{self.costs.grown(top):,}"
+        )
+        self.budget.later = self.costs.of_the_end(recipes, stock, top)
+        return rungs
+
+    def _reckoned(self, recipes: list[Recipe], stock: Recipe) -> list[Rung]:
+        """The rungs that fit into the minutes, by what a few steps take here. Raises ConfigError where they are too few."""
+        known, train = self.state.known, self.plan.split.train
+        pace = self.costs.pace
+        speed = Speed(**self.state.once("speed", lambda: vars(Speed.measured(self.shop, pace, recipes, train))))
+        self.costs = costs = replace(self.costs, speed=speed)
+        ends_at = self.state.began + 60 * self.config.minutes
+        seconds = CAREFUL * (ends_at - time.monotonic())
+
+        def fits(rungs: list[Rung]) -> bool:
+            end = costs.of_the_end(recipes, stock, rungs[-1].steps)
+            return Spend.sum([costs.of_ladder(rungs, recipes), *end.values()]).seconds <= seconds
+
+        if "rungs" not in known:
+            rungs = plan_ladder(len(recipes), self._epoch_steps, fits)
+            if rungs[0].steps < LEAST_STEPS:
+                raise ConfigError(
+                    f"minutes {self.config.minutes:g}: leave a recipe less than {LEAST_STEPS} training steps on this machine, "
+                    "beside the same on all records and the stock one; with more minutes the same command goes on"
+                )
+            known |= {"rungs": [list(vars(rung).values()) for rung in rungs], "total_steps": total_of(rungs, costs.growth)}
+            self.state.save()
+        self.budget = Budget(known["total_steps"], ends_at)
+        return [Rung(*one) for one in known["rungs"]]
+
+    def look_at_a_share(self, n_recipes: int) -> None:
+        """Let trials be measured on as much of the part to choose on as this machine can embed so often."""
+        known, whole = self.state.known, self.shop.choose
+        pace = Pace(**self.state.once("pace", lambda: vars(Pace.measured(self.shop, self.plan.split.train))))
+        self.costs = replace(self.costs, pace=pace)
+        if "rungs" not in known:  # until the ladder stands, other minutes are reckoned with anew
+            n_evaluations = 1 + n_trials(n_recipes) + len(WEIGHTS) + MOST_TASTED
+            known["share"] = share_to_look_at(pace.evaluation_s(whole), n_evaluations, 60 * self.config.minutes)
+            known.pop("speed", None)
+        part = thinned(whole, known.get("share", 1.0), self.config.seed)
+        if part.doc_ids != whole.doc_ids:
+            self.shop = replace(self.shop, choose=part)
+            self.say(
+                f"choose  {self.shop.on()}, not all there are: this machine would take too long to embed them for every trial"
+            )
+
+    @property
+    def _epoch_steps(self) -> int:
+        """Of one pass over the pairs."""
+        return -(-self.plan.split.n_pairs // self.config.train_batch_size)
+
+    def trials(self, rungs: list[Rung], recipes: list[Recipe]) -> list[Trial]:
+        """Every trial of the ladder, and what there is time for then. Raises ConfigError without one."""
+        trials: list[Trial] = []
+
+        def attempt(recipe: Recipe, steps: int) -> float | None:
+            if not self.has_budget(self.shop, recipe, steps, is_planned=True):
+                self.say(f"trial   {recipe.name} is left out: {self.budget.left()}")
+                return None
+            trial = self.tried(self.shop, recipe, steps)
+            trials.extend([trial] if trial else [])
+            return trial.mean if trial else NO_FIGURE
+
+        climb(rungs, recipes, attempt)
+        if not trials and isinstance(self._failed, ModelError):
+            raise self._failed
+        if not trials:
+            raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
+        return trials
+
+    def try_more(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The recipes that were passed over, with as many steps as the longest trial, as far as the budget goes.
+
+        Further seeds of what is best so far come first: they help more surely.
+        """
+        top, more = max(trial.steps for trial in trials), list[Trial]()
+        for recipe in left_below(top, trials):
+            best = max([*trials, *more], key=lambda trial: trial.mean)
+            seeds = self.costs.of_last(best.recipe, best.steps).times(MOST_SEEDS)
+            self.budget.later[LAST] = Spend.most([seeds, self.costs.of_last(recipe, top)])
+            if self.has_budget(self.shop, recipe, top) and (trial := self.tried(self.shop, recipe, top, is_needed=False)):
+                more.append(trial)
+        return more
+
+    # ---------------------------------------------------------------- one trial, and one choice
+
+    def has_budget(self, shop: Workshop, recipe: Recipe, steps: int, *, is_planned: bool = False) -> bool:
+        """Whether there is something left for a training, and for mining before it; one that is kept costs nothing."""
+        if shop.has_tried(recipe, steps):
+            return True
+        spend = self.costs.of_training(recipe, steps) if shop.on_all else self.costs.of_trial(recipe, steps)
+        is_to_mine = recipe.is_mined and not shop.has_mined(recipe)
+        mining = [self.costs.of_mining(on_all=shop.on_all)] if is_to_mine else []
+        return self.budget.allows(Spend.sum([spend, *mining]), is_planned=is_planned)
+
+    def tried(self, shop: Workshop, recipe: Recipe, steps: int, *, is_needed: bool = True) -> Trial | None:
+        """The trial, said; None where the records do not give what the recipe needs, or its training diverges.
+
+        is_needed: False = a full disk, too, only leaves it out.
+        """
+        try:
+            trial, is_new = shop.run(recipe, steps, measure=not shop.on_all)
+        except (ConfigError, DataError, ModelError, SaveError) as error:
+            if is_needed and isinstance(error, ConfigError | SaveError):
+                raise
+            self._failed = error
+            self.say(f"{shop.label:<6}  {recipe.name} is left out: {first_line(error)}")
+            return None
+        self.budget.used += steps
+        self.state.save()
+        kept = f"{trial.took_s:,.0f} s" if is_new else "kept from before"
+        found = f": nDCG@10 {trial.mean:.4f}" if trial.figures else ""
+        self.say(f"{shop.label:<6}  {recipe.name}, {steps:,} steps{found} ({kept}; {self.budget.left()})")
+        return trial
+
+    def on_further_parts(self, choice: Choice, base: Figures) -> Choice:
+        """An open choice by more queries: the best is trained anew for one further part after the other, until it is settled.
+
+        As far as there is budget, and records that were not chosen on yet.
+        """
+        best, split = choice.best, self.plan.split
+        found = [(base, best.measured)]
+        for number in range(2, MOST_PARTS + 1):
+            further = split.with_others_to_choose_on(self.config.seed)
+            if not further or not choice.is_open:
+                break
+            split, folder = further, self.state.folder / f"part_{number}"
+            is_kept = folder.is_dir()  # and goes on
+            if not is_kept and not self.budget.allows(self.costs.of_look(best.recipe, best.steps)):
+                self.say(f"choice  is open, and there is no time to look at further records: {self.budget.left()}")
+                break
+            shop = self.shop.with_others_to_choose_on(split, folder, number, self.state.known.get("share", 1.0))
+            if not (trial := self.tried(shop, best.recipe, best.steps, is_needed=False)):
+                break
+            found.append((shop.figures_of_base(), trial.measured))
+            choice = choice.seen_on(found, seed=self.config.seed)
+            together = f"{number} parts together, {choice.gain.ndcg.n:,} queries"
+            self.say(f"choice  {together}: {best.told} gains {choice.gain.told()}")
+        return choice
