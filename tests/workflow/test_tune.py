@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from ebr import MergeConfig, TuneConfig, merge_adapter, tune_model
-from ebr.data.files.write import read_json
+from ebr.data.files.write import read_json, write_json
 from ebr.errors import ConfigError, Interrupted, ModelError
 from ebr.retrieval.evaluation.leak_check import Provenance
 from ebr.workflow.tune import choice as choice_module
 from ebr.workflow.tune import climb as climb_module
 from ebr.workflow.tune import command as command_module
 from ebr.workflow.tune import final as final_module
+from ebr.workflow.tune import parts as parts_module
 from ebr.workflow.tune import trials as trials_module
 from ebr.workflow.tune.budget import Costs
 from ebr.workflow.tune.plan import WORK, plan_tune
@@ -343,12 +345,19 @@ def test_records_that_cannot_help_leave_the_base(tiny_model, tmp_path):
 
 
 def test_an_open_choice_is_settled_on_further_records(tiny_model, tmp_path, monkeypatch):
-    """What one part does not tell is told by two; a tuning that is killed on the second one goes on with it."""
-    told_by = property(lambda gain: gain.ndcg.n > 150)
-    monkeypatch.setattr(choice_module.Gain, "is_sure", told_by)
-    monkeypatch.setattr(choice_module.Choice, "is_open", property(lambda choice: choice.chosen is None))
-    monkeypatch.setattr(climb_module.Budget, "allows", lambda self, spend, *, is_planned=False: True)
-    config, said = config_for(tmp_path, tiny_model, records_of(400), steps=64), []
+    """What one part leaves open is told by another; a tuning that is killed there goes on with what it had."""
+    n_first = []
+
+    def only_elsewhere(gain):
+        """Sure on another number of queries than those that were chosen on."""
+        n_first[:] = n_first or [gain.n_queries]
+        return gain.n_queries != n_first[0]
+
+    monkeypatch.setattr(choice_module.Gain, "is_sure", property(only_elsewhere))
+    monkeypatch.setattr(choice_module.Gain, "is_open", property(lambda gain: not gain.is_sure))
+    # Of another size than the first, so that the rule above knows it.
+    monkeypatch.setattr(parts_module.Split, "with_others_to_choose_on", fewer(parts_module.Split.with_others_to_choose_on))
+    config, said = config_for(tmp_path, tiny_model, records_of(400), steps=1200), []
     with monkeypatch.context() as patch:
         patch.setattr(Workshop, "figures_of_base", lambda shop: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Interrupted):
@@ -356,10 +365,42 @@ def test_an_open_choice_is_settled_on_further_records(tiny_model, tmp_path, monk
     assert any(line.startswith("part 2") and "(kept" not in line for line in said)
     found = tune_model(config, say=said.append)
     assert sum(line.startswith("part 2") and "(kept" not in line for line in said) == 1, "a trial is never run twice"
-    assert not any(line.startswith("part 3") for line in said)
-    n_queries = found.ladder.gain.n
-    assert f"on {n_queries} queries of 2 parts" in found.why and n_queries > found.ladder.n_queries
-    assert found.ladder.n_parts == 2
+    assert not any(line.startswith("part 3") for line in said), "settled by one"
+    assert f"on {found.ladder.gain.n} queries that had no say" in found.why and found.ladder.gain.n != found.ladder.n_queries
+    assert found.ladder.n_further == 1 and found.model_path is not None
+
+
+def fewer(method):
+    """The same, less its last record to choose on."""
+
+    def without_one(split, seed):
+        found = method(split, seed)
+        return found and replace(found, choose=found.choose[:-1])
+
+    return without_one
+
+
+def test_without_budget_an_open_choice_leaves_the_base(tiny_model, tmp_path, monkeypatch):
+    """As many steps as the ladder takes, and none for another look: nothing of it is trained, and that is said."""
+    monkeypatch.setattr(choice_module.Gain, "is_sure", property(lambda gain: False))
+    monkeypatch.setattr(choice_module.Gain, "is_open", property(lambda gain: True))
+    said = []
+    found = tune_model(config_for(tmp_path, tiny_model, records_of(400), steps=34), say=said.append)
+    assert any("is open, and nothing is left to judge it on further records" in line for line in said)
+    assert found.model_path is None and not any(line.startswith("part 2") for line in said)
+
+
+def test_unfinished_work_of_another_version_is_refused(tiny_model, tmp_path, monkeypatch):
+    config = config_for(tmp_path, tiny_model, records_of(300))
+    with monkeypatch.context() as patch:
+        patch.setattr(command_module, "prove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted):
+            tune_model(config, say=silent)
+    path = tmp_path / "tuned" / "work" / "state.json"
+    kept = read_json(path)
+    write_json(path, {name: value for name, value in kept.items() if name != "format"})
+    with pytest.raises(ConfigError, match="unfinished tuning of another version of EBR; give another folder"):
+        tune_model(config, say=silent)
 
 
 def test_a_choice_that_the_proof_speaks_against_is_not_kept(tiny_model, tmp_path, monkeypatch):

@@ -273,7 +273,7 @@ def test_a_soup_is_told_as_what_it_is():
     better = trial("a", base + rng.normal(0.05, 0.02, 200))
     choice = choose(figures(base), [better], seed=0)
     found = choice.with_soup(Soup((better, b), figures(better.ndcg + 0.1)), figures(base), seed=0)
-    assert found.gain.ndcg.difference == pytest.approx(choice.gain.ndcg.difference + 0.1)
+    assert found.gain.ndcg.interval.difference == pytest.approx(choice.gain.ndcg.interval.difference + 0.1)
     assert "the mean of a with 10 steps and b with 10 finds more than each" in why(found, 0.3)
     doubtful = choice.with_soup(Soup((better, b), figures(base + rng.normal(0.05, 2.0, 200))), figures(base), seed=0)
     assert doubtful.soup.members == (better,) and doubtful.gain == choice.gain, "what is not beyond chance is not taken"
@@ -305,7 +305,7 @@ def test_the_dial_measures_what_is_not_known(is_extended, monkeypatch):
     known = {1.0: 0.4} | ({} if is_extended else {0.0: 0.3})
     choice = final_module._Dial(Shop(), known, said.append)(dial)
     assert dial.turned == ((0.0, 0.4, 0.6, 0.8) if is_extended else (0.4, 0.6, 0.8))
-    assert choice.weight == (0.0 if is_extended else 0.4)
+    assert choice.weight == 0.4, "what was settled to be better is not given up for none of it"
     assert [one["weight"] for one in choice.record["tried"]] == [0.0, 0.4, 0.6, 0.8, 1.0] and "0.4: 0.5000" in said[0]
 
 
@@ -358,32 +358,39 @@ def test_likelihood_tells_where_the_first_ten_do_not():
     higher, lower = base + 0.01 + noise, base - 0.001 + noise
     assert choose(figures(base), [trial("a", higher)], seed=0).chosen is None, "too few queries to tell"
     choice = choose(figures(base), [trial("a", higher, likelihood=likelier)], seed=0)
-    assert choice.chosen is not None and not choice.gain.is_sure_by_ndcg
+    assert choice.chosen is not None and not choice.gain.ndcg.is_sure
     assert "log-likelihood +0.2" in why(choice, 0.5)
     assert choose(figures(base), [trial("a", lower, likelihood=likelier)], seed=0).chosen is None
     assert choose(figures(base), [trial("a", higher, likelihood=-likelier)], seed=0).chosen is None
     clear = choose(figures(base), [trial("a", base + 0.1 + noise, likelihood=likelier)], seed=0)
-    assert clear.gain.is_sure_by_ndcg and "likelihood" not in why(clear, 0.5)
+    assert clear.gain.ndcg.is_sure and "likelihood" not in why(clear, 0.5)
 
 
 def test_an_open_choice_is_settled_by_the_queries_of_further_parts():
-    """Three parts of 100 with one gain and one noise: too few alone, enough together."""
+    """Three parts of 100 with one gain and one noise: too few alone; the two that had no say in what is the best tell."""
     rng = np.random.default_rng(3)
     bases = [rng.random(100) for _ in range(3)]
     noise = [rng.normal(0, 0.1, 100) for _ in range(3)]
-    founds = [base + 0.015 + one - one.mean() for base, one in zip(bases, noise, strict=True)]
+    founds = [base + 0.017 + one - one.mean() for base, one in zip(bases, noise, strict=True)]
     choice = choose(figures(bases[0]), [trial("a", founds[0]), trial("b", founds[0] - 0.1)], seed=0)
-    assert choice.is_open and choice.n_parts == 1
+    assert choice.gain.is_open and choice.n_further == 0
     parts = [(figures(base), figures(found)) for base, found in zip(bases, founds, strict=True)]
-    settled = choice.seen_on(parts, seed=0)
-    assert settled.chosen is choice.best and not settled.is_open
-    assert (settled.gain.ndcg.n, settled.n_parts) == (300, 3)
-    assert settled.gain.ndcg.difference == pytest.approx(0.015)
-    assert "on 300 queries of 3 parts" in why(settled, 0.5)
-    alone = settled.with_soup(Soup.of(settled.chosen), parts[0][0], seed=0)
-    assert alone.gain == settled.gain and alone.n_parts == 3, "what the parts told is not forgotten for the first of them"
-    worse = choice.seen_on([parts[0], (parts[1][1], parts[1][0])], seed=0)
-    assert worse.chosen is None and worse.gain.ndcg.difference == pytest.approx(0.0)
+    settled = choice.judged_on(parts[1:], seed=0)
+    assert settled.chosen is choice.best and not settled.gain.is_open
+    assert (settled.gain.n_queries, settled.n_further) == (200, 2)
+    assert settled.gain.ndcg.interval.difference == pytest.approx(0.017)
+    assert "a with 10 steps is better than the base on 200 queries that had no say" in why(settled, 0.5)
+    worse = choice.judged_on([parts[1], parts[2][::-1]], seed=0)
+    assert worse.chosen is None and worse.gain.ndcg.interval.difference == pytest.approx(0.0)
+    assert "nothing is better than the base beyond chance: a with 10 steps gains" in why(worse, 0.5)
+
+
+def test_what_is_surely_worse_is_not_open():
+    """Whatever its likelihood: no further queries are spent on it."""
+    rng = np.random.default_rng(0)
+    base, likelier = rng.random(100), rng.normal(0.2, 0.4, 100)
+    worse = choose(figures(base), [trial("a", base - 0.1 + rng.normal(0, 0.1, 100), likelihood=likelier)], seed=0)
+    assert worse.chosen is None and worse.gain.likelihood.is_sure and not worse.gain.is_open
 
 
 # ---------------------------------------------------------------- the split
@@ -489,15 +496,27 @@ def test_with_an_evaluation_folder_there_is_no_test_part(tmp_path, evaluation_fo
 
 def test_others_to_choose_on_were_never_chosen_on(tmp_path, evaluation_folder):
     """Each part has as many as the first; none comes twice, what is chosen on is not trained on, and then there are no more."""
-    first = split_records(config_for(tmp_path, records_of(120), eval_dataset=evaluation_folder))
+    config = config_for(tmp_path, records_of(120), eval_dataset=evaluation_folder)
+    first = split_records(config)
     assert len(first.choose) == 40
     seen, split, n_parts = set(), first, 0
     while split:
         queries = {one.query for one in split.choose}
         assert not queries & seen and not queries & {one.query for one in split.train}
         assert len(split.train) + len(split.choose) == 120 and split.rest == first.rest
+        parts = write_parts(split, config, tmp_path / f"parts-{n_parts}")
+        assert parts.train.is_file() and (parts.train.with_name("rest.jsonl").is_file() == (n_parts == 0))
         seen, n_parts, split = seen | queries, n_parts + 1, split.with_others_to_choose_on(42)
     assert (n_parts, len(seen)) == (3, 120)
+
+
+def test_one_large_group_is_no_further_part(tmp_path, evaluation_folder):
+    """What is left hangs together: its queries would rise and fall as one."""
+    chain = [{"query": f"query {row}", "pos": ["the answer of all"]} for row in range(60)]
+    split = split_records(config_for(tmp_path, [*records_of(64), *chain], eval_dataset=evaluation_folder))
+    assert 30 <= len(split.choose) <= 32
+    further = split.with_others_to_choose_on(42)
+    assert further is None or (len(further.choose) <= 48 and further.with_others_to_choose_on(42) is None)
 
 
 def test_too_few_records_to_choose_on_are_refused(tmp_path):

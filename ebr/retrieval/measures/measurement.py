@@ -42,7 +42,7 @@ class Evaluation:
     query_ids: list[str]
     n_documents: int
     scores: dict[str, Scores] = field(repr=False)
-    """By metric, (Q,) float64: those of METRICS that k is deep enough for, and UNJUDGED."""
+    """By metric, (Q,) float64: those of METRICS that k is deep enough for, UNJUDGED, and what else was measured."""
     rows: npt.NDArray[np.int64] = field(repr=False)
     """(Q, k) rows of the documents, best first; -1 where fewer were retrieved."""
     similarities: npt.NDArray[np.float32] = field(repr=False)

@@ -96,7 +96,8 @@ class Ladder:
 
     baselines: of the base, of BM25 and of both together, by name. n_in_the_end: records that what was chosen was trained on
     once more, those that it was chosen on among them; 0 = it was not. gain, likelihood: of what was chosen, or of the best,
-    over the base, in nDCG@10 and in nats of the right answers; on the queries of n_parts parts of the records.
+    over the base, in nDCG@10 and in nats of the right answers. n_further: parts of the records on whose queries that was found;
+    0 = those of n_queries.
     """
 
     n_queries: int
@@ -105,7 +106,7 @@ class Ladder:
     attempts: tuple[Attempt, ...]
     gain: Interval
     likelihood: Interval
-    n_parts: int = 1
+    n_further: int = 0
     n_in_the_end: int = 0
 
 

@@ -209,11 +209,6 @@ class Costs:
         """Trained on the training part, and measured."""
         return Spend.sum([self.of_training(recipe, steps), Spend(0, self.speed.evaluation_s)])
 
-    def of_look(self, recipe: Recipe, steps: int) -> Spend:
-        """A trial on a further part, where the base is measured too."""
-        mining = [self.of_mining(on_all=False)] if recipe.is_mined else []
-        return Spend.sum([self.of_trial(recipe, steps), Spend(0, self.speed.evaluation_s), *mining])
-
     def of_last(self, recipe: Recipe, steps: int) -> Spend:
         """On all records, what takes so many steps on the training part."""
         return self.of_training(recipe, self.grown(steps))

@@ -9,78 +9,95 @@ from ebr.data.evaluation.comparison import CONFIDENCE, Interval
 from ebr.workflow.tune.recipes import Recipe
 from ebr.workflow.tune.trials import Figures, Scores, Soup, Trial
 
-MOST_PARTS = 3
-"""That an open choice looks at: each takes a training."""
+MOST_FURTHER = 2
+"""Parts of the records that an open choice is judged on: each takes a training."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of paired scores with its 95 % interval, and the p-value of a randomisation test."""
+
+    interval: Interval
+    p: float
+
+    @classmethod
+    def of(cls, before: Scores, after: Scores, *, seed: int) -> Difference:
+        """What came after, less what was before."""
+        from ebr.retrieval.measures.significance import paired_bootstrap, randomization_test
+
+        return cls(paired_bootstrap(before, after, seed=seed), randomization_test(before, after, seed=seed))
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is above 0 beyond chance: interval and test have to agree."""
+        return self.interval.low > 0 and self.p <= 1 - CONFIDENCE
+
+    def __str__(self) -> str:
+        one = self.interval
+        return f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}], p {self.p:.4f}"
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a model has over the base on the same queries, with 95 % intervals and p-values of randomisation tests.
+    """What a model has over the base on the same queries.
 
     ndcg: in nDCG@10. likelihood: of the right answers, in nats: every document counts there, and not the first ten alone, so
     that it tells sooner whether anything was learnt, above all where few of the right answers are known.
     """
 
-    ndcg: Interval
-    p: float
-    likelihood: Interval
-    likelihood_p: float
+    ndcg: Difference
+    likelihood: Difference
 
     @classmethod
     def over(cls, base: Figures, found: Figures, *, seed: int) -> Gain:
         """Of what is found over the base."""
-        from ebr.retrieval.measures.significance import paired_bootstrap, randomization_test
-
-        pairs = ((base.ndcg, found.ndcg), (base.likelihood, found.likelihood))
-        ndcg, likelihood = ((paired_bootstrap(*pair, seed=seed), randomization_test(*pair, seed=seed)) for pair in pairs)
-        return cls(*ndcg, *likelihood)
+        return cls(
+            Difference.of(base.ndcg, found.ndcg, seed=seed),
+            Difference.of(base.likelihood, found.likelihood, seed=seed),
+        )
 
     @property
-    def is_sure_by_ndcg(self) -> bool:
-        """Whether more is found beyond chance: interval and randomisation test have to agree."""
-        return self.ndcg.low > 0 and self.p <= 1 - CONFIDENCE
+    def n_queries(self) -> int:
+        """That it was found on."""
+        return self.ndcg.interval.n
 
     @property
     def is_sure(self) -> bool:
         """Whether it is better beyond chance: by nDCG@10, or by likelihood where nDCG@10 is higher too."""
-        is_likelier = self.likelihood.low > 0 and self.likelihood_p <= 1 - CONFIDENCE
-        return self.is_sure_by_ndcg or (is_likelier and self.ndcg.difference > 0)
+        return self.ndcg.is_sure or (self.likelihood.is_sure and self.ndcg.interval.difference > 0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more queries may tell: something is gained, and less than that in nDCG@10 cannot be told from chance."""
+        rises = max(self.ndcg.interval.difference, self.likelihood.interval.difference) > 0
+        return not self.is_sure and rises and self.ndcg.interval.high > 0
 
     def told(self) -> str:
         """In figures; likelihood where nDCG@10 alone does not tell."""
-        found = f"{_in_figures(self.ndcg)}, p {self.p:.4f}"
-        by_likelihood = f" (log-likelihood {_in_figures(self.likelihood)}, p {self.likelihood_p:.4f})"
-        return found if self.is_sure_by_ndcg else found + by_likelihood
-
-
-def _in_figures(interval: Interval) -> str:
-    return f"{interval.difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+        return f"{self.ndcg}" if self.ndcg.is_sure else f"{self.ndcg} (log-likelihood {self.likelihood})"
 
 
 @dataclass(frozen=True)
 class Choice:
     """What is taken. best: the trial of the best mean. chosen: the trial that is taken; None = the base stays.
 
-    gain: of what is taken, or of the best where nothing is. n_parts: on whose queries that was found, see seen_on. soup: the
-    chosen trial with those that make it better; None until it is stirred.
+    gain: of what is taken, or of the best where nothing is. n_further: parts of the records on whose queries that was found,
+    see judged_on; 0 = the one that it was chosen on. soup: the chosen trial with those that make it better; None until it is
+    stirred.
     """
 
     best: Trial
     chosen: Trial | None
     gain: Gain
-    n_parts: int = 1
+    n_further: int = 0
     soup: Soup | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the best gains over the base, and not beyond chance: more queries may tell."""
-        return self.chosen is None and max(self.gain.ndcg.difference, self.gain.likelihood.difference) > 0
+    def judged_on(self, parts: Sequence[tuple[Figures, Figures]], *, seed: int) -> Choice:
+        """The same, the best judged by the queries of further parts of the records, which had no say in what is the best.
 
-    def seen_on(self, parts: Sequence[tuple[Figures, Figures]], *, seed: int) -> Choice:
-        """The same, by the best alone on the queries of several parts, which its recipe was not trained on in turn.
-
-        parts: of the base and of the trial. Cross-validation (Stone 1974): what is trained for one part learns mostly from the
-        same records as what is trained for another, so that the interval is a little too narrow.
+        parts: of the base, and of the same recipe trained on what lies outside the part. Cross-validation (Stone 1974): what is
+        trained for one part learns mostly from the same records as what is trained for another, so that the interval is a
+        little too narrow.
         """
         base, found = (Figures.joined(of) for of in zip(*parts, strict=True))
         gain = Gain.over(base, found, seed=seed)
@@ -89,11 +106,8 @@ class Choice:
     def with_soup(self, soup: Soup, base: Figures, *, seed: int) -> Choice:
         """The same, the soup taken: or the chosen trial alone, where the soup is not better than the base beyond chance."""
         assert self.chosen is not None
-        alone = replace(self, soup=Soup.of(self.chosen))
-        if len(soup.members) == 1:
-            return alone
         gain = Gain.over(base, soup.measured, seed=seed)
-        return replace(self, soup=soup, gain=gain, n_parts=1) if gain.is_sure else alone
+        return replace(self, soup=soup, gain=gain) if gain.is_sure else replace(self, soup=Soup.of(self.chosen))
 
 
 def choose(base: Figures, trials: Sequence[Trial], *, seed: int) -> Choice:
@@ -105,11 +119,9 @@ def choose(base: Figures, trials: Sequence[Trial], *, seed: int) -> Choice:
     """
     best = max(trials, key=lambda trial: trial.mean)
     equals = [trial for trial in trials if is_as_good(trial.ndcg, best.ndcg)]
-    for trial in sorted(equals, key=_complexity):
-        gain = Gain.over(base, trial.measured, seed=seed)
-        if gain.is_sure:
-            return Choice(best, trial, gain)
-    return Choice(best, None, Gain.over(base, best.measured, seed=seed))
+    gains = {trial: Gain.over(base, trial.measured, seed=seed) for trial in equals}
+    chosen = next((trial for trial in sorted(equals, key=_complexity) if gains[trial].is_sure), None)
+    return Choice(best, chosen, gains[chosen or best])
 
 
 def _complexity(trial: Trial) -> tuple[int, float]:

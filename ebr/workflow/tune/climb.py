@@ -10,10 +10,10 @@ from ebr.data.speech import Say
 from ebr.data.text.counted import counted
 from ebr.errors import ConfigError, DataError, EBRError, ModelError, SaveError, first_line
 from ebr.workflow.tune.budget import CAREFUL, LAST, Budget, Costs, Pace, Speed, Spend, share_to_look_at
-from ebr.workflow.tune.choice import MOST_PARTS, Choice, left_below
+from ebr.workflow.tune.choice import MOST_FURTHER, Choice, left_below
 from ebr.workflow.tune.final import MOST_SEEDS, MOST_TASTED, WEIGHTS
 from ebr.workflow.tune.ladder import LEAST_STEPS, NO_FIGURE, Rung, climb, n_trials, plan_ladder, total_of
-from ebr.workflow.tune.parts import thinned
+from ebr.workflow.tune.parts import Split, thinned
 from ebr.workflow.tune.plan import State, TunePlan, spend_of
 from ebr.workflow.tune.recipes import Recipe
 from ebr.workflow.tune.trials import Figures, Trial, Workshop
@@ -96,7 +96,7 @@ class Climb:
         return -(-self.plan.split.n_pairs // self.config.train_batch_size)
 
     def trials(self, rungs: list[Rung], recipes: list[Recipe]) -> list[Trial]:
-        """Every trial of the ladder, and what there is time for then. Raises ConfigError without one."""
+        """Every trial of the ladder that there is time for. Raises DataError, or what the last one failed by, without any."""
         trials: list[Trial] = []
 
         def attempt(recipe: Recipe, steps: int) -> float | None:
@@ -130,14 +130,16 @@ class Climb:
 
     # ---------------------------------------------------------------- one trial, and one choice
 
-    def has_budget(self, shop: Workshop, recipe: Recipe, steps: int, *, is_planned: bool = False) -> bool:
+    def has_budget(
+        self, shop: Workshop, recipe: Recipe, steps: int, *, is_planned: bool = False, beside_s: float = 0.0
+    ) -> bool:
         """Whether there is something left for a training, and for mining before it; one that is kept costs nothing."""
         if shop.has_tried(recipe, steps):
             return True
         spend = self.costs.of_training(recipe, steps) if shop.on_all else self.costs.of_trial(recipe, steps)
         is_to_mine = recipe.is_mined and not shop.has_mined(recipe)
         mining = [self.costs.of_mining(on_all=shop.on_all)] if is_to_mine else []
-        return self.budget.allows(Spend.sum([spend, *mining]), is_planned=is_planned)
+        return self.budget.allows(Spend.sum([spend, Spend(0, beside_s), *mining]), is_planned=is_planned)
 
     def tried(self, shop: Workshop, recipe: Recipe, steps: int, *, is_needed: bool = True) -> Trial | None:
         """The trial, said; None where the records do not give what the recipe needs, or its training diverges.
@@ -159,27 +161,36 @@ class Climb:
         self.say(f"{shop.label:<6}  {recipe.name}, {steps:,} steps{found} ({kept}; {self.budget.left()})")
         return trial
 
-    def on_further_parts(self, choice: Choice, base: Figures) -> Choice:
-        """An open choice by more queries: the best is trained anew for one further part after the other, until it is settled.
+    def judged_on_further_parts(self, choice: Choice) -> Choice:
+        """An open choice by other queries: its best is trained anew for one further part after the other, until it is settled.
 
         As far as there is budget, and records that were not chosen on yet.
         """
-        best, split = choice.best, self.plan.split
-        found = [(base, best.measured)]
-        for number in range(2, MOST_PARTS + 1):
+        best, split, found = choice.best, self.plan.split, list[tuple[Figures, Figures]]()
+        for number in range(1, MOST_FURTHER + 1):
             further = split.with_others_to_choose_on(self.config.seed)
-            if not further or not choice.is_open:
+            if further is None:
+                self.say("choice  is open, and too few records are left to judge it on")
                 break
-            split, folder = further, self.state.folder / f"part_{number}"
-            is_kept = folder.is_dir()  # and goes on
-            if not is_kept and not self.budget.allows(self.costs.of_look(best.recipe, best.steps)):
-                self.say(f"choice  is open, and there is no time to look at further records: {self.budget.left()}")
+            split = further
+            if (figures := self._look(split, number, best)) is None:
                 break
-            shop = self.shop.with_others_to_choose_on(split, folder, number, self.state.known.get("share", 1.0))
-            if not (trial := self.tried(shop, best.recipe, best.steps, is_needed=False)):
+            found.append(figures)
+            choice = choice.judged_on(found, seed=self.config.seed)
+            self.say(f"choice  {best.told} gains {choice.gain.told()} on {choice.gain.n_queries:,} further queries")
+            if not choice.gain.is_open:
                 break
-            found.append((shop.figures_of_base(), trial.measured))
-            choice = choice.seen_on(found, seed=self.config.seed)
-            together = f"{number} parts together, {choice.gain.ndcg.n:,} queries"
-            self.say(f"choice  {together}: {best.told} gains {choice.gain.told()}")
         return choice
+
+    def _look(self, split: Split, number: int, trial: Trial) -> tuple[Figures, Figures] | None:
+        """Base and recipe of a trial on a further part; None where there is no budget for it, or it fails."""
+        try:
+            shop = self.shop.on_further_part(split, number, self.state.known.get("share", 1.0))
+            if not self.has_budget(shop, trial.recipe, trial.steps, beside_s=self.costs.speed.evaluation_s):
+                self.say(f"choice  is open, and nothing is left to judge it on further records: {self.budget.left()}")
+                return None
+            again = self.tried(shop, trial.recipe, trial.steps, is_needed=False)
+            return (shop.figures_of_base(), again.measured) if again else None
+        except (DataError, ModelError, SaveError) as error:
+            self.say(f"choice  is open, and further records cannot be looked at: {first_line(error)}")
+            return None

@@ -162,14 +162,18 @@ class _Tuning:
     def _choose(self, base: Figures, trials: Sequence[Trial], before: Choice | None = None) -> Choice:
         """What is taken. before: what was, when fewer had been tried; it stays where they leave it open."""
         choice = choose(base, trials, seed=self.config.seed)
-        if choice.is_open:
-            choice = self.climb.on_further_parts(choice, base)
+        if before and choice.best is before.best:  # what is the best was judged on further parts already, if it was open
+            return before if not choice.chosen else choice
+        if choice.gain.is_open:
+            choice = self.climb.judged_on_further_parts(choice)
         return before if before and before.chosen and not choice.chosen else choice
 
     def _stirred(self, choice: Choice, base: Figures, trials: Sequence[Trial]) -> Choice:
         """The same, with the other trials that make it better."""
         if choice.chosen is None:
             return choice
+        if choice.n_further:  # this part alone cannot tell it from the base, and so no soup of it
+            return replace(choice, soup=Soup.of(choice.chosen))
         self.climb.budget.later[LAST] = self.climb.costs.of_last(choice.chosen.recipe, choice.chosen.steps)
 
         def allows(members: Sequence[Trial]) -> bool:

@@ -64,7 +64,7 @@ class Split:
     seen: frozenset[str] = frozenset()
 
     def with_others_to_choose_on(self, seed: int) -> Split | None:
-        """The same records, with as many others to choose on that never were; None where too few are left."""
+        """The same records, with about as many others to choose on that never were; None where there are none such."""
         seen = self.seen | {one.query for one in self.choose}
         rng = np.random.default_rng((seed, len(seen)))
         try:
@@ -72,8 +72,8 @@ class Split:
         except DataError:
             return None
         n_queries, n_now = (len({one.query for one in part}) for part in (choose, self.choose))
-        is_enough = n_queries >= max(LEAST_QUERIES, n_now / 2)
-        return replace(self, train=train, choose=choose, seen=seen) if is_enough else None
+        is_alike = n_queries >= max(LEAST_QUERIES, n_now / 2) and len(choose) <= 1.5 * len(self.choose)
+        return replace(self, train=train, choose=choose, seen=seen) if is_alike else None
 
     @property
     def growth(self) -> float:
@@ -148,7 +148,10 @@ def _share_to_choose_on(groups: Sequence[Sequence[int]], n_queries: int, test_sp
 
 
 def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
-    """Write the parts as files that every verb reads, whole or not at all; what a tuning that goes on has written stays."""
+    """Write the parts as files that every verb reads, whole or not at all; what a tuning that goes on has written stays.
+
+    Of a split with others to choose on only what it trains and chooses on: the rest and the test part are as they were.
+    """
     parts = Parts(folder / _TRAIN, folder / _CORPUS, folder / _CHOOSE, config.eval_dataset or folder / _TEST)
     if folder.is_dir():
         return parts
@@ -158,13 +161,15 @@ def write_parts(split: Split, config: TuneConfig, folder: Path) -> Parts:
     wholes = (one.whole for one in further)
     beside = _drawn([*_distinct(passages, split.texts), *wholes], MOST_DISTRACTORS, config.seed, key=str)
     with write_folder_aside(folder) as aside:
-        for records, name, corpus in ((split.train, _TRAIN, _CORPUS), (split.rest, _REST, _REST_CORPUS)):
+        to_train_on = [(split.train, _TRAIN, _CORPUS)]
+        to_train_on += [] if split.seen else [(split.rest, _REST, _REST_CORPUS)]
+        for records, name, corpus in to_train_on:
             _write_lines(aside / name, map(_record, records))
             candidates = [*(Document("", text) for text in _passages(records)), *further]
             lines = ({"_id": str(row), "title": one.title, "text": one.text} for row, one in enumerate(candidates))
             _write_lines(aside / corpus, lines)
         _write_evaluation(aside / _CHOOSE, split.choose, beside, split, config.seed)
-        if split.test:
+        if split.test and not split.seen:
             _write_evaluation(aside / _TEST, split.test, beside, split, config.seed)
     return parts
 

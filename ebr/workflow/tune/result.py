@@ -217,9 +217,9 @@ def ladder_of(
         len(dataset.documents),
         dict(baselines),
         tuple(attempts),
-        choice.gain.ndcg,
-        choice.gain.likelihood,
-        choice.n_parts,
+        choice.gain.ndcg.interval,
+        choice.gain.likelihood.interval,
+        choice.n_further,
         n_in_the_end,
     )
 
@@ -229,15 +229,18 @@ def why(choice: Choice, base_mean: float) -> str:
     best, bounds = choice.best, choice.gain.told()
     chosen = choice.chosen or best
     soup = choice.soup or Soup.of(chosen)
-    on = f", on {choice.gain.ndcg.n:,} queries of {choice.n_parts} parts" if choice.n_parts > 1 else ""
     taken = chosen.told
+    judges = f" on {choice.gain.n_queries:,} queries that had no say in what came first" if choice.n_further else ""
     if choice.chosen is None:
-        return f"nothing is better than the base beyond chance: {taken} gains {bounds} over its {base_mean:.4f}{on}"
+        over = judges or f" over its {base_mean:.4f}"
+        return f"nothing is better than the base beyond chance: {taken} gains {bounds}{over}"
+    if judges:
+        return f"{taken} is better than the base{judges}: {bounds}"
     if len(soup.members) > 1:
         others = ", ".join(f"{one.recipe.name} with {one.steps:,}" for one in soup.members[1:])
         return f"the mean of {taken} and {others} finds more than each of them: {bounds} over the base"
     if chosen == best:
-        return f"{taken} is the best of all that was tried: {bounds} over the base{on}"
+        return f"{taken} is the best of all that was tried: {bounds} over the base"
     return f"{taken} is as good as {best.recipe.name} with {best.steps:,}, and simpler: {bounds} over the base"
 
 

@@ -48,7 +48,7 @@ _SAVES = 4
 """Checkpoints that a trial writes on its way, so that a killed one loses a quarter of itself at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures:
     """Of a model on the part to choose on, by query: (Q,) each, higher is better.
 
@@ -165,8 +165,8 @@ class Soup(_Measured):
 class Workshop:
     """Makes what recipes need, trains them, and measures them; whatever is there already is not made again.
 
-    bf16: whether products are in bfloat16, found out once for all trials. choose: the set of the part to choose on, and
-    number its own: there may be further ones. on_all: whether it trains on the records of that part too.
+    bf16: whether products are in bfloat16, found out once for all trials. choose: the set of the part to choose on.
+    number: of a further one, 0 = the first. on_all: whether it trains on the records of that part too.
     """
 
     config: TuneConfig
@@ -176,24 +176,25 @@ class Workshop:
     bf16: bool
     work: Path
     on_all: bool = False
-    number: int = 1
+    number: int = 0
 
     @property
     def label(self) -> str:
         """What it does, in a word or two."""
         if self.on_all:
             return "on all"
-        return "trial" if self.number == 1 else f"part {self.number}"
+        return f"part {self.number + 1}" if self.number else "trial"
 
     def with_what_was_chosen_on(self) -> Workshop:
         """The same, trained on all records but those of the test part; what it makes has a place of its own."""
         return replace(self, parts=self.parts.with_what_was_chosen_on(), work=self.work / "on_all", on_all=True)
 
-    def with_others_to_choose_on(self, split: Split, folder: Path, number: int, share: float) -> Workshop:
-        """The same on other parts of the records, in a folder of its own. share: see ebr.workflow.tune.parts.thinned."""
-        parts = write_parts(split, self.config, folder / "parts")
+    def on_further_part(self, split: Split, number: int, share: float) -> Workshop:
+        """The same with other records to choose on, in a folder of its own. share: see ebr.workflow.tune.parts.thinned."""
+        work = self.work / f"further_{number}"
+        parts = write_parts(split, self.config, work / "parts")
         choose = thinned(read_evaluation_set(parts.choose), share, self.config.seed)
-        return replace(self, parts=parts, choose=choose, work=folder, number=number)
+        return replace(self, parts=replace(parts, test=self.parts.test), choose=choose, work=work, number=number)
 
     def on(self) -> str:
         """What is chosen on, for people."""
@@ -347,7 +348,7 @@ class Workshop:
         return Figures.from_json(read_json(path))
 
     def measured(self, model: SentenceTransformer) -> Evaluation:
-        """The same, of one that is loaded."""
+        """A loaded model on the part to choose on, likewise."""
         from ebr.model.compute.local_engine import RetrievalEncoder
         from ebr.retrieval.measures.likelihood import log_likelihoods
         from ebr.retrieval.measures.measurement import evaluate_vectors
