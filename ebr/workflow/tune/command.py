@@ -13,7 +13,7 @@ from ebr.data.files.write import FOLDER_MANIFEST, write_json
 from ebr.data.speech import Say, silence, speak
 from ebr.data.text.counted import counted
 from ebr.errors import DataError, Interrupted, ModelError
-from ebr.workflow.tune.budget import DIAL, LAST, MINING, Spend
+from ebr.workflow.tune.budget import DIAL, LAST, MINING, Budget, Costs, Spend
 from ebr.workflow.tune.choice import Choice, choose
 from ebr.workflow.tune.climb import Climb
 from ebr.workflow.tune.final import (
@@ -80,6 +80,16 @@ class _Tuning:
         """Where recipes are trained and measured."""
         return self.climb.shop
 
+    @property
+    def budget(self) -> Budget:
+        """What is left, and for what."""
+        return self.climb.budget
+
+    @property
+    def costs(self) -> Costs:
+        """What trainings take."""
+        return self.climb.costs
+
     def run(self) -> TuneResult:
         """All of it, or what was given to be made again."""
         if self.config.recipe is not None:
@@ -102,7 +112,7 @@ class _Tuning:
         reason = why(choice, base.mean(METRIC))
         self.say(f"choice  {reason}")
         final = make_final(self.shop, choice.soup, base.mean(METRIC), self.say) if choice.soup else None
-        del self.climb.budget.later[DIAL]
+        del self.budget.later[DIAL]
         again, of_stock = self._train_on_all(final, stock, top=max(trial.steps for trial in trials))
         if final and again:
             final = make_final_again(self._on_all, Soup(tuple(again)), final)
@@ -174,14 +184,14 @@ class _Tuning:
             return choice
         if choice.n_further:  # this part alone cannot tell it from the base, and so no soup of it
             return replace(choice, soup=Soup.of(choice.chosen))
-        self.climb.budget.later[LAST] = self.climb.costs.of_last(choice.chosen.recipe, choice.chosen.steps)
+        self.budget.later[LAST] = self.costs.of_last(choice.chosen.recipe, choice.chosen.steps)
 
         def allows(members: Sequence[Trial]) -> bool:
             """To taste them, and to train those beyond the first on all records. What is loaded, the merge loads again."""
-            pace, speed = self.climb.costs.pace, self.climb.costs.speed
+            pace, speed = self.costs.pace, self.costs.speed
             tasting_s = 2 * (len(members) + LOADED_BESIDE) * pace.load_s + speed.evaluation_s
-            further = [self.climb.costs.of_last(one.recipe, one.steps) for one in members[1:]]
-            return self.climb.budget.allows(Spend.sum([Spend(0, tasting_s), *further]))
+            further = [self.costs.of_last(one.recipe, one.steps) for one in members[1:]]
+            return self.budget.allows(Spend.sum([Spend(0, tasting_s), *further]))
 
         tastes = self.state.known.setdefault(_TASTES, {})
         soup = stir(self.shop, choice.chosen, trials, allows, tastes, self.state.save, self.say)
@@ -194,17 +204,17 @@ class _Tuning:
         neither does. Of a soup its first members are trained, as each makes it better than those before alone.
         """
         soup = final.soup if final else None
-        del self.climb.budget.later[LAST], self.climb.budget.later[MINING]
+        del self.budget.later[LAST], self.budget.later[MINING]
         # The model comes first, and what it is compared with before its further parts.
-        for_stock = self.climb.budget.later.pop(stock.name)
+        for_stock = self.budget.later.pop(stock.name)
         again: list[Trial] = []
         for one in soup.members if soup else ():
             trial = self._end(self._on_all, one.recipe, one.steps)
             if trial is None:
                 break
             again.append(trial)
-            self.climb.budget.later[stock.name] = for_stock
-        self.climb.budget.later.pop(stock.name, None)
+            self.budget.later[stock.name] = for_stock
+        self.budget.later.pop(stock.name, None)
         of_stock = self._end(self.shop if soup and not again else self._on_all, stock, top)
         if soup and again:
             seeded = [self._end(self._on_all, recipe, soup.steps) for recipe in with_further_seeds(soup, self.config.seed)]
@@ -213,10 +223,10 @@ class _Tuning:
 
     def _end(self, shop: Workshop, recipe: Recipe, steps: int) -> Trial | None:
         """One of the last trainings; None where there is no time for it, or it fails."""
-        steps = self.climb.costs.grown(steps) if shop.on_all else steps
+        steps = self.costs.grown(steps) if shop.on_all else steps
         if self.climb.has_budget(shop, recipe, steps):
             return self.climb.tried(shop, recipe, steps, is_needed=False)
-        self.say(f"{shop.label:<6}  {recipe.name} is left out: {self.climb.budget.left()}")
+        self.say(f"{shop.label:<6}  {recipe.name} is left out: {self.budget.left()}")
         return None
 
     def _how_it_ends(self, final: FinalModel) -> str:
