@@ -362,6 +362,8 @@ def test_likelihood_tells_where_the_first_ten_do_not():
     assert "log-likelihood +0.2" in why(choice, 0.5)
     assert choose(figures(base), [trial("a", lower, likelihood=likelier)], seed=0).chosen is None
     assert choose(figures(base), [trial("a", higher, likelihood=-likelier)], seed=0).chosen is None
+    hardly = choose(figures(base), [trial("a", higher, likelihood=likelier / 100)], seed=0)
+    assert hardly.gain.likelihood.is_sure and hardly.chosen is None, "sure, and next to nothing"
     clear = choose(figures(base), [trial("a", base + 0.1 + noise, likelihood=likelier)], seed=0)
     assert clear.gain.ndcg.is_sure and "likelihood" not in why(clear, 0.5)
 

@@ -9,6 +9,8 @@ from ebr.data.evaluation.comparison import CONFIDENCE, Interval
 from ebr.workflow.tune.recipes import Recipe
 from ebr.workflow.tune.trials import Figures, Scores, Soup, Trial
 
+_LEAST_NATS = 0.01
+"""Of likelihood, that are worth a model: a training of a few steps moves every answer by next to nothing, and so surely."""
 MOST_FURTHER = 2
 """Parts of the records that an open choice is judged on: each takes a training."""
 
@@ -64,7 +66,8 @@ class Gain:
     @property
     def is_sure(self) -> bool:
         """Whether it is better beyond chance: by nDCG@10, or by likelihood where nDCG@10 is higher too."""
-        return self.ndcg.is_sure or (self.likelihood.is_sure and self.ndcg.interval.difference > 0)
+        is_likelier = self.likelihood.is_sure and self.likelihood.interval.difference >= _LEAST_NATS
+        return self.ndcg.is_sure or (is_likelier and self.ndcg.interval.difference > 0)
 
     @property
     def is_open(self) -> bool:
