@@ -298,12 +298,17 @@ def test_killed_and_gone_on_is_as_never_killed(where, tuned, tiny_model, tmp_pat
     assert same(weights_of(result.model_path), weights_of(tuned[0].model_path))
 
 
+def interrupt(config, monkeypatch, owner, name, say=silent):
+    """Ctrl-C at the first call of owner's function of this name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted):
+            tune_model(config, say=say)
+
+
 def test_unfinished_work_may_be_moved(tiny_model, tmp_path, monkeypatch):
     config = config_for(tmp_path, tiny_model, records_of(300), steps=40)
-    with monkeypatch.context() as patch:
-        patch.setattr(command_module, "prove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(Interrupted):
-            tune_model(config, say=silent)
+    interrupt(config, monkeypatch, command_module, "prove")
     config.output_dir = config.output_dir.rename(tmp_path / "moved")
     said = []
     tune_model(config, say=said.append)
@@ -318,10 +323,7 @@ def test_a_home_folder_is_found(tiny_model, tmp_path, monkeypatch):
 
 def test_an_unfinished_tuning_is_not_taken_for_another(tiny_model, tmp_path, monkeypatch):
     config = config_for(tmp_path, tiny_model, records_of(300))
-    with monkeypatch.context() as patch:
-        patch.setattr(Workshop, "trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(Interrupted):
-            tune_model(config, say=silent)
+    interrupt(config, monkeypatch, Workshop, "trained")
     with pytest.raises(ConfigError, match=r"unfinished tuning that differs in train_batch_size, seed"):
         tune_model(config.model_copy(update={"seed": 7, "train_batch_size": 16}), say=silent)
     config_for(tmp_path, tiny_model, records_of(300, seed=1))
@@ -358,10 +360,7 @@ def test_an_open_choice_is_settled_on_further_records(tiny_model, tmp_path, monk
     # Of another size than the first, so that the rule above knows it.
     monkeypatch.setattr(parts_module.Split, "with_others_to_choose_on", fewer(parts_module.Split.with_others_to_choose_on))
     config, said = config_for(tmp_path, tiny_model, records_of(400), steps=1200), []
-    with monkeypatch.context() as patch:
-        patch.setattr(Workshop, "figures_of_base", lambda shop: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(Interrupted):
-            tune_model(config, say=said.append)
+    interrupt(config, monkeypatch, Workshop, "figures_of_base", said.append)
     assert any(line.startswith("part 2") and "(kept" not in line for line in said)
     found = tune_model(config, say=said.append)
     assert sum(line.startswith("part 2") and "(kept" not in line for line in said) == 1, "a trial is never run twice"
@@ -392,10 +391,7 @@ def test_without_budget_an_open_choice_leaves_the_base(tiny_model, tmp_path, mon
 
 def test_unfinished_work_of_another_version_is_refused(tiny_model, tmp_path, monkeypatch):
     config = config_for(tmp_path, tiny_model, records_of(300))
-    with monkeypatch.context() as patch:
-        patch.setattr(command_module, "prove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(Interrupted):
-            tune_model(config, say=silent)
+    interrupt(config, monkeypatch, command_module, "prove")
     path = tmp_path / "tuned" / "work" / "state.json"
     kept = read_json(path)
     write_json(path, {name: value for name, value in kept.items() if name != "format"})

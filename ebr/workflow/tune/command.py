@@ -101,14 +101,14 @@ class _Tuning:
         if not self.config.steps:
             climb.look_at_a_share(len(recipes))
         base = self.shop.evaluate(self.config.model_name)
-        baselines = with_words(self.shop, base)
+        of_base, baselines = Figures.of(base), with_words(self.shop, base)
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self.shop.on()}")
         trials = climb.trials(climb.ladder(recipes, stock), recipes)
-        choice = self._choose(Figures.of(base), trials)
+        choice = self._choose(of_base, trials)
         if more := climb.try_more(trials):
             trials += more
-            choice = self._choose(Figures.of(base), trials, before=choice)
-        choice = self._stirred(choice, Figures.of(base), trials)
+            choice = self._choose(of_base, trials, before=choice)
+        choice = self._stirred(choice, of_base, trials)
         reason = why(choice, base.mean(METRIC))
         self.say(f"choice  {reason}")
         final = make_final(self.shop, choice.soup, base.mean(METRIC), self.say) if choice.soup else None
