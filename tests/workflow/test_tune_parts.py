@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -109,9 +110,13 @@ def test_what_cannot_be_tried_goes_no_further():
 def test_what_trainings_take_by_hand():
     speed = Speed(step_s=2.0, around_s=4.0, evaluation_s=6.0, mining_s=50.0, dial_s=24.0, proof_s=76.0)
     costs = Costs(1.5, Pace(passage_share=0.5, dropout_cost=1.8), speed)
-    plain, mined, stock = Recipe("plain"), Recipe("mined", (Ingredient.MINED,), {"neg_nums": 1}), stock_recipe(FACTS, "lora")
+    still = {"model_dropout": 0.0}
+    plain, mined = Recipe("plain", (), still), Recipe("mined", (Ingredient.MINED,), {**still, "neg_nums": 1})
+    stock = stock_recipe(FACTS, "lora")
     assert costs.of_trial(plain, 10) == (10, 10 * 2 + 4 + 6)
     assert costs.of_trial(mined, 10) == (10, pytest.approx(10 * 2 * 1.5 + 4 + 6)), "a negative is half a record more"
+    dropped = replace(mined, options={"neg_nums": 1})
+    assert costs.of_trial(dropped, 10) == (10, pytest.approx(10 * 2 * 1.5 * 1.8 + 4 + 6)), "the model's own dropout costs too"
     assert costs.of_last(mined, 11) == (16, pytest.approx(16 * 2 * 1.5 + 4)), "measured by nobody but the proof"
     # Both with 10 steps, the dearer one with 30, and mining.
     assert costs.of_ladder([Rung(2, 10), Rung(1, 30)], [plain, mined]).seconds == pytest.approx(30 + 40 + 100 + 50)
@@ -176,6 +181,12 @@ def test_every_suggestion_is_a_run_that_is_allowed(kind, unknown, has_corpus):
             left = recipe.without(one)
             FinetuneConfig(**{"finetune_type": kind, **left.options}).check()
             assert one not in left.ingredients
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_one_recipe_alone_keeps_the_dropout_that_costs_time(kind):
+    assert [one.name for one in suggested(FACTS, kind) if one.has_dropout] == ["plain_low"]
+    assert stock_recipe(FACTS, kind).has_dropout
 
 
 def test_a_script_that_the_base_cannot_spell_is_taught_first():

@@ -15,7 +15,7 @@ from ebr.data.training.examples import Example
 from ebr.workflow.tune.final import WEIGHTS
 from ebr.workflow.tune.ladder import LEAST_STEPS, Rung
 from ebr.workflow.tune.parts import thinned
-from ebr.workflow.tune.recipes import STOCK, Recipe
+from ebr.workflow.tune.recipes import Recipe
 from ebr.workflow.tune.trials import Workshop
 
 LAST, MINING, DIAL, PROOF = "the last training", "mining of all records", "the dial", "the proof"
@@ -137,12 +137,11 @@ class Pace:
 
     def cost(self, recipe: Recipe) -> float:
         """Of a step, 1 = of a record's query and positive alone, without dropout."""
-        if recipe.name == STOCK:
-            return self.dropout_cost
+        dropout = self.dropout_cost if recipe.has_dropout else 1.0
         if not recipe.is_mined:
-            return 1.0
+            return dropout
         n_negatives = recipe.options.get("neg_nums", FinetuneConfig.model_fields["neg_nums"].default)
-        return 1 + float(n_negatives) * self.passage_share
+        return dropout * (1 + float(n_negatives) * self.passage_share)
 
 
 def _characters(texts: Iterable[str], most: int) -> int:

@@ -40,6 +40,11 @@ class Recipe:
         """Whether it learns from negatives that are mined for it."""
         return bool({Ingredient.MINED, Ingredient.HYBRID} & set(self.ingredients))
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether it leaves the model its own dropout, which costs time on a processor."""
+        return self.options.get("model_dropout") != 0
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"name": self.name, "ingredients": [one.value for one in self.ingredients], "options": dict(self.options)}
@@ -98,6 +103,8 @@ _NO_DROPOUT: Mapping[str, Mapping[str, Any]] = {
     "full": {"model_dropout": 0.0},
 }
 """On a processor up to twice the steps in the same minutes, worth 0.001 nDCG@10 less if equal: docs/measurements.md."""
+_CAUTIOUS = "plain_low"
+"""Keeps the model's own dropout: of few records, passed over many times, it learnt least by heart, docs/measurements.md."""
 _ONE = {"neg_nums": 1}
 """A second negative a record costs as much as the first, and gave nothing."""
 _HYBRID = {"loss": DISTILLATION, "teacher_temperature": 0.05}
@@ -122,7 +129,8 @@ def suggested(facts: DataFacts, finetune_type: str) -> list[Recipe]:
     """
     rates = _RATES[finetune_type]
     found = _of_an_extended_base(rates) if facts.unknown >= LEAST_UNKNOWN else _of_any_base(rates, facts)
-    return [replace(recipe, options={**_ONE, **_NO_DROPOUT[finetune_type], **recipe.options}) for recipe in found]
+    shared = {**_ONE, **_NO_DROPOUT[finetune_type]}
+    return [replace(recipe, options={**(_ONE if recipe.name == _CAUTIOUS else shared), **recipe.options}) for recipe in found]
 
 
 def _of_any_base(rates: tuple[float, float, float], facts: DataFacts) -> list[Recipe]:
@@ -130,7 +138,7 @@ def _of_any_base(rates: tuple[float, float, float], facts: DataFacts) -> list[Re
     recipes = [
         Recipe("plain", (), {"learning_rate": first}),
         Recipe("mined", (Ingredient.MINED,), {"learning_rate": first}),
-        Recipe("plain_low", (), {"learning_rate": low}),
+        Recipe(_CAUTIOUS, (), {"learning_rate": low}),
         Recipe("hybrid", (Ingredient.HYBRID,), {"learning_rate": first, **_HYBRID}),
         Recipe("mined_high", (Ingredient.MINED,), {"learning_rate": high}),
     ]
