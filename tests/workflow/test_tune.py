@@ -438,6 +438,8 @@ def test_every_weight_a_second_set_and_chinese(tiny_model, tmp_path, evaluation_
     assert read_json(tmp_path / "tuned" / "report.json")["forgetting"]["dataset"]["n_queries"] == 10
     if result.model_path:
         assert result.forgetting.n_queries == 10
+        card = (result.model_path / "README.md").read_text(encoding="utf-8")
+        assert f"the one that keeps most on {evaluation_folder.name} was taken" in card
 
 
 def test_a_script_is_taught_and_the_model_is_whole(tiny_model, tmp_path):

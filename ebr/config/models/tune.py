@@ -96,8 +96,9 @@ class _Choice(Config):
 
     forgetting_dataset: Path | None = option(
         None,
-        "a second evaluation folder, of something else: what tuning made worse there; it chooses nothing",
-        "另一领域的评测目录：检查微调在那里造成的退步（遗忘），不参与选择",
+        "a second evaluation folder, of something else: what tuning made worse there. Of the weights of the dial that gain "
+        "alike, the one that keeps most there is taken; else it chooses nothing",
+        "另一领域的评测目录：检查微调在那里造成的退步（遗忘）。提升相当的合并比例中，取在那里保留最多者；其余选择不看它",
     )
     choose_split: float | None = option(
         None,

@@ -181,13 +181,14 @@ class Speed:
         evaluation_s = pace.load_s + pace.evaluation_s(shop.choose)
         candidates = (one.whole for one in read_corpus(shop.parts.corpus))
         mined = (*candidates, *(one.query for one in train)) if any(one.is_mined for one in recipes) else ()
-        proved = [read_evaluation_set(folder) for folder in (shop.parts.test, shop.config.forgetting_dataset) if folder]
+        kept = [read_evaluation_set(folder) for folder in (shop.config.forgetting_dataset,) if folder]
+        proved = [read_evaluation_set(shop.parts.test), *kept]
         return cls(
             step_s=train_s / LEAST_STEPS,
             around_s=around_s,
             evaluation_s=evaluation_s,
             mining_s=pace.embedding_s(mined),
-            dial_s=(1 + len(WEIGHTS)) * evaluation_s,
+            dial_s=(1 + len(WEIGHTS)) * evaluation_s + (2 + len(WEIGHTS)) * sum(map(pace.evaluation_s, kept)),
             proof_s=3 * (pace.load_s + sum(map(pace.evaluation_s, proved))) + _AROUND_S,
         )
 

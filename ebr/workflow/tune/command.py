@@ -111,7 +111,7 @@ class _Tuning:
         choice = self._stirred(choice, of_base, trials)
         reason = why(choice, base.mean(METRIC))
         self.say(f"choice  {reason}")
-        final = make_final(self.shop, choice.soup, base.mean(METRIC), self.say) if choice.soup else None
+        final = make_final(self.shop, choice.soup, of_base, self.say) if choice.soup else None
         del self.budget.later[DIAL]
         again, of_stock = self._train_on_all(final, stock, top=max(trial.steps for trial in trials))
         if final and again:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ebr.config import MergeConfig, TuneConfig
 from ebr.config.models.merge import AUTO
 from ebr.data.evaluation.comparison import EVALUATION_JSON
+from ebr.data.evaluation.evaluation_set import EvaluationSet, read_evaluation_set
 from ebr.data.files.write import FOLDER_MANIFEST, read_manifest, write_json
 from ebr.data.speech import Say, silence
 from ebr.errors import ModelError, first_line
+from ebr.workflow.tune.choice import is_as_good
 from ebr.workflow.tune.parts import Split
 from ebr.workflow.tune.plan import MODEL
 from ebr.workflow.tune.recipes import Recipe
-from ebr.workflow.tune.trials import METRIC, Figures, Soup, Trial, Workshop
+from ebr.workflow.tune.trials import METRIC, Figures, Scores, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
     from ebr.model.command import Choose
@@ -176,42 +178,60 @@ def with_further_seeds(soup: Soup, seed: int) -> list[Recipe]:
 class _Dial:
     """Finds the best weight of a soup on the part to choose on: of equals the smallest, it changes least of the base.
 
-    Weight 1 is the soup itself, and 0 the base: neither is measured again where its figure is known. None of it is not taken:
+    Where there is a set to show forgetting, it chooses among the weights that are as good as the best: gain against forgetting.
+    Weight 1 is the soup itself, and 0 the base: neither is measured again where its figures are known. None of it is not taken:
     that the soup is better was settled before, by more than nDCG@10 on this part.
+
+    known: (Q,) nDCG@10 by query, by weight. kept: the set to show forgetting.
     """
 
-    def __init__(self, shop: Workshop, known: Mapping[float, float], say: Say) -> None:
-        self.shop, self.known, self.say = shop, dict(known), say
+    def __init__(self, shop: Workshop, known: Mapping[float, Scores], kept: EvaluationSet | None, say: Say) -> None:
+        self.shop, self.known, self.kept, self.say = shop, dict(known), kept, say
 
     def __call__(self, dial: WeightDial) -> WeightChoice:
         from ebr.model.encoder.dial import WeightChoice
         from ebr.retrieval.evaluation.weight_search import best_weight
 
-        found = {weight: self._mean(dial, weight) for weight in (0.0, *WEIGHTS, 1.0)}
-        best = best_weight({weight: mean for weight, mean in found.items() if weight})
-        self.say(f"dial    weight {best:g} is taken ({', '.join(f'{one:g}: {mean:.4f}' for one, mean in found.items())})")
-        tried = [{"weight": weight, METRIC: [mean]} for weight, mean in found.items()]
-        return WeightChoice(best, {"datasets": [_CHOSEN_ON], "tried": tried}, None, None, lambda *_: None)
+        found = {weight: self._ndcg(dial, weight) for weight in (0.0, *WEIGHTS, 1.0)}
+        means = {weight: float(ndcg.mean()) for weight, ndcg in found.items()}
+        best = best_weight({weight: mean for weight, mean in means.items() if weight})
+        figures, datasets = [means], [_CHOSEN_ON]
+        if self.kept:
+            beside = replace(self.shop, choose=self.kept)
+            kept = {weight: float(_ndcg_at(beside, dial, weight).mean()) for weight in found}
+            as_good = [weight for weight in found if weight and is_as_good(found[weight], found[best])]
+            best = best_weight({weight: kept[weight] for weight in as_good})
+            figures, datasets = [means, kept], [_CHOSEN_ON, self.kept.name]
+        told = f"; on {datasets[-1]} ".join(", ".join(f"{at:g}: {mean:.4f}" for at, mean in one.items()) for one in figures)
+        self.say(f"dial    weight {best:g} is taken ({told})")
+        tried = [{"weight": weight, METRIC: [one[weight] for one in figures]} for weight in found]
+        record = {"datasets": datasets, "tried": tried, "second_chooses": bool(self.kept)}
+        return WeightChoice(best, record, None, None, lambda *_: None)
 
-    def _mean(self, dial: WeightDial, weight: float) -> float:
-        if weight in self.known:
-            return self.known[weight]
-        dial.turn(weight)
-        return self.shop.measured(dial.encoder).mean(METRIC)
+    def _ndcg(self, dial: WeightDial, weight: float) -> Scores:
+        return self.known[weight] if weight in self.known else _ndcg_at(self.shop, dial, weight)
 
 
-def make_final(shop: Workshop, soup: Soup, base_mean: float, say: Say) -> FinalModel:
-    """Merge as much of a soup into its base as is best on the part to choose on, where the untuned model has base_mean."""
-    known = {1.0: soup.mean}
+def _ndcg_at(shop: Workshop, dial: WeightDial, weight: float) -> Scores:
+    """(Q,) nDCG@10 of one weight on the workshop's part to choose on."""
+    dial.turn(weight)
+    return shop.measured(dial.encoder).scores[METRIC]
+
+
+def make_final(shop: Workshop, soup: Soup, base: Figures, say: Say) -> FinalModel:
+    """Merge as much of a soup into its base as is best on the part to choose on. base: what the untuned model has there."""
+    known = {1.0: soup.ndcg}
     if shop.base(soup.members[0].recipe) == shop.config.model_name:  # an extended base is another one
-        known[0.0] = base_mean
-    return _final(shop, soup, AUTO, _Dial(shop, known, say))
+        known[0.0] = base.ndcg
+    second = shop.config.forgetting_dataset
+    return _final(shop, soup, AUTO, _Dial(shop, known, read_evaluation_set(second) if second else None, say))
 
 
 def make_final_again(shop: Workshop, soup: Soup, before: FinalModel) -> FinalModel:
     """The same of what was trained again, on what the weight was chosen on too: as much of it as was best before."""
     assert before.choice is not None
-    choice = replace(before.choice, record={**before.choice.record, "datasets": [_CHOSEN_BEFORE]})
+    record = before.choice.record
+    choice = replace(before.choice, record={**record, "datasets": [_CHOSEN_BEFORE, *record["datasets"][1:]]})
     shutil.rmtree(before.folder, ignore_errors=True)
     return _final(shop, soup, AUTO, lambda _: choice)
 
