@@ -185,7 +185,7 @@ def test_a_soup_is_the_mean_of_its_trials_and_is_made_again(tiny_model, tmp_path
     again = command_module.make_final_again
     monkeypatch.setattr(command_module, "stir", stir_all)
     monkeypatch.setattr(command_module, "make_final_again", with_copies)
-    monkeypatch.setattr(final_module._Dial, "_mean", lambda self, dial, weight: float(weight == 0.8))
+    monkeypatch.setattr(final_module._Dial, "_ndcg", lambda self, dial, weight: np.array([float(weight == 0.8)]))
     result = tune_model(config_for(tmp_path, tiny_model, records_of(500), steps=230), say=silent)
     (soup, folders), made = kept, weights_of(result.model_path)
     chosen = next(one for one in result.ladder.attempts if one.is_chosen)

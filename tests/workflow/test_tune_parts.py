@@ -22,6 +22,7 @@ from ebr.workflow.tune import final as final_module
 from ebr.workflow.tune import parts as parts_module
 from ebr.workflow.tune.budget import DIAL, LAST, MINING, PROOF, Budget, Costs, Pace, Speed, Spend, share_to_look_at
 from ebr.workflow.tune.choice import choose, is_as_good, left_below
+from ebr.workflow.tune.climb import Climb
 from ebr.workflow.tune.final import stir, with_further_seeds
 from ebr.workflow.tune.ladder import (
     LEAST_STEPS,
@@ -358,6 +359,16 @@ def test_what_is_left_goes_to_those_that_were_best():
     trials += [trial("c", [0.15], steps=16)]
     assert [one.name for one in left_below(24, trials)] == ["a"], "c lost by more steps already"
     assert left_below(8, trials) == []
+
+
+def test_what_the_ladder_had_no_place_for_is_tried_with_what_is_left(monkeypatch):
+    """c lost to b and gets the top rung's steps, d as many as the best; e cannot be trained, and is not tried twice."""
+    climb, ran = object.__new__(Climb), []
+    climb.shop, climb.costs, climb.budget, climb._failed = None, Costs(1.0), Budget(1000), {"e": DataError("no")}
+    monkeypatch.setattr(Climb, "has_budget", lambda *_, **__: True)
+    monkeypatch.setattr(Climb, "tried", lambda self, shop, recipe, steps, **_: ran.append((recipe.name, steps)))
+    climb.try_more([trial("b", [0.3], steps=8), trial("b", [0.2], steps=24), trial("c", [0.1], steps=8)], recipes(*"bcde"))
+    assert ran == [("c", 24), ("d", 8)]
 
 
 def test_one_standard_error_by_hand():

@@ -29,7 +29,8 @@ class Climb:
         self.plan, self.config, self.state, self.shop, self.say = plan, plan.config, state, shop, say
         # Where steps alone count, nobody asks what they take.
         self.costs, self.budget = Costs(plan.split.growth), Budget(self.config.steps or 0)
-        self._failed: EBRError | None = None
+        self._failed: dict[str, EBRError] = {}
+        """The last error of a recipe, by its name."""
 
     # ---------------------------------------------------------------- before it
 
@@ -108,23 +109,27 @@ class Climb:
             return trial.mean if trial else NO_FIGURE
 
         climb(rungs, recipes, attempt)
-        if not trials and isinstance(self._failed, ModelError):
-            raise self._failed
+        if not trials and self._failed and isinstance(error := [*self._failed.values()][-1], ModelError):
+            raise error
         if not trials:
             raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
         return trials
 
-    def try_more(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The recipes that were passed over, with as many steps as the longest trial, as far as the budget goes.
+    def try_more(self, trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Trial]:
+        """What the ladder left out, as far as the budget goes: further seeds of what is best come first, they help more surely.
 
-        Further seeds of what is best so far come first: they help more surely.
+        The recipes that were passed over get as many steps as the longest trial, those that had no place as many as the best.
         """
         top, more = max(trial.steps for trial in trials), list[Trial]()
-        for recipe in left_below(top, trials):
+        tried = {trial.recipe.name for trial in trials} | self._failed.keys()
+        wanted = [(recipe, top) for recipe in left_below(top, trials)]
+        steps_of_best = max(trials, key=lambda trial: trial.mean).steps
+        wanted += [(recipe, steps_of_best) for recipe in recipes if recipe.name not in tried]
+        for recipe, steps in wanted:
             best = max([*trials, *more], key=lambda trial: trial.mean)
             seeds = self.costs.of_last(best.recipe, best.steps).times(MOST_SEEDS)
-            self.budget.later[LAST] = Spend.most([seeds, self.costs.of_last(recipe, top)])
-            if self.has_budget(self.shop, recipe, top) and (trial := self.tried(self.shop, recipe, top, is_needed=False)):
+            self.budget.later[LAST] = Spend.most([seeds, self.costs.of_last(recipe, steps)])
+            if self.has_budget(self.shop, recipe, steps) and (trial := self.tried(self.shop, recipe, steps, is_needed=False)):
                 more.append(trial)
         return more
 
@@ -151,7 +156,7 @@ class Climb:
         except (ConfigError, DataError, ModelError, SaveError) as error:
             if is_needed and isinstance(error, ConfigError | SaveError):
                 raise
-            self._failed = error
+            self._failed[recipe.name] = error
             self.say(f"{shop.label:<6}  {recipe.name} is left out: {first_line(error)}")
             return None
         self.budget.used += steps

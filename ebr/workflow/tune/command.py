@@ -105,7 +105,7 @@ class _Tuning:
         self.say("measure " + ", ".join(f"{name} {value:.4f}" for name, value in baselines.items()) + f" on {self.shop.on()}")
         trials = climb.trials(climb.ladder(recipes, stock), recipes)
         choice = self._choose(of_base, trials)
-        if more := climb.try_more(trials):
+        if more := climb.try_more(trials, recipes):
             trials += more
             choice = self._choose(of_base, trials, before=choice)
         choice = self._stirred(choice, of_base, trials)
