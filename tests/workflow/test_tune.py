@@ -9,6 +9,7 @@ import shutil
 import signal
 import string
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from ebr import MergeConfig, TuneConfig, merge_adapter, tune_model
+from ebr.data.evaluation.evaluation_set import read_evaluation_set
 from ebr.data.files.write import read_json, write_json
 from ebr.errors import ConfigError, Interrupted, ModelError
 from ebr.retrieval.evaluation.leak_check import Provenance
@@ -439,7 +441,20 @@ def test_every_weight_a_second_set_and_chinese(tiny_model, tmp_path, evaluation_
     if result.model_path:
         assert result.forgetting.n_queries == 10
         card = (result.model_path / "README.md").read_text(encoding="utf-8")
-        assert f"the one that keeps most on {evaluation_folder.name} was taken" in card
+        asked = read_json(result.model_path / "ebr_manifest.json")["weight_choice"]["second_chooses"]
+        assert (f"the one that keeps most on {evaluation_folder.name} was taken" in card) == asked
+
+
+def test_a_second_set_may_lack_an_answer(tiny_model, tmp_path, evaluation_folder):
+    """Its likelihood could not be told, and is not asked: a query that cannot be answered finds nothing."""
+    whole, lacks = evaluation_folder, shutil.copytree(evaluation_folder, tmp_path / "lacks")
+    lines = (lacks / "qrels.tsv").read_text(encoding="utf-8").splitlines()
+    query = lines[1].split("\t")[0]
+    kept = [line for line in lines if not line.startswith(f"{query}\t")]
+    (lacks / "qrels.tsv").write_text("\n".join([*kept, f"{query}\tnowhere\t1"]) + "\n", encoding="utf-8")
+    dial = SimpleNamespace(encoder=SentenceTransformer(tiny_model), turn=lambda weight: None)
+    at = [final_module._Dial._kept_at(dial, 1.0, read_evaluation_set(folder)) for folder in (whole, lacks)]
+    assert 0 < at[1] < at[0]
 
 
 def test_a_script_is_taught_and_the_model_is_whole(tiny_model, tmp_path):

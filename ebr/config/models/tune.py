@@ -98,7 +98,8 @@ class _Choice(Config):
         None,
         "a second evaluation folder, of something else: what tuning made worse there. Of the weights of the dial that gain "
         "alike, the one that keeps most there is taken; else it chooses nothing",
-        "另一领域的评测目录：检查微调在那里造成的退步（遗忘）。提升相当的合并比例中，取在那里保留最多者；其余选择不看它",
+        "另一领域的评测目录：检查微调在那里造成的退步（遗忘）。"
+        "提升相当的合并比例中，取在该评测集上 nDCG@10 最高者；其他选择都不使用它",
     )
     choose_split: float | None = option(
         None,

@@ -23,7 +23,7 @@ from ebr.workflow.tune.choice import is_as_good
 from ebr.workflow.tune.parts import Split
 from ebr.workflow.tune.plan import MODEL
 from ebr.workflow.tune.recipes import Recipe
-from ebr.workflow.tune.trials import METRIC, Figures, Scores, Soup, Trial, Workshop
+from ebr.workflow.tune.trials import DEPTH, METRIC, Figures, Scores, Soup, Trial, Workshop
 
 if TYPE_CHECKING:
     from ebr.model.command import Choose
@@ -179,6 +179,7 @@ class _Dial:
     """Finds the best weight of a soup on the part to choose on: of equals the smallest, it changes least of the base.
 
     Where there is a set to show forgetting, it chooses among the weights that are as good as the best: gain against forgetting.
+    Others, and a single one, are not measured there.
     Weight 1 is the soup itself, and 0 the base: neither is measured again where its figures are known. None of it is not taken:
     that the soup is better was settled before, by more than nDCG@10 on this part.
 
@@ -196,26 +197,31 @@ class _Dial:
         means = {weight: float(ndcg.mean()) for weight, ndcg in found.items()}
         best = best_weight({weight: mean for weight, mean in means.items() if weight})
         figures, datasets = [means], [_CHOSEN_ON]
-        if self.kept:
-            beside = replace(self.shop, choose=self.kept)
-            kept = {weight: float(_ndcg_at(beside, dial, weight).mean()) for weight in found}
-            as_good = [weight for weight in found if weight and is_as_good(found[weight], found[best])]
-            best = best_weight({weight: kept[weight] for weight in as_good})
+        as_good = [weight for weight in found if weight and is_as_good(found[weight], found[best])]
+        if self.kept and len(as_good) > 1:
+            kept = {weight: self._kept_at(dial, weight, self.kept) for weight in as_good}
+            best = best_weight(kept)
             figures, datasets = [means, kept], [_CHOSEN_ON, self.kept.name]
         told = f"; on {datasets[-1]} ".join(", ".join(f"{at:g}: {mean:.4f}" for at, mean in one.items()) for one in figures)
         self.say(f"dial    weight {best:g} is taken ({told})")
-        tried = [{"weight": weight, METRIC: [one[weight] for one in figures]} for weight in found]
-        record = {"datasets": datasets, "tried": tried, "second_chooses": bool(self.kept)}
+        tried = [{"weight": weight, METRIC: [one.get(weight) for one in figures]} for weight in found]
+        record = {"datasets": datasets, "tried": tried, "second_chooses": len(datasets) > 1}
         return WeightChoice(best, record, None, None, lambda *_: None)
 
     def _ndcg(self, dial: WeightDial, weight: float) -> Scores:
-        return self.known[weight] if weight in self.known else _ndcg_at(self.shop, dial, weight)
+        if weight in self.known:
+            return self.known[weight]
+        dial.turn(weight)
+        return self.shop.measured(dial.encoder).scores[METRIC]
 
+    @staticmethod
+    def _kept_at(dial: WeightDial, weight: float, dataset: EvaluationSet) -> float:
+        """The mean nDCG@10 on the second set, whose queries may have answers that are not among its documents."""
+        from ebr.model.compute.local_engine import RetrievalEncoder
+        from ebr.retrieval.measures.measurement import evaluate_encoder
 
-def _ndcg_at(shop: Workshop, dial: WeightDial, weight: float) -> Scores:
-    """(Q,) nDCG@10 of one weight on the workshop's part to choose on."""
-    dial.turn(weight)
-    return shop.measured(dial.encoder).scores[METRIC]
+        dial.turn(weight)
+        return evaluate_encoder(RetrievalEncoder(dial.encoder, show_progress=False), dataset, k=DEPTH).mean(METRIC)
 
 
 def make_final(shop: Workshop, soup: Soup, base: Figures, say: Say) -> FinalModel:

@@ -26,7 +26,7 @@ from ebr.workflow.tune.recipes import Recipe
 KIND = "tuning"
 WORK, MODEL, RECIPE = "work", "model", "recipe.json"
 _STATE = "state.json"
-_FORMAT = 2
+_FORMAT = 3
 _FREE = {"output_dir", "trust_remote_code", "language", "minutes"}
 """Options that may change between the runs of one tuning: they move no weight, and what is left of the time is asked anew."""
 

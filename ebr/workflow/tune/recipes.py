@@ -104,7 +104,7 @@ _NO_DROPOUT: Mapping[str, Mapping[str, Any]] = {
 }
 """On a processor up to twice the steps in the same minutes, worth 0.001 nDCG@10 less if equal: docs/measurements.md."""
 _CAUTIOUS = "plain_low"
-"""Keeps the model's own dropout: of few records, passed over many times, it learnt least by heart, docs/measurements.md."""
+"""Keeps the model's own dropout, for few records that are passed over many times: docs/measurements.md."""
 _ONE = {"neg_nums": 1}
 """A second negative a record costs as much as the first, and gave nothing."""
 _HYBRID = {"loss": DISTILLATION, "teacher_temperature": 0.05}
