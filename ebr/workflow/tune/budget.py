@@ -188,7 +188,7 @@ class Speed:
             around_s=around_s,
             evaluation_s=evaluation_s,
             mining_s=pace.embedding_s(mined),
-            dial_s=(1 + len(WEIGHTS)) * evaluation_s + (1 + len(WEIGHTS)) * sum(map(pace.evaluation_s, kept)),
+            dial_s=(1 + len(WEIGHTS)) * (evaluation_s + sum(map(pace.evaluation_s, kept))),
             proof_s=3 * (pace.load_s + sum(map(pace.evaluation_s, proved))) + _AROUND_S,
         )
 

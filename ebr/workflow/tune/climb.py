@@ -109,8 +109,9 @@ class Climb:
             return trial.mean if trial else NO_FIGURE
 
         climb(rungs, recipes, attempt)
-        if not trials and self._failed and isinstance(error := [*self._failed.values()][-1], ModelError):
-            raise error
+        last = next(reversed(self._failed.values()), None)
+        if not trials and isinstance(last, ModelError):
+            raise last
         if not trials:
             raise DataError(f"{self.config.data_path}: no recipe could be tried within {spend_of(self.config)}; see above why")
         return trials

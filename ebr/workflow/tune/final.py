@@ -201,7 +201,8 @@ class _Dial:
         if self.kept and len(as_good) > 1:
             kept = {weight: self._kept_at(dial, weight, self.kept) for weight in as_good}
             best = best_weight(kept)
-            figures, datasets = [means, kept], [_CHOSEN_ON, self.kept.name]
+            figures.append(kept)
+            datasets.append(self.kept.name)
         told = f"; on {datasets[-1]} ".join(", ".join(f"{at:g}: {mean:.4f}" for at, mean in one.items()) for one in figures)
         self.say(f"dial    weight {best:g} is taken ({told})")
         tried = [{"weight": weight, METRIC: [one.get(weight) for one in figures]} for weight in found]

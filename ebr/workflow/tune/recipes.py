@@ -11,8 +11,6 @@ from ebr.config.shared.objective import DISTILLATION
 from ebr.data.training.answers import SameAnswer
 from ebr.errors import ConfigError
 
-STOCK = "stock"
-
 
 class Ingredient(str, Enum):
     """What is made before a recipe is trained, of the records that it is trained on, and of the corpora."""
@@ -118,7 +116,7 @@ def stock_recipe(facts: DataFacts, finetune_type: str) -> Recipe:
         "learning_rate": _STOCK_RATE[finetune_type],
         "neg_nums": negatives,
     }
-    return Recipe(STOCK, (), options)
+    return Recipe("stock", (), options)
 
 
 def suggested(facts: DataFacts, finetune_type: str) -> list[Recipe]:
